@@ -1,0 +1,77 @@
+# One command each, from a fresh clone on:
+#
+#   make train      environment, build, install, then train the example network on two ranks
+#   make test       the same environment, then lint and every quick test
+#   make test-full  the long sweeps too; writes build/test-report.xml
+#   make lint | format | stub | build | clean
+#
+# make PYTHON=python3.12 …   another Python, in an environment of its own (.venv-python3.12)
+# make RANKS=4 train         more ranks; TRAIN_OPTIONS="--set train.epochs=1" is passed on
+#
+# pip's own settings and environment variables (an index, a mirror, a cache) are honoured.
+
+PYTHON ?= python3
+VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+RANKS ?= 2
+PACKAGES := collectives transports trainers launch
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+NATIVE := $(wildcard transports/native/*.cpp transports/native/*.hpp)
+# A package that comes or goes changes what an editable install maps.
+ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
+LINTED := $(PACKAGES) tests examples tools
+
+.PHONY: train test test-full lint format stub build clean preflight
+.DELETE_ON_ERROR:
+
+train: build
+	$(VENV)/bin/collectives train configs/espcn.yaml -n $(RANKS) $(TRAIN_OPTIONS)
+
+test: lint
+	$(PY) -m pytest
+
+test-full: lint
+	@mkdir -p build
+	$(PY) -m pytest --full --junitxml=build/test-report.xml
+
+lint: build
+	$(VENV)/bin/ruff check $(wildcard $(LINTED))
+	$(VENV)/bin/ruff format --check $(wildcard $(LINTED))
+	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE)
+	$(VENV)/bin/mypy
+
+format: build
+	$(VENV)/bin/ruff check --fix $(wildcard $(LINTED))
+	$(VENV)/bin/ruff format $(wildcard $(LINTED))
+	$(VENV)/bin/clang-format -i $(NATIVE)
+
+# The types of the compiled module, from the module itself.
+stub: build
+	$(PY) -m nanobind.stubgen --module transports._native --output-file transports/_native.pyi
+	$(VENV)/bin/ruff format transports/_native.pyi
+
+build: $(VENV)/.installed
+
+clean:
+	rm -rf build dist .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+preflight:
+	@PYTHON="$(PYTHON)" sh tools/preflight.sh
+
+# What takes minutes and changes rarely: the environment and torch. torch goes in alone and
+# pinned: left to the open range of the package, pip may bring gigabytes of another build of it.
+$(VENV)/.environment: constraints.txt tools/preflight.sh
+	@PYTHON="$(PYTHON)" sh tools/preflight.sh
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt scikit-build-core nanobind cmake ninja
+	$(PIP) install --constraint constraints.txt torch
+	@touch $@
+
+# Python edits are live. An edit in C++ comes here: only what changed is compiled again, since
+# the build folder stays.
+$(VENV)/.installed: $(VENV)/.environment pyproject.toml CMakeLists.txt $(ROOTS) $(NATIVE) transports/native
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation \
+	  --config-settings=build-dir=build/{wheel_tag} --editable '.[train,dev]'
+	@touch $@

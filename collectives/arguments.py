@@ -1,0 +1,91 @@
+"""Checks of users' arguments: each names what was expected and what was found, and sends nothing."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
+from collectives.arrays import NUMPY, Array, Family, family_of, shape_of
+
+
+def input_array(x: Array) -> tuple[Family, Array]:
+    """The family of `x`, and `x` as an array of it (a numpy scalar becomes a 0-d array).
+
+    Raises:
+        TypeError: it is neither a numpy array nor a torch tensor.
+    """
+    if type(x) is np.ndarray:
+        return NUMPY, x
+    if isinstance(x, np.generic):
+        return NUMPY, np.asarray(x)
+    return family_of(x), x
+
+
+def check_rank(rank: int, size: int, name: str) -> int:
+    """`rank` as an int.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: there is no such rank.
+    """
+    try:
+        number = operator.index(rank)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, found {rank!r}") from None
+    if not 0 <= number < size:
+        raise ValueError(f"{name} must be in 0..{size - 1}, found {number}")
+    return number
+
+
+def check_root(root: int, size: int) -> int:
+    """`root` as an int; raises as `check_rank`."""
+    return check_rank(root, size, "root")
+
+
+def check_counts(counts: Sequence[int], size: int) -> tuple[int, ...]:
+    """`counts` as a tuple of ints.
+
+    Raises:
+        TypeError: an entry is no integer.
+        ValueError: there is not one a rank, or one is negative.
+    """
+    try:
+        numbers = tuple(operator.index(count) for count in counts)
+    except TypeError:
+        raise TypeError(f"counts must be integers, found {counts!r}") from None
+    if len(numbers) != size:
+        raise ValueError(f"counts: expected {size} entries, one a rank, found {len(numbers)}")
+    if min(numbers) < 0:
+        raise ValueError(f"counts must not be negative, found {min(numbers)}")
+    return numbers
+
+
+def check_leading_axis(x: Array, length: int, what: str) -> None:
+    """Whether x has a leading axis of `length`.
+
+    Raises:
+        ValueError: it has not; `what` says where the length comes from.
+    """
+    shape = shape_of(x)
+    if not shape or shape[0] != length:
+        raise ValueError(f"x: expected a leading axis of length {length} ({what}), found {shape}")
+
+
+def check_out(out: Array, shape: tuple[int, ...], like: Array, family: Family) -> None:
+    """Whether `out` can take a result of `shape` and `like`'s dtype.
+
+    Raises:
+        TypeError: it is of another kind or dtype.
+        ValueError: it has another shape, or is read-only.
+    """
+    if family_of(out, "out") is not family:
+        found = family_of(out, "out").name
+        raise TypeError(f"out: expected a {family.name} array as x, found a {found} array")
+    if family.dtype_of(out) != family.dtype_of(like):
+        raise TypeError(f"out: expected {family.dtype_of(like)}, found {family.dtype_of(out)}")
+    if shape_of(out) != shape:
+        raise ValueError(f"out: expected shape {shape}, found {shape_of(out)}")
+    if not family.is_writable(out):
+        raise ValueError("out: expected an array that can be written to, found a read-only one")

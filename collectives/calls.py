@@ -1,0 +1,213 @@
+"""From what a user asks for to a native call: selection, lowering, binding; made once, then cached.
+
+A call depends only on things that all ranks agree on, so every rank makes the same; what they
+agree on is its text, whose hash travels with every message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from collectives import dtypes
+from collectives.catalogue import find
+from collectives.lowering import lower
+from collectives.schedule import Algorithm, Copy
+from collectives.selection import SelectionTable
+from transports import _native
+from transports.plan import split_evenly
+
+_MOST_CALLS = 4096  # a program that never repeats a shape must not grow for ever
+_LONGEST_COUNTS = 48  # characters of counts in a call's text; beyond, their hash stands for them
+
+
+class Request(NamedTuple):
+    """What a user asks for, without the arrays.
+
+    Attributes:
+        collective: which.
+        dtype: name of the element type.
+        itemsize: bytes of an element.
+        count: elements of the full array where chunks are of the algorithm's choosing; elements
+            of one chunk where there is one a rank (or a pair) and they are equal.
+        op: how to reduce, or None.
+        root: the root, or 0.
+        algorithm: a name, an algorithm of the user's, or None to let the table choose.
+        counts: elements of each rank's chunk, for the v-forms; of alltoall those sent, then those
+            received; None where chunks are equal.
+    """
+
+    collective: str
+    dtype: str
+    itemsize: int
+    count: int
+    op: str | None = None
+    root: int = 0
+    algorithm: str | Algorithm | None = None
+    counts: tuple[int, ...] | None = None
+
+
+class Calls:
+    """Makes and keeps the calls of one communicator."""
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        hosts: tuple[int, ...],
+        table: SelectionTable,
+        slot_bytes: int,
+        prove: Callable[[Algorithm, int], None],
+    ) -> None:
+        """`prove` is called with each algorithm of the user's, and root, before its first use."""
+        self._rank = rank
+        self._size = size
+        self._hosts = hosts
+        self._table = table
+        self._slot_bytes = slot_bytes
+        self._prove = prove
+        self._calls: dict[Request, _native.Call] = {}
+
+    def get(self, request: Request) -> _native.Call:
+        """The call for a request.
+
+        Raises:
+            ValueError: the algorithm does not exist or is not for this collective or size.
+            TypeError: the operation is not defined for the type.
+            ProofError: an algorithm of the user's does not hold.
+        """
+        call = self._calls.get(request)
+        if call is None:
+            if len(self._calls) >= _MOST_CALLS:
+                self._calls.clear()
+            call = self._calls[request] = self._make(request)
+        return call
+
+    def algorithm_for(self, request: Request) -> Algorithm:
+        """The algorithm that a request runs.
+
+        Raises:
+            ValueError: as `get`.
+        """
+        wanted = request.algorithm
+        if wanted is None:
+            wanted = self._table.choose(
+                request.collective,
+                size=self._size,
+                nbytes=self._nbytes(request),
+                uneven=request.counts is not None,
+            )
+        algo = find(request.collective, wanted) if isinstance(wanted, str) else wanted
+        if not isinstance(algo, Algorithm):
+            raise TypeError(
+                "algorithm must be a name or what @algorithm made, found "
+                f"{type(algo).__module__}.{type(algo).__qualname__}"
+            )
+        if algo.collective != request.collective:
+            raise ValueError(
+                f"algorithm {algo.name} does {algo.collective}, expected one for "
+                f"{request.collective}"
+            )
+        if not algo.allows(self._size):
+            raise ValueError(f"{algo.collective} {algo.name} is not written for {self._size} ranks")
+        if request.counts is not None and request.collective == "alltoall" and self._relays(algo):
+            raise ValueError(
+                f"alltoall {algo.name} relays chunks of other ranks, whose counts a rank does not "
+                "know; with counts= use pairwise"
+            )
+        return algo
+
+    def _relays(self, algo: Algorithm) -> bool:
+        """Whether any rank handles chunks that neither come from it nor end with it."""
+        return any(
+            rank not in divmod(chunk, self._size)
+            for rank in range(self._size)
+            for step in algo.schedule(rank, self._size)
+            if not isinstance(step, Copy)
+            for chunk in step.chunks
+        )
+
+    def _nbytes(self, request: Request) -> int:
+        """Bytes of the full array, the same on every rank."""
+        if request.counts is not None and request.collective != "alltoall":
+            return sum(request.counts) * request.itemsize
+        fixed = request.collective not in ("allreduce", "reduce", "broadcast", "barrier")
+        return request.count * request.itemsize * (self._size if fixed else 1)
+
+    def _make(self, request: Request) -> _native.Call:
+        reduction = None
+        if request.op is not None:
+            reduction = dtypes.reduction(request.dtype, request.op)
+        algo = self.algorithm_for(request)
+        if isinstance(request.algorithm, Algorithm):
+            self._prove(algo, request.root)
+        plan = _native_plan(algo, self._rank, self._size, request.root, self._hosts)
+        # What is only moved is moved as bytes, so that any element fits any slot.
+        unit = 1 if reduction is None else request.itemsize
+        scale = request.itemsize // unit
+        lengths = [length * scale for length in self._lengths(request, algo)]
+        return _native.Call(
+            plan, lengths, unit, reduction, self._slot_bytes, self._text(request, algo)
+        )
+
+    def _lengths(self, request: Request, algo: Algorithm) -> Sequence[int]:
+        """Elements of every chunk; of alltoall's, 0 for those this rank never touches."""
+        size = self._size
+        if algo.spec.chunking == "empty":
+            return (0,)
+        if algo.spec.chunking == "open":
+            return split_evenly(request.count, algo.chunk_count(size))
+        if request.counts is None:
+            return (request.count,) * algo.chunk_count(size)
+        if algo.spec.chunking == "ranks":
+            return request.counts
+        lengths = [0] * (size * size)
+        lengths[self._rank * size : (self._rank + 1) * size] = request.counts[:size]
+        lengths[self._rank :: size] = request.counts[size:]
+        return lengths
+
+    def _text(self, request: Request, algo: Algorithm) -> str:
+        """What all ranks must agree on, as people read it in errors."""
+        if algo.collective == "barrier":
+            return f"barrier {algo.name}"
+        words = [request.collective, _short(request.dtype)]
+        if request.counts is None:
+            words[1] += f"[{request.count}]"
+        elif algo.collective != "alltoall":  # whose counts differ from rank to rank
+            listed = ",".join(map(str, request.counts))
+            if len(listed) > _LONGEST_COUNTS:
+                listed = f"{len(request.counts)} counts #{_digest(listed)}"
+            words[1] += f"[{listed}]"
+        if request.op is not None:
+            words.append(request.op)
+        if algo.spec.rooted:
+            words.append(f"root {request.root}")
+        words.append(f"by {algo.name}")
+        return " ".join(words)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _short(dtype: str) -> str:
+    return dtype if len(dtype) <= 24 else f"{dtype[:15]}#{_digest(dtype)}"
+
+
+@lru_cache(maxsize=512)
+def _native_plan(
+    algo: Algorithm, rank: int, size: int, root: int, hosts: tuple[int, ...]
+) -> _native.Plan:
+    plan = lower(algo, rank, size, root, hosts)
+    return _native.Plan(
+        plan.rank,
+        plan.size,
+        plan.chunk_count,
+        plan.inputs,
+        plan.outputs,
+        plan.scratch,
+        plan.widest,
+        [(i.chunks, i.sources, i.targets, i.reads, i.writes, i.own_at) for i in plan.instructions],
+    )

@@ -1,0 +1,176 @@
+"""A communicator: a group of ranks that call collectives together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from types import TracebackType
+from typing import Any
+
+from collectives.calls import Calls
+from collectives.messages import Messages
+from collectives.proof import ProofError, verify
+from collectives.schedule import Algorithm
+from collectives.selection import SelectionTable
+from collectives.version import __version__
+from collectives.work import WorkQueue
+from transports import _native
+from transports.rendezvous.identity import host_identity
+from transports.rendezvous.local import Introduction
+from transports.shm.connection import Geometry, connect
+
+
+class Communicator(Messages):
+    """A group of ranks; made by `collectives.init` and by `split`.
+
+    Calls may come from any thread, but two collectives at once are an error: ranks must call
+    collectives in the same order. Use it as a context manager: a block that is left by an
+    exception tells the other ranks, whose calls then raise AbortedError with its traceback.
+
+    Attributes:
+        rank: this process's rank, 0..size-1.
+        size: number of ranks.
+        hosts: `hosts[r]` is the index of the host of rank r.
+        transport: how the ranks are connected.
+        timeout: seconds that a wait may take.
+    """
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        size: int,
+        job: str,
+        secret: str,
+        geometry: Geometry,
+        table: SelectionTable,
+        timeout: float,
+        host_id: str | None = None,
+    ) -> None:
+        """Meet the other ranks; rank 0's geometry and table count. For `init` and `split`."""
+        me = Introduction(
+            rank=rank,
+            size=size,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            host_id=host_identity(host_id),
+            version=__version__,
+            cores=tuple(sorted(os.sched_getaffinity(0))),
+        )
+        connection = connect(
+            me,
+            job=job,
+            secret=secret,
+            geometry=geometry,
+            settings={"table": table.as_settings()},
+            timeout=timeout,
+        )
+        self.rank = rank
+        self.size = size
+        self.hosts = (0,) * size
+        self.transport = "shm"
+        self.timeout = timeout
+        self._job = job
+        self._secret = secret
+        self._geometry = geometry
+        self._host_id = host_id
+        self._splits = 0
+        self._engine: _native.Engine = connection.engine
+        self._point_to_point = _native.PointToPoint(connection.engine)
+        self._queue = WorkQueue(f"collectives-{job}-{rank}")
+        self._table = SelectionTable.from_settings(connection.settings["table"])
+        self._proved: set[tuple[Algorithm, int]] = set()
+        self._calls = Calls(
+            rank, size, self.hosts, self._table, connection.engine.slot_bytes, self._prove_once
+        )
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._engine.closed else ""
+        return f"<Communicator rank {self.rank} of {self.size} over {self.transport}{state}>"
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self.abort(error)
+        self.close()
+
+    def abort(self, error: BaseException) -> None:
+        """Tell the other ranks that this one gives up; their calls raise AbortedError.
+
+        Args:
+            error: why; its traceback is what they will show.
+        """
+        if self._engine.closed:
+            return
+        text = "".join(traceback.format_exception(error))
+        self._engine.abort(f"rank {self.rank} raised {type(error).__name__}:\n{text}")
+
+    def close(self) -> None:
+        """Leave the group. Local: waits for nobody; closing twice does nothing.
+
+        What is under way ends with an error. Later calls raise CollectiveError; those of other
+        ranks that need this one raise PeerLostError.
+        """
+        self._queue.close()
+        self._point_to_point.close()
+        self._engine.close()
+
+    def split(self, color: int | None, key: int = 0) -> Communicator | None:
+        """Make a communicator of the ranks that give the same color.
+
+        Every rank of this communicator must call it.
+
+        Args:
+            color: which group; None is none.
+            key: orders the ranks of a group; ties are ordered by the rank here.
+
+        Returns:
+            The communicator of this rank's group, or None for color None.
+
+        Raises:
+            TypeError: color or key is no integer.
+        """
+        for name, value in (("color", color), ("key", key)):
+            if not isinstance(value, int) and not (name == "color" and value is None):
+                raise TypeError(f"{name} must be an integer, found {value!r}")
+        everyone: list[tuple[int | None, int]] = self.allgather_object((color, key))
+        self._splits += 1
+        if color is None:
+            return None
+        members = sorted(
+            (other_key, rank) for rank, (other, other_key) in enumerate(everyone) if other == color
+        )
+        return Communicator(
+            rank=members.index((key, self.rank)),
+            size=len(members),
+            job=f"{self._job}/{self._splits}.{min(rank for _, rank in members)}",
+            secret=self._secret,
+            geometry=self._geometry,
+            table=self._table,
+            timeout=self.timeout,
+            host_id=self._host_id,
+        )
+
+    def _prove_once(self, algo: Algorithm, root: int) -> None:
+        """Prove an algorithm of the user's before its first use: rank 0 does, all learn of it."""
+        root = root if algo.spec.rooted else 0
+        if (algo, root) in self._proved:
+            return
+        failure: Any = None
+        if self.rank == 0:
+            try:
+                verify(algo, self.size, root, self.hosts)
+            except (ProofError, ValueError) as error:
+                failure = error
+        failure = self.broadcast_object(failure)
+        if failure is not None:
+            raise failure
+        self._proved.add((algo, root))

@@ -1,0 +1,68 @@
+"""`init`: from what a launcher left in the environment to a communicator of all ranks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+from collectives import settings
+from collectives.communicator import Communicator
+from collectives.selection import default_table
+from collectives.specs import nearest
+
+_TRANSPORTS = ("auto", "shm")
+_OF_LATER = ("mpi", "cuda_ipc", "tcp")
+DEFAULT_TIMEOUT = 1800.0
+
+
+def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communicator:
+    """Connect to the other ranks of this job.
+
+    The ranks are those that `collectives run`, `launch.spawn` or torchrun started; a process that
+    none of them started is a world of one.
+
+    Args:
+        transport: "auto" or "shm": the ranks are on one host and share memory.
+        timeout: seconds that any wait may take, this one included.
+
+    Returns:
+        The communicator of all ranks; close it, or use it as a context manager.
+
+    Raises:
+        ValueError: no such transport, or the environment makes no sense.
+        CollectiveTimeout: some ranks did not come in time; the text names them.
+        CollectiveError: the ranks do not fit together.
+    """
+    if transport not in _TRANSPORTS:
+        if transport in _OF_LATER:
+            raise ValueError(f"transport {transport!r} does not exist yet; expected auto or shm")
+        raise ValueError(
+            f"transport must be one of {', '.join(_TRANSPORTS)}, found {transport!r}"
+            + nearest(transport, _TRANSPORTS)
+        )
+    if not timeout > 0:
+        raise ValueError(f"timeout must be positive seconds, found {timeout!r}")
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        raise OSError(
+            "collectives runs on Linux on x86-64 and aarch64, found "
+            f"{sys.platform} on {platform.machine()}"
+        )
+    place = settings.place_in_job()
+    if place.launcher == "none":
+        settings.refuse_foreign_launchers(os.environ)
+    if place.local_size != place.size:
+        raise ValueError(
+            f"{place.size} ranks, but {place.local_size} on this host: ranks on several hosts are "
+            "not carried yet, expected all on one"
+        )
+    return Communicator(
+        rank=place.rank,
+        size=place.size,
+        job=place.job,
+        secret=place.secret,
+        geometry=settings.geometry(),
+        table=default_table(),
+        timeout=timeout,
+        host_id=settings.host_id_override(),
+    )

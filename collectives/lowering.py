@@ -1,0 +1,153 @@
+"""From a proved schedule to a plan: chunks get a place, steps are fused, needless stores vanish.
+
+The working array of the schedule exists nowhere as such. A chunk is read from the call's input
+until it is first written; from then on it lives in the output if this rank must hold it at the
+end, else in scratch. So the input is never clobbered and there is no pass that copies it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from collectives.schedule import Algorithm, Copy, Recv, RecvReduce, ScheduleError, Send, Step
+from transports.plan import Instruction, Plan, Space
+
+
+def lower(
+    algo: Algorithm, rank: int, size: int, root: int = 0, hosts: Sequence[int] | None = None
+) -> Plan:
+    """The plan of `rank`.
+
+    Raises:
+        ScheduleError: a step reads a chunk this rank does not hold, or reduces in a collective
+            that does not.
+    """
+    count = algo.chunk_count(size)
+    inputs = algo.spec.inputs(rank, size, root, count)
+    outputs = algo.spec.outputs(rank, size, root, count)
+    if algo.spec.chunking == "empty":
+        inputs = outputs = (0,)
+    placer = _Placer(algo, rank, inputs, outputs)
+    instructions = _fuse([placer.place(step) for step in algo.schedule(rank, size, root, hosts)])
+    instructions += placer.deliver()
+    instructions = _drop_dead_stores(instructions, outputs)
+    scratch = {
+        chunk
+        for each in instructions
+        for space, chunk in (*each.reads, *each.writes)
+        if space is Space.SCRATCH
+    }
+    return Plan(
+        rank=rank,
+        size=size,
+        chunk_count=count,
+        inputs=inputs,
+        outputs=outputs,
+        scratch=tuple(sorted(scratch)),
+        widest=algo.widest_message(size, root, hosts),
+        instructions=tuple(instructions),
+    )
+
+
+class _Placer:
+    """Gives each step's operands their spaces, following where every chunk is."""
+
+    def __init__(
+        self, algo: Algorithm, rank: int, inputs: tuple[int, ...], outputs: tuple[int, ...]
+    ) -> None:
+        self._algo = algo
+        self._rank = rank
+        self._outputs = outputs
+        self._kept = frozenset(outputs)
+        self._at: dict[int, Space] = dict.fromkeys(inputs, Space.INPUT)
+
+    def place(self, step: Step) -> Instruction:
+        """The step as an instruction."""
+        if isinstance(step, Send):
+            return Instruction(step.chunks, targets=step.peers, reads=self._read(step.chunks))
+        if isinstance(step, Recv):
+            return Instruction(step.chunks, (step.peer,), writes=self._write(step.chunks))
+        if isinstance(step, Copy):
+            reads = self._read((step.source,))
+            return Instruction((step.to,), reads=reads, writes=self._write((step.to,)))
+        return self._reduce(step)
+
+    def deliver(self) -> list[Instruction]:
+        """The copy of chunks that end in the output but were never written there."""
+        left = tuple(chunk for chunk in self._outputs if self._at.get(chunk) is Space.INPUT)
+        if not left or self._algo.spec.chunking == "empty":
+            return []
+        reads = self._read(left)
+        return [Instruction(left, reads=reads, writes=self._write(left))]
+
+    def _reduce(self, step: RecvReduce) -> Instruction:
+        if not self._algo.spec.reduces:
+            raise ScheduleError(
+                f"{self._algo.collective} {self._algo.name}, rank {self._rank}: recv_reduce in a "
+                "collective that does not reduce; expected recv"
+            )
+        sources = tuple(sorted(step.peers))
+        own_at = sum(source < self._rank for source in sources)
+        reads = self._read(step.chunks)
+        return Instruction(
+            step.chunks, sources, reads=reads, writes=self._write(step.chunks), own_at=own_at
+        )
+
+    def _read(self, chunks: tuple[int, ...]) -> tuple[tuple[Space, int], ...]:
+        missing = [chunk for chunk in chunks if chunk not in self._at]
+        if missing:
+            raise ScheduleError(
+                f"{self._algo.collective} {self._algo.name}, rank {self._rank}: reads chunk "
+                f"{missing[0]}, which it does not hold"
+            )
+        return tuple((self._at[chunk], chunk) for chunk in chunks)
+
+    def _write(self, chunks: tuple[int, ...]) -> tuple[tuple[Space, int], ...]:
+        for chunk in chunks:
+            self._at[chunk] = Space.OUTPUT if chunk in self._kept else Space.SCRATCH
+        return tuple((self._at[chunk], chunk) for chunk in chunks)
+
+
+def _fuse(instructions: list[Instruction]) -> list[Instruction]:
+    """Join each receive to the send of the same chunks that directly follows it.
+
+    The joined instruction takes its slot before it takes the message. With two slots that keeps
+    what was proved with one: when the receive could run in the proof, at most one earlier message
+    of this rank was still untaken, so the second slot is free.
+    """
+    fused: list[Instruction] = []
+    for each in instructions:
+        before = fused[-1] if fused else None
+        if (
+            before is not None
+            and before.sources
+            and not before.targets
+            and not each.sources
+            and each.targets
+            and each.chunks == before.chunks
+        ):
+            fused[-1] = replace(before, targets=each.targets)
+        else:
+            fused.append(each)
+    return fused
+
+
+def _drop_dead_stores(
+    instructions: list[Instruction], outputs: tuple[int, ...]
+) -> list[Instruction]:
+    """Mark as NOWHERE what is overwritten, or never read, before anyone looks at it."""
+    live = {(Space.OUTPUT, chunk) for chunk in outputs}
+    kept: list[Instruction] = []
+    for each in reversed(instructions):
+        writes = tuple(
+            place if place in live else (Space.NOWHERE, place[1]) for place in each.writes
+        )
+        live.difference_update(each.writes)
+        live.update(place for place in each.reads if place[0] is not Space.INPUT)
+        if all(space is Space.NOWHERE for space, _ in writes):
+            writes = ()
+        if writes or each.targets or each.sources:
+            kept.append(replace(each, writes=writes))
+    kept.reverse()
+    return kept

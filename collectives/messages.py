@@ -1,0 +1,180 @@
+"""Point-to-point: messages between two ranks, on lanes of their own beside the collectives."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from collectives.arguments import check_out, check_rank, input_array
+from collectives.arrays import Array, Family, shape_of
+from collectives.objects import Objects
+from transports import _native
+
+ANY = -1
+"""As `source` of a receive: whoever sends; as its `tag`: any tag."""
+
+_LARGEST_TAG = 2**31 - 1
+
+
+class Request:
+    """A send or receive under way.
+
+    Attributes:
+        source: after a receive: who sent.
+        tag: after a receive: its tag.
+    """
+
+    def __init__(
+        self,
+        owner: Messages,
+        operation: _native.Operation,
+        family: Family,
+        result: Array | None,
+        buffer: Array,
+    ) -> None:
+        """Made by isend and irecv; `buffer` is what the operation reads or fills."""
+        self._owner = owner
+        self._operation = operation
+        self._family = family
+        self._result = result
+        self._buffer = buffer
+
+    @property
+    def source(self) -> int:
+        """Who sent what was received."""
+        return self._operation.source
+
+    @property
+    def tag(self) -> int:
+        """The tag of what was received."""
+        return self._operation.tag
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._owner._point_to_point.test(self._operation)
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait for its end.
+
+        Args:
+            timeout: seconds; None is the communicator's.
+
+        Returns:
+            After a receive the array, after a send None.
+
+        Raises:
+            CollectiveTimeout: it did not end in time.
+            MismatchError: the message has another length than the array.
+            PeerLostError: the peer ended.
+        """
+        seconds = self._owner.timeout if timeout is None else timeout
+        self._owner._point_to_point.wait(self._operation, seconds)
+        if self._result is not None and self._buffer is not self._result:
+            self._family.copy_into(self._result, self._buffer)
+            self._buffer = self._result
+        return self._result
+
+
+class Messages(Objects):
+    """The point-to-point calls of a communicator.
+
+    Messages of one source to one destination with one tag arrive in order; a message that nobody
+    receives yet delays no other. A send of a short message may return before it is received; the
+    program must not depend on it.
+    """
+
+    _point_to_point: _native.PointToPoint
+
+    def isend(self, x: Array, dest: int, tag: int = 0) -> Request:
+        """Begin to send `x`; it must not be changed until `wait()` of the result returns.
+
+        Args:
+            x: any numpy array or torch CPU tensor.
+            dest: to whom.
+            tag: 0..2**31-1; the receive must name the same, or ANY.
+        """
+        dest, tag = check_rank(dest, self.size, "dest"), _check_tag(tag)
+        family, x = input_array(x)
+        what = f"{family.dtype_of(x)}{list(shape_of(x))}"
+        whole = family.contiguous(x)
+        nbytes = _nbytes(whole, family)
+        operation = self._point_to_point.post_send(family.memory(whole), nbytes, dest, tag, what)
+        return Request(self, operation, family, None, whole)
+
+    def irecv(self, x: Array, source: int = ANY, tag: int = ANY) -> Request:
+        """Begin to receive into `x`; it must not be touched until `wait()` of the result returns.
+
+        Args:
+            x: of the shape and dtype of what comes; filled in place.
+            source: from whom; ANY is from anyone.
+            tag: which; ANY is any.
+        """
+        source = source if source == ANY else check_rank(source, self.size, "source")
+        tag = tag if tag == ANY else _check_tag(tag)
+        family, x = input_array(x)
+        check_out(x, shape_of(x), x, family)
+        what = f"{family.dtype_of(x)}{list(shape_of(x))}"
+        buffer = x if family.is_contiguous(x) else family.empty(shape_of(x), x)
+        nbytes = _nbytes(buffer, family)
+        operation = self._point_to_point.post_recv(
+            family.memory(buffer), nbytes, source, tag, what
+        )
+        return Request(self, operation, family, x, buffer)
+
+    def send(self, x: Array, dest: int, tag: int = 0, timeout: float | None = None) -> None:
+        """Send `x`; arguments as `isend`, errors as `Request.wait`."""
+        self.isend(x, dest, tag).wait(timeout)
+
+    def recv(
+        self, x: Array, source: int = ANY, tag: int = ANY, timeout: float | None = None
+    ) -> Array:
+        """Receive into `x` and return it; arguments as `irecv`, errors as `Request.wait`."""
+        return self.irecv(x, source, tag).wait(timeout)
+
+    def sendrecv(
+        self,
+        x: Array,
+        dest: int,
+        *,
+        source: int = ANY,
+        out: Array | None = None,
+        tag: int = 0,
+        recv_tag: int | None = None,
+        timeout: float | None = None,
+    ) -> Array:
+        """Send `x` and receive another array at the same time.
+
+        Args:
+            x: what is sent.
+            dest: to whom.
+            source: from whom; ANY is from anyone.
+            out: what is filled; left out: a new array as `x`.
+            tag: of what is sent.
+            recv_tag: of what is received; left out: `tag`.
+            timeout: seconds; None is the communicator's.
+
+        Returns:
+            `out`, filled.
+        """
+        family, x = input_array(x)
+        target = family.empty(shape_of(x), x) if out is None else out
+        receive = self.irecv(target, source, tag if recv_tag is None else recv_tag)
+        send = self.isend(x, dest, tag)
+        result = receive.wait(timeout)
+        send.wait(timeout)
+        return result
+
+
+def _check_tag(tag: int) -> int:
+    try:
+        number = operator.index(tag)
+    except TypeError:
+        raise TypeError(f"tag must be an integer, found {tag!r}") from None
+    if not 0 <= number <= _LARGEST_TAG:
+        raise ValueError(f"tag must be in 0..{_LARGEST_TAG}, found {number}")
+    return number
+
+
+def _nbytes(x: Array, family: Family) -> int:
+    count = x.size if not callable(x.size) else x.numel()
+    return int(count) * family.itemsize_of(x)

@@ -1,0 +1,51 @@
+"""Python objects between ranks: pickled, their lengths first, then their bytes."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+
+from collectives.arguments import check_root
+from collectives.scattering import Scatter
+
+
+class Objects(Scatter):
+    """The object collectives of a communicator. What a job's ranks send each other is trusted."""
+
+    def broadcast_object(self, item: Any, *, root: int = 0) -> Any:
+        """Give the root's object to every rank.
+
+        Args:
+            item: any object that can be pickled; only the root's matters.
+            root: whose.
+
+        Returns:
+            On the root `item` itself, elsewhere a copy.
+        """
+        root = check_root(root, self.size)
+        data = np.frombuffer(pickle.dumps(item), np.uint8) if self.rank == root else None
+        length = np.array([0 if data is None else data.size], np.int64)
+        self.broadcast(length, root=root, out=length)
+        if data is None:
+            data = np.empty(int(length[0]), np.uint8)
+            self.broadcast(data, root=root, out=data)
+            return pickle.loads(data.tobytes())
+        self.broadcast(data, root=root)
+        return item
+
+    def allgather_object(self, item: Any) -> list[Any]:
+        """Collect an object of every rank on every rank.
+
+        Args:
+            item: any object that can be pickled.
+
+        Returns:
+            The objects in rank order; the own one is a copy too.
+        """
+        data = np.frombuffer(pickle.dumps(item), np.uint8)
+        lengths = self.allgather(np.array(data.size, np.int64)).tolist()
+        everything = self.allgather(data, counts=lengths).tobytes()
+        ends = np.cumsum([0, *lengths]).tolist()
+        return [pickle.loads(everything[a:b]) for a, b in zip(ends, ends[1:], strict=False)]

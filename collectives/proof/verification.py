@@ -1,0 +1,191 @@
+"""Verify an algorithm: run it symbolically and hold the result against the spec."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from collectives.proof.expressions import Expression, Expressions
+from collectives.proof.failure import ProofError
+from collectives.proof.machine import Machine
+from collectives.schedule import Algorithm, RecvReduce, Send, Step
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was proved of an algorithm.
+
+    Attributes:
+        collective: what it achieves.
+        algorithm: its name.
+        size: number of ranks.
+        roots: the roots for which it was proved; (0,) where there is none.
+        messages: messages sent by the busiest rank.
+        chunks_sent: chunks sent by the busiest rank, a chunk to two peers counted twice.
+        widest: chunks in the longest message.
+        rank_order: whether every sum is ((x0 + x1) + x2) + ..., which `deterministic` needs.
+    """
+
+    collective: str
+    algorithm: str
+    size: int
+    roots: tuple[int, ...]
+    messages: int
+    chunks_sent: int
+    widest: int
+    rank_order: bool
+
+
+def verify(
+    algo: Algorithm,
+    size: int,
+    root: int | None = None,
+    hosts: Sequence[int] | None = None,
+) -> Certificate:
+    """Prove that `algo` achieves its collective at `size` ranks.
+
+    Args:
+        algo: what `@algorithm` made.
+        size: number of ranks.
+        root: prove for this root only; None is every root of a rooted collective.
+        hosts: `hosts[r]` is the index of rank r's host; None is one host.
+
+    Raises:
+        ProofError: it does not; the text names rank, step, chunk, expected and found.
+        ValueError: the algorithm is not written for this size, or yields what is no step.
+    """
+    if root is not None:
+        roots: tuple[int, ...] = (root,)
+    else:
+        roots = tuple(range(size)) if algo.spec.rooted else (0,)
+    messages = chunks_sent = widest = 0
+    rank_order = True
+    for each in roots:
+        schedules = [algo.schedule(rank, size, each, hosts) for rank in range(size)]
+        rank_order &= verify_schedules(algo, schedules, each)
+        for steps in schedules:
+            sends = [step for step in steps if isinstance(step, Send)]
+            messages = max(messages, sum(len(step.peers) for step in sends))
+            chunks_sent = max(chunks_sent, sum(len(s.peers) * len(s.chunks) for s in sends))
+            widest = max(widest, *(len(step.chunks) for step in sends), 0)
+    declared = algo.widest_message(size, roots[0], hosts)
+    if widest > declared:
+        raise ProofError(
+            f"{algo.collective} {algo.name}, {size} ranks: a message is wider than declared",
+            rank=0,
+            expected=f"at most {declared} chunks",
+            found=f"{widest} chunks",
+        )
+    return Certificate(
+        algo.collective, algo.name, size, roots, messages, chunks_sent, max(widest, 1), rank_order
+    )
+
+
+def verify_schedules(algo: Algorithm, schedules: Sequence[Sequence[Step]], root: int = 0) -> bool:
+    """Prove given schedules, one a rank; whether all their sums are in rank order.
+
+    Raises:
+        ProofError: as `verify`.
+    """
+    spec, size = algo.spec, len(schedules)
+    count = algo.chunk_count(size)
+    title = f"{algo.collective} {algo.name}, {size} ranks" + (f", root {root}" * spec.rooted)
+    if not spec.reduces:
+        _refuse_reductions(title, schedules)
+    machine = Machine(spec, title, schedules)
+    for rank in range(size):
+        held = spec.inputs(rank, size, root, count)
+        machine.hold(rank, (0,) if spec.chunking == "empty" else held)
+    machine.run()
+    if spec.chunking == "empty":
+        _everyone_heard(title, machine, size)
+        return True
+    rank_order = True
+    agreed: dict[int, tuple[int, Expression]] = {}
+    for rank in range(size):
+        for chunk in spec.outputs(rank, size, root, count):
+            value = machine.values(rank).get(chunk)
+            wanted = Counter({(r, chunk): 1 for r in spec.contributors(chunk, size, root)})
+            _complete(title, machine.expressions, rank, chunk, value, wanted)
+            assert value is not None
+            first, same = agreed.setdefault(chunk, (rank, value))
+            if same != value:
+                raise ProofError(
+                    f"{title}: ranks end with different sums, so with different bits",
+                    rank=rank,
+                    chunk=chunk,
+                    expected=f"{machine.expressions.describe(same)} as on rank {first}",
+                    found=machine.expressions.describe(value),
+                )
+            rank_order &= value == _in_rank_order(machine.expressions, chunk, wanted)
+    return rank_order
+
+
+def _refuse_reductions(title: str, schedules: Sequence[Sequence[Step]]) -> None:
+    for rank, steps in enumerate(schedules):
+        for index, step in enumerate(steps):
+            if isinstance(step, RecvReduce):
+                raise ProofError(
+                    f"{title}: the collective does not reduce",
+                    rank=rank,
+                    step=index,
+                    chunk=step.chunks[0],
+                    expected="recv",
+                    found="recv_reduce",
+                )
+
+
+def _complete(
+    title: str,
+    expressions: Expressions,
+    rank: int,
+    chunk: int,
+    value: Expression | None,
+    wanted: Counter[tuple[int, int]],
+) -> None:
+    """Every contribution once: none missing, none twice, none of another chunk."""
+    found = expressions.contributions(value) if value is not None else Counter()
+    if found == wanted:
+        return
+    missing = sorted(r for r, _ in wanted - found)
+    extra = sorted((found - wanted).items())
+    problems = []
+    if missing:
+        problems.append(f"nothing of rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}")
+    for (other, origin), times in extra:
+        if (other, origin) in wanted:
+            problems.append(f"rank {other}'s {times + 1} times")
+        else:
+            problems.append(f"chunk {origin} of rank {other}")
+    if value is None:
+        problems = ["no value at all"]
+    raise ProofError(
+        f"{title}: a chunk ends wrong",
+        rank=rank,
+        chunk=chunk,
+        expected=f"the contribution of each of ranks {sorted(r for r, _ in wanted)} once",
+        found=", ".join(problems),
+    )
+
+
+def _in_rank_order(
+    expressions: Expressions, chunk: int, wanted: Counter[tuple[int, int]]
+) -> Expression:
+    """The fold of all contributions, lowest rank first, in one pass."""
+    return expressions.fold([expressions.leaf(rank, chunk) for rank, _ in sorted(wanted)])
+
+
+def _everyone_heard(title: str, machine: Machine, size: int) -> None:
+    everyone = {(rank, 0) for rank in range(size)}
+    for rank in range(size):
+        heard = set(machine.expressions.contributions(machine.values(rank)[0]))
+        if heard != everyone:
+            unheard = sorted(r for r, _ in everyone - heard)
+            raise ProofError(
+                f"{title}: a rank leaves too early",
+                rank=rank,
+                chunk=0,
+                expected="to have heard from every rank",
+                found=f"nothing of rank{'s' * (len(unheard) > 1)} {unheard}",
+            )

@@ -1,0 +1,115 @@
+"""Everything that is read from the environment, in one place; the rest is passed as values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from transports.shm.connection import Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which rank of which job this process is.
+
+    Attributes:
+        rank: this rank.
+        size: number of ranks.
+        local_size: ranks on this host.
+        job: the id under which the ranks of this job meet.
+        secret: what only they know.
+        launcher: who said so, for messages.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    job: str = ""
+    secret: str = ""
+    launcher: str = "none"
+
+
+def _whole(environment: Mapping[str, str], name: str, least: int, default: int | None = None) -> int:
+    text = environment.get(name)
+    if text is None:
+        if default is None:
+            raise ValueError(f"the environment has no {name}, but other variables of a launcher")
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, found {text!r}")
+    return value
+
+
+def place_in_job(environment: Mapping[str, str] | None = None) -> Place:
+    """Read who we are from the variables that our launcher and torchrun set.
+
+    Raises:
+        ValueError: a variable is missing or makes no sense.
+    """
+    environment = os.environ if environment is None else environment
+    if "RANK" not in environment and "WORLD_SIZE" not in environment:
+        return Place(job=f"alone-{os.getpid()}")
+    size = _whole(environment, "WORLD_SIZE", 1)
+    rank = _whole(environment, "RANK", 0)
+    if rank >= size:
+        raise ValueError(f"RANK must be below WORLD_SIZE = {size}, found {rank}")
+    local_size = _whole(environment, "LOCAL_WORLD_SIZE", 1, default=size)
+    job = environment.get("COLLECTIVES_JOB")
+    if job:
+        secret = environment.get("COLLECTIVES_SECRET", "")
+        return Place(rank=rank, size=size, local_size=local_size, job=job, secret=secret,
+                     launcher="collectives")  # fmt: skip
+    # torchrun, or whoever sets its variables: what all its ranks share, and no other job does.
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+    shared = [environment.get(name, "") for name in names]
+    if not any(shared) and size > 1:
+        raise ValueError(
+            f"RANK and WORLD_SIZE = {size} are set, but neither COLLECTIVES_JOB nor any of "
+            f"{', '.join(names)}: the ranks have nothing to find each other by"
+        )
+    return Place(rank=rank, size=size, local_size=local_size, job="/".join(["torchrun", *shared]),
+                 launcher="torchrun")  # fmt: skip
+
+
+def host_id_override(environment: Mapping[str, str] | None = None) -> str | None:
+    """The host identity that the user sets, if any."""
+    return (os.environ if environment is None else environment).get("COLLECTIVES_HOST_ID")
+
+
+def geometry(environment: Mapping[str, str] | None = None) -> Geometry:
+    """The channels' memory: COLLECTIVES_SLOTS, COLLECTIVES_SLOT_BYTES and so on override it.
+
+    Raises:
+        ValueError: a value is no integer, or below what an engine needs.
+    """
+    environment = os.environ if environment is None else environment
+    found = Geometry()
+    for each in fields(Geometry):
+        name = f"COLLECTIVES_{each.name.upper()}"
+        least = 64 if each.name.endswith("_bytes") else 2
+        default: int = getattr(found, each.name)
+        value = _whole(environment, name, least, default=default)
+        if each.name.endswith("_bytes") and value % 64:
+            raise ValueError(f"{name} must be a multiple of 64, found {value}")
+        found = replace(found, **{each.name: value})
+    return found
+
+
+def refuse_foreign_launchers(environment: Mapping[str, str]) -> None:
+    """Refuse to be a silent world of one among the ranks of a launcher we cannot read yet.
+
+    Raises:
+        ValueError: mpiexec started several ranks.
+    """
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        text = environment.get(name, "1")
+        if text.isdigit() and int(text) > 1:
+            raise ValueError(
+                f"{name} is {text}: ranks started by mpiexec are not supported yet; expected "
+                "`collectives run -n N script.py`, or torchrun"
+            )

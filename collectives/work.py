@@ -1,0 +1,114 @@
+"""Asynchronous calls: they run in the order in which they were made, on a thread of their own.
+
+A blocking call runs on the caller's thread as long as nothing asynchronous is under way; else it
+takes its place in the queue.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from transports.errors import CollectiveError, CollectiveTimeout
+
+
+class Work:
+    """The handle of an asynchronous call."""
+
+    def __init__(self, text: str) -> None:
+        """A call that has not run; `text` names it in errors."""
+        self._text = text
+        self._finished = threading.Event()
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait for the call's end and return its result.
+
+        Args:
+            timeout: seconds to wait here; None waits as long as the call itself may take.
+
+        Raises:
+            CollectiveTimeout: the call is still running after `timeout`; it goes on.
+            CollectiveError: what the call raised.
+        """
+        if not self._finished.wait(timeout):
+            raise CollectiveTimeout(f"{self._text} has not ended within {timeout:g} s; it goes on")
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def done(self) -> bool:
+        """Whether the call has ended, well or not."""
+        return self._finished.is_set()
+
+    def finish(self, result: Any = None, error: BaseException | None = None) -> None:
+        """Called by whoever ran the call."""
+        self._result = result
+        self._error = error
+        self._finished.set()
+
+
+class WorkQueue:
+    """Runs the asynchronous calls of one communicator in order."""
+
+    def __init__(self, name: str) -> None:
+        """The thread starts with the first call."""
+        self._name = name
+        self._jobs: deque[tuple[Work, Callable[[], Any]]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._unfinished = 0
+        self._closed = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether no asynchronous call is under way."""
+        return self._unfinished == 0
+
+    def submit(self, text: str, job: Callable[[], Any]) -> Work:
+        """Run `job` after all that was submitted before.
+
+        Raises:
+            CollectiveError: the queue is closed.
+        """
+        work = Work(text)
+        with self._changed:
+            if self._closed:
+                raise CollectiveError("the communicator is closed")
+            self._jobs.append((work, job))
+            self._unfinished += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return work
+
+    def close(self) -> None:
+        """Let the running call end as it may; those not begun fail. Does not wait for peers."""
+        with self._changed:
+            self._closed = True
+            while self._jobs:
+                work, _ = self._jobs.popleft()
+                self._unfinished -= 1
+                work.finish(error=CollectiveError("the communicator was closed before this call"))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._closed:
+                    self._changed.wait()
+                if not self._jobs:
+                    return
+                work, job = self._jobs.popleft()
+            result, error = None, None
+            try:
+                result = job()
+            except BaseException as caught:  # noqa: BLE001 - raised by wait()
+                error = caught
+            with self._changed:
+                self._unfinished -= 1
+            work.finish(result, error)

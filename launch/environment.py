@@ -1,0 +1,100 @@
+"""What a rank finds in its environment: all that torchrun sets, and what names our job.
+
+The list of torchrun's variables is that of torch 2.13's local agent. TORCHELASTIC_USE_AGENT_STORE
+is False since no launcher of ours holds a store: rank 0 of `init_process_group` opens it on
+MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from launch.sweeping import JOB_VARIABLE
+
+MASTER_ADDRESS = "127.0.0.1"
+
+
+def _new_job() -> str:
+    return secrets.token_hex(8)
+
+
+def _new_secret() -> str:
+    return secrets.token_hex(32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobIdentity:
+    """What all ranks of one job share: its name, its secret, its port, its size."""
+
+    ranks: int
+    master_port: int
+    job: str = field(default_factory=_new_job)
+    secret: str = field(default_factory=_new_secret, repr=False)
+
+
+class ReservedPort:
+    """A free port that stays ours while the job runs, so that two jobs never get the same one.
+
+    The socket is bound but does not listen: with SO_REUSEADDR on both sides, which torch's store
+    and nearly every server set, rank 0 may bind and listen to it nevertheless.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("", 0))
+        self.number: int = self._socket.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+
+def rank_environment(
+    rank: int, identity: JobIdentity, base: Mapping[str, str], threads: int | None
+) -> dict[str, str]:
+    """The whole environment of one rank.
+
+    Args:
+        rank: the rank it is for.
+        identity: of the job.
+        base: the environment to add to: the launcher's own, or what the user asked for.
+        threads: OMP_NUM_THREADS; None leaves what `base` says.
+    """
+    size = str(identity.ranks)
+    variables = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "ROLE_RANK": str(rank),
+        "ROLE_NAME": "default",
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_WORLD_SIZE": size,
+        "MASTER_ADDR": MASTER_ADDRESS,
+        "MASTER_PORT": str(identity.master_port),
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_RUN_ID": identity.job,
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "TORCHELASTIC_ERROR_FILE": "",  # as torchrun has it when it keeps no logs
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": base.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
+        JOB_VARIABLE: identity.job,
+        "COLLECTIVES_SECRET": identity.secret,
+    }
+    if threads is not None:
+        variables["OMP_NUM_THREADS"] = str(threads)
+    return {**base, **variables}

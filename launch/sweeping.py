@@ -1,0 +1,86 @@
+"""Ends every process that belongs to a job, even one whose launcher was killed.
+
+A process belongs to a job if COLLECTIVES_JOB in the environment it was started with says so. Ranks
+hand that variable on to whatever they start, so grandchildren are found even when they have left
+their parent, its process group and its session; and a process number used anew is never mistaken
+for ours.
+
+Run as a script, this file is the job's *guard*: a small process that waits until its launcher has
+gone, however that came about, and then ends what is left of the job. It imports nothing of ours, so
+that it starts in milliseconds (`python -I -S`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+JOB_VARIABLE = "COLLECTIVES_JOB"
+
+# The guard looks this often whether its launcher has gone without closing the pipe: a process that
+# the launcher forked may hold the other end open.
+GUARD_LOOKS_EVERY = 1.0
+
+PATIENCE = 1.0  # seconds that what ranks leave behind gets to end by itself
+
+
+def job_members(job: str) -> list[int]:
+    """The processes that belong to `job`, ourselves excepted."""
+    mark = f"{JOB_VARIABLE}={job}".encode()
+    members = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        # Processes of other users and processes that end while we look are not ours.
+        with contextlib.suppress(OSError):
+            if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                members.append(int(entry.name))
+    return members
+
+
+def sweep_job(job: str, patience: float = PATIENCE, timeout: float = 5.0) -> list[int]:
+    """Ends every member of `job`: asks first, kills those that have not gone after `patience`.
+
+    The patience matters: helpers such as multiprocessing's resource tracker free what their dead
+    parent held, and end by themselves right after.
+
+    Returns:
+        The members that outlive even the kill by `timeout` (stuck in the kernel); normally none.
+    """
+    began = time.monotonic()
+    asked: set[int] = set()
+    while members := job_members(job):
+        waited = time.monotonic() - began
+        if waited > patience + timeout:
+            break
+        for pid in members:
+            number = signal.SIGTERM if waited < patience else signal.SIGKILL
+            if number == signal.SIGKILL or pid not in asked:
+                asked.add(pid)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+        time.sleep(0.01)
+    return members
+
+
+def guard_job(job: str, launcher: int, pipe: int) -> None:
+    """Waits for the launcher to end or to say that all is well, then sweeps in the first case."""
+    while os.getppid() == launcher:
+        readable, _, _ = select.select([pipe], [], [], GUARD_LOOKS_EVERY)
+        if readable:
+            if os.read(pipe, 1):
+                return  # the launcher has ended the job itself
+            break
+    sweep_job(job)
+
+
+if __name__ == "__main__":
+    # Whoever ends the launcher by its terminal or its process group must not end the guard first.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    guard_job(sys.argv[1], launcher=int(sys.argv[2]), pipe=0)

@@ -1,0 +1,1 @@
+"""Transports move bytes between ranks and reduce them; they have never heard the word "ring"."""

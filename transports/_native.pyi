@@ -1,0 +1,116 @@
+"""The native engine and its kernels; see the headers in transports/native/."""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+Buffer = Any
+"""An object with the buffer protocol, an address as an int, or None for no bytes."""
+
+class Plan:
+    """A lowered schedule, as `transports.plan.Plan`; numbers out of range are a ValueError."""
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        chunk_count: int,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        scratch: Sequence[int],
+        widest: int,
+        instructions: Sequence[
+            tuple[
+                Sequence[int],
+                Sequence[int],
+                Sequence[int],
+                Sequence[tuple[int, int]],
+                Sequence[tuple[int, int]],
+                int,
+            ]
+        ],
+    ) -> None: ...
+
+class Call:
+    """A plan bound to chunk lengths, element type and operation; made once, run often.
+
+    `reduction` is (dtype, op, average); `text` says what the call is, the same on every rank.
+    """
+
+    passes: int
+    input_bytes: int
+    output_bytes: int
+    scratch_bytes: int
+    text: str
+    def __init__(
+        self,
+        plan: Plan,
+        lengths: Sequence[int],
+        item_bytes: int,
+        reduction: tuple[int, int, bool] | None,
+        slot_bytes: int,
+        text: str,
+    ) -> None: ...
+
+class Engine:
+    """Runs calls of one rank over shared memory; owns the mapping and the given pidfds."""
+
+    closed: bool
+    broken: bool
+    calls: int
+    slot_bytes: int
+    def __init__(
+        self, fd: int, rank: int, peers: Sequence[tuple[str, int, int]], crowded: bool
+    ) -> None: ...
+    def execute(
+        self, call: Call, input: Buffer, output: Buffer, timeout: float, background: bool
+    ) -> None:
+        """Run `call`; raises what the contract says, see transports/errors.py."""
+
+    def abort(self, text: str) -> None: ...
+    def check(self) -> None:
+        """Raise the trouble that some rank has reported, if any."""
+
+    def mismatch(self, text: str) -> NoReturn:
+        """Raise MismatchError on every rank."""
+
+    def close(self) -> None: ...
+
+class Operation:
+    """A send or receive under way."""
+
+    done: bool
+    source: int
+    tag: int
+    bytes: int
+
+class PointToPoint:
+    """Point-to-point of one rank, on lanes of its own over the engine's memory."""
+
+    def __init__(self, engine: Engine) -> None: ...
+    def post_send(self, buffer: Buffer, bytes: int, dest: int, tag: int, what: str) -> Operation: ...
+    def post_recv(
+        self, buffer: Buffer, bytes: int, source: int, tag: int, what: str
+    ) -> Operation: ...
+    def wait(self, operation: Operation, timeout: float) -> None: ...
+    def test(self, operation: Operation) -> bool: ...
+    def close(self) -> None: ...
+
+def region_bytes(
+    ranks: int, depth: int, slots: int, slot_bytes: int, lane_slots: int, lane_bytes: int
+) -> int: ...
+def format_region(
+    fd: int,
+    ranks: int,
+    depth: int,
+    slots: int,
+    slot_bytes: int,
+    lane_slots: int,
+    lane_bytes: int,
+) -> None: ...
+def supports(dtype: int, op: int) -> bool: ...
+def reduce(
+    dtype: int, op: int, inputs: Sequence[Buffer], out: Buffer, also: Buffer | None
+) -> None: ...
+def divide(dtype: int, data: Buffer, divisor: int) -> None: ...
+def instruction_set() -> str: ...
+def use_instruction_set(name: str) -> None: ...

@@ -1,0 +1,43 @@
+"""The contract of channels, between an engine and whatever moves the bytes.
+
+A rank owns an outbox of slots. It *posts* a message: fills one slot once, addressed to one or
+several peers. Each peer *takes* messages of one sender in the order they were posted, reads them
+in place, and *releases* them. A slot is free again when every addressed peer has released it.
+Channels between different pairs of ranks are independent of one another.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Payload = npt.NDArray[Any]
+
+
+class Message(NamedTuple):
+    """What a take sees: the payload in place, and the fingerprint of the sender's call."""
+
+    payload: Payload
+    fingerprint: int
+
+
+class Channels(Protocol):
+    """One rank's ends of its channels. Nothing here blocks; the engine decides how to wait."""
+
+    def slot_is_free(self) -> bool:
+        """Whether a post would find a slot."""
+        ...
+
+    def post(self, targets: tuple[int, ...], payload: Payload, fingerprint: int) -> None:
+        """Send `payload` to every target; only when a slot is free."""
+        ...
+
+    def take(self, source: int) -> Message | None:
+        """The oldest unreleased message of `source`, or None; taking again gives the same."""
+        ...
+
+    def release(self, source: int) -> None:
+        """Give the oldest unreleased message of `source` back."""
+        ...

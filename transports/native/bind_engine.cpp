@@ -1,0 +1,193 @@
+// Plans, calls and the engine, as Python sees them; transports/_native.pyi says what they take.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+
+#include "bindings.hpp"
+#include "buffer.hpp"
+#include "engine.hpp"
+#include "mapping.hpp"
+
+namespace nb = nanobind;
+
+namespace transports {
+namespace {
+
+using Numbers = std::vector<std::uint32_t>;
+using Places = std::vector<std::tuple<std::uint32_t, std::uint32_t>>;
+using Written = std::tuple<Numbers, Numbers, Numbers, Places, Places, std::uint32_t>;
+
+std::vector<Place> places(const Places& written) {
+  std::vector<Place> found;
+  for (const auto& [space, chunk] : written) {
+    if (space > static_cast<std::uint32_t>(Space::scratch)) {
+      throw std::invalid_argument("a space is 0..3, found " + std::to_string(space));
+    }
+    found.push_back({static_cast<Space>(space), chunk});
+  }
+  return found;
+}
+
+Plan make_plan(std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count, Numbers inputs,
+               Numbers outputs, Numbers scratch, std::uint32_t widest,
+               const std::vector<Written>& instructions) {
+  Plan plan{rank,    size, chunk_count, std::move(inputs), std::move(outputs), std::move(scratch),
+            widest, {}};
+  for (const auto& [chunks, sources, targets, reads, writes, own_at] : instructions) {
+    plan.instructions.push_back({chunks, sources, targets, places(reads), places(writes), own_at});
+  }
+  plan.check();
+  return plan;
+}
+
+std::optional<Reduction> reduction_of(
+    const std::optional<std::tuple<std::uint32_t, std::uint32_t, bool>>& given) {
+  if (!given) return std::nullopt;
+  const auto& [dtype, op, average] = *given;
+  if (dtype >= dtype_count || op >= op_count) {
+    throw std::invalid_argument("no such dtype or operation");
+  }
+  return Reduction{static_cast<DType>(dtype), static_cast<Op>(op), average};
+}
+
+// Signal handlers of Python run while a rank waits; only the main thread has any.
+void check_signals() {
+  const nb::gil_scoped_acquire hold;
+  if (PyErr_CheckSignals() != 0) throw Interrupted();
+}
+
+// Two arrays are the very same memory, laid out alike, or have nothing in common.
+void refuse_overlap(const Call& call, const std::byte* input, const std::byte* output) {
+  const std::uint64_t read = call.input_bytes(), written = call.output_bytes();
+  if (read == 0 || written == 0 || input + read <= output || output + written <= input) return;
+  if (input == output && call.in_place()) return;
+  throw std::invalid_argument(
+      "x and out overlap: expected the very same memory (out=x) or none in common, found " +
+      std::to_string(read) + " bytes of x at offset " + std::to_string(input - output) + " of " +
+      std::to_string(written) + " bytes of out");
+}
+
+// The engine with the mapping it lives on.
+class Rank {
+ public:
+  Rank(int fd, std::uint32_t rank,
+       const std::vector<std::tuple<std::string, std::uint32_t, int>>& peers, bool crowded)
+      : mapping_(fd), engine_(attach(mapping_, rank), rank, named(peers), crowded) {
+    engine_.waiter().set_interrupt(check_signals);
+  }
+
+  void execute(const Call& call, nb::handle input, nb::handle output, double timeout,
+               bool background) {
+    const Buffer from(input, call.input_bytes(), Buffer::Access::read, "input");
+    const Buffer to(output, call.output_bytes(), Buffer::Access::write, "output");
+    refuse_overlap(call, from.data(), to.data());
+    const nb::gil_scoped_release free;
+    engine_.execute(call, from.data(), to.data(), timeout, background);
+  }
+
+  Engine& engine() { return engine_; }
+
+ private:
+  static Region attach(const Mapping& mapping, std::uint32_t rank) {
+    const Region region = Region::attach(mapping.data(), mapping.size());
+    if (rank >= region.geometry().ranks) throw std::invalid_argument("no such rank");
+    return region;
+  }
+  static std::vector<Waiter::Peer> named(
+      const std::vector<std::tuple<std::string, std::uint32_t, int>>& peers) {
+    std::vector<Waiter::Peer> found;
+    for (const auto& [host, pid, pidfd] : peers) found.push_back({host, pid, pidfd});
+    return found;
+  }
+
+  Mapping mapping_;
+  Engine engine_;
+};
+
+Geometry geometry_of(std::uint32_t ranks, std::uint32_t depth, std::uint32_t slots,
+                     std::uint64_t slot_bytes, std::uint32_t lane_slots,
+                     std::uint64_t lane_bytes) {
+  if (ranks == 0 || depth < 2 || slots < 2 || lane_slots < 2) {
+    throw std::invalid_argument("expected ranks >= 1, and depth, slots and lane slots >= 2");
+  }
+  if (slot_bytes == 0 || slot_bytes % kLine != 0 || slot_bytes > 0x40000000u || lane_bytes == 0 ||
+      lane_bytes % kLine != 0 || lane_bytes > 0x40000000u) {
+    throw std::invalid_argument("a slot is a positive multiple of 64 bytes, at most 1 GiB");
+  }
+  return Geometry{ranks, depth, slots, slot_bytes, lane_slots, lane_bytes};
+}
+
+}  // namespace
+
+void register_engine(nb::module_& module) {
+  nb::class_<Plan>(module, "Plan")
+      .def("__init__",
+           [](Plan* self, std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count,
+              Numbers inputs, Numbers outputs, Numbers scratch, std::uint32_t widest,
+              const std::vector<Written>& instructions) {
+             new (self) Plan(make_plan(rank, size, chunk_count, std::move(inputs),
+                                       std::move(outputs), std::move(scratch), widest,
+                                       instructions));
+           });
+  nb::class_<Call>(module, "Call")
+      .def("__init__",
+           [](Call* self, const Plan& plan, std::vector<std::uint64_t> lengths,
+              std::size_t item_bytes,
+              const std::optional<std::tuple<std::uint32_t, std::uint32_t, bool>>& reduction,
+              std::size_t slot_bytes, std::string text) {
+             new (self) Call(plan, std::move(lengths), item_bytes, reduction_of(reduction),
+                             slot_bytes, std::move(text));
+           },
+           nb::arg("plan"), nb::arg("lengths"), nb::arg("item_bytes"),
+           nb::arg("reduction").none(), nb::arg("slot_bytes"), nb::arg("text"))
+      .def_prop_ro("passes", &Call::passes)
+      .def_prop_ro("input_bytes", &Call::input_bytes)
+      .def_prop_ro("output_bytes", &Call::output_bytes)
+      .def_prop_ro("scratch_bytes", &Call::scratch_bytes)
+      .def_prop_ro("text", &Call::text);
+  nb::class_<Rank>(module, "Engine")
+      .def(nb::init<int, std::uint32_t,
+                    const std::vector<std::tuple<std::string, std::uint32_t, int>>&, bool>(),
+           nb::arg("fd"), nb::arg("rank"), nb::arg("peers"), nb::arg("crowded"))
+      .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input"), nb::arg("output"),
+           nb::arg("timeout"), nb::arg("background"))
+      .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })
+      .def("mismatch",
+           [](Rank& self, const std::string& text) {
+             self.engine().waiter().fail(FailureKind::mismatch, text);
+           })
+      .def("close", [](Rank& self) { self.engine().close(); })
+      .def("check", [](Rank& self) { self.engine().waiter().look_at_trouble(); })
+      .def_prop_ro("closed", [](Rank& self) { return self.engine().is_closed(); })
+      .def_prop_ro("broken", [](Rank& self) { return self.engine().is_broken(); })
+      .def_prop_ro("calls", [](Rank& self) { return self.engine().calls(); })
+      .def_prop_ro("slot_bytes",
+                   [](Rank& self) { return self.engine().region().geometry().slot_bytes; });
+  module.def(
+      "region_bytes",
+      [](std::uint32_t ranks, std::uint32_t depth, std::uint32_t slots, std::uint64_t slot_bytes,
+         std::uint32_t lane_slots, std::uint64_t lane_bytes) {
+        return geometry_of(ranks, depth, slots, slot_bytes, lane_slots, lane_bytes).total_bytes();
+      },
+      nb::arg("ranks"), nb::arg("depth"), nb::arg("slots"), nb::arg("slot_bytes"),
+      nb::arg("lane_slots"), nb::arg("lane_bytes"));
+  module.def(
+      "format_region",
+      [](int fd, std::uint32_t ranks, std::uint32_t depth, std::uint32_t slots,
+         std::uint64_t slot_bytes, std::uint32_t lane_slots, std::uint64_t lane_bytes) {
+        const auto geometry =
+            geometry_of(ranks, depth, slots, slot_bytes, lane_slots, lane_bytes);
+        const Mapping mapping(fd);
+        if (mapping.size() < geometry.total_bytes()) {
+          throw std::invalid_argument("the file is too small for the region");
+        }
+        Region::format(mapping.data(), geometry);
+      },
+      nb::arg("fd"), nb::arg("ranks"), nb::arg("depth"), nb::arg("slots"), nb::arg("slot_bytes"),
+      nb::arg("lane_slots"), nb::arg("lane_bytes"));
+}
+
+}  // namespace transports

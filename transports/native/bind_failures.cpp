@@ -1,0 +1,41 @@
+// Failures of the engine as the exceptions of transports/errors.py; the only place that translates.
+#include "bindings.hpp"
+#include "failure.hpp"
+
+namespace nb = nanobind;
+
+namespace transports {
+namespace {
+
+const char* class_name(FailureKind kind) {
+  switch (kind) {
+    case FailureKind::mismatch:
+      return "MismatchError";
+    case FailureKind::peer_lost:
+      return "PeerLostError";
+    case FailureKind::aborted:
+      return "AbortedError";
+    case FailureKind::timeout:
+      return "CollectiveTimeout";
+    case FailureKind::misuse:
+      break;
+  }
+  return "CollectiveError";
+}
+
+void translate(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const Failure& failure) {
+    nb::object error = nb::module_::import_("transports.errors").attr(class_name(failure.kind()));
+    PyErr_SetString(error.ptr(), failure.what());
+  } catch (const Interrupted&) {
+    // The signal handler's exception is already set.
+  }
+}
+
+}  // namespace
+
+void register_failures(nb::module_&) { nb::register_exception_translator(translate); }
+
+}  // namespace transports

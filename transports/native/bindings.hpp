@@ -1,0 +1,13 @@
+// What each bind_*.cpp registers, a concept a file.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace transports {
+
+void register_failures(nanobind::module_& module);
+void register_kernels(nanobind::module_& module);
+void register_engine(nanobind::module_& module);
+void register_point_to_point(nanobind::module_& module);
+
+}  // namespace transports

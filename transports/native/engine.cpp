@@ -1,0 +1,279 @@
+#include "engine.hpp"
+
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace transports {
+namespace {
+
+// Marks the engine as running a call; a second one at once is a mistake of the user.
+class Turn {
+ public:
+  explicit Turn(std::atomic<bool>& busy) : busy_(busy) {
+    // Acquire and release: a call sees all that the one before it did, whichever thread it ran on.
+    if (busy_.exchange(true, std::memory_order_acquire)) {
+      throw Failure(FailureKind::misuse,
+                    "two collectives at once on one communicator: calls from several threads must "
+                    "be ordered by the program");
+    }
+  }
+  ~Turn() { busy_.store(false, std::memory_order_release); }
+
+ private:
+  std::atomic<bool>& busy_;
+};
+
+const std::byte* own_operand(const Call::Item& item, std::uint64_t segment_at,
+                             const std::byte* input, const std::byte* output,
+                             const std::byte* scratch) {
+  switch (item.read) {
+    case Space::input:
+      return input + item.read_at + segment_at;
+    case Space::output:
+      return output + item.read_at + segment_at;
+    case Space::scratch:
+      return scratch + item.read_at;
+    case Space::nowhere:
+      break;
+  }
+  return nullptr;
+}
+
+std::byte* kept_at(const Call::Item& item, std::uint64_t segment_at, std::byte* output,
+                   std::byte* scratch) {
+  if (item.write == Space::output) return output + item.write_at + segment_at;
+  if (item.write == Space::scratch) return scratch + item.write_at;
+  return nullptr;
+}
+
+}  // namespace
+
+Engine::Engine(const Region& region, std::uint32_t rank, const std::vector<Waiter::Peer>& peers,
+               bool crowded)
+    : region_(region),
+      waiter_(region, rank, peers, crowded),
+      peers_(region.geometry().ranks),
+      slot_readers_(region.geometry().slots),
+      operands_(region.geometry().ranks + 1) {
+  for (auto& readers : slot_readers_) readers.reserve(region.geometry().ranks);
+  auto& standing = region_.standing(rank);
+  standing.pid.store(static_cast<std::uint32_t>(getpid()), std::memory_order_relaxed);
+  standing.life.store(static_cast<std::uint32_t>(Life::running), std::memory_order_release);
+}
+
+Engine::~Engine() { close(); }
+
+void Engine::close() {
+  if (closed_.exchange(true)) return;
+  waiter_.stop();
+  // Release: all our messages are posted for whoever sees that we are gone.
+  region_.standing(rank()).life.store(static_cast<std::uint32_t>(Life::closed),
+                                      std::memory_order_release);
+}
+
+void Engine::abort(const std::string& text) {
+  broken_ = true;
+  waiter_.report(FailureKind::aborted, text);
+}
+
+void Engine::execute(const Call& call, const std::byte* input, std::byte* output,
+                     double timeout_seconds, bool background) {
+  const Turn turn(busy_);
+  if (is_closed()) throw Failure(FailureKind::misuse, "the communicator is closed");
+  waiter_.look_at_trouble();
+  if (broken_) {
+    throw Failure(FailureKind::misuse, "the communicator is broken: a call on it was interrupted");
+  }
+  if (call.size() != region_.geometry().ranks || call.rank() != rank() ||
+      call.slot_bytes() != region_.geometry().slot_bytes) {
+    throw Failure(FailureKind::misuse, "the call was made for another communicator");
+  }
+  if (call.scratch_bytes() > scratch_bytes_) {
+    scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
+    scratch_bytes_ = call.scratch_bytes();
+  }
+  ++number_;
+  stamp_ = call.fingerprint() ^ (number_ * 0x9e3779b97f4a7c15u);
+  auto& standing = region_.standing(rank());
+  if (shown_ != call.fingerprint()) {
+    standing.call.set(call.text());
+    shown_ = call.fingerprint();
+  }
+  standing.entered.store(number_, std::memory_order_release);
+  waiter_.begin(timeout_seconds, background);
+  try {
+    run(call, input, output);
+  } catch (...) {
+    broken_ = true;
+    throw;
+  }
+  standing.completed.store(number_, std::memory_order_release);
+}
+
+void Engine::run(const Call& call, const std::byte* input, std::byte* output) {
+  for (std::uint64_t turn = 0; turn < call.passes(); ++turn) {
+    for (const auto& each : call.steps()) step(call, each, turn, input, output);
+    if (call.divide() != nullptr) {
+      for (const auto& each : call.outputs()) {
+        const std::uint64_t begin = turn * call.segment();
+        if (begin >= each.length) continue;
+        const std::uint64_t bytes = std::min(call.segment(), each.length - begin);
+        call.divide()(output + each.at + begin, bytes / call.item_bytes(), call.size());
+      }
+    }
+  }
+}
+
+void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
+                  const std::byte* input, std::byte* output) {
+  const std::uint64_t segment = call.segment();
+  const std::uint64_t segment_at = turn * segment;
+  const Call::Item* const items_end = call.items() + step.items_end;
+  const auto extent = [&](const Call::Item& item) {
+    return item.length <= segment_at ? 0 : std::min(segment, item.length - segment_at);
+  };
+  std::uint64_t bytes = step.bytes;
+  if (call.passes() > 1) {
+    bytes = 0;
+    for (auto* item = call.items() + step.items_begin; item != items_end; ++item) {
+      bytes += extent(*item);
+    }
+    // Both ends know the lengths, so what is done needs no message; pass 0 always speaks.
+    if (bytes == 0 && turn > 0) return;
+  }
+  const std::uint32_t* const sources = call.peers() + step.sources_begin;
+  const std::uint32_t source_count = step.sources_end - step.sources_begin;
+  const std::uint32_t* const targets = call.peers() + step.targets_begin;
+  const std::uint32_t target_count = step.targets_end - step.targets_begin;
+
+  // The slot first, then the messages: see _fuse in collectives/lowering.py.
+  std::byte* const outgoing =
+      target_count == 0 ? nullptr : take_slot(targets, target_count, bytes);
+  for (std::uint32_t i = 0; i < source_count; ++i) {
+    operands_[i + (i >= step.own_at)] = take(call, sources[i], bytes);
+  }
+  std::uint64_t at = 0;  // within the message
+  for (auto* item = call.items() + step.items_begin; item != items_end; ++item) {
+    const std::uint64_t length = extent(*item);
+    if (length == 0) continue;
+    const std::byte* const own =
+        own_operand(*item, segment_at, input, output, scratch_.get());
+    std::byte* out = kept_at(*item, segment_at, output, scratch_.get());
+    std::byte* also = outgoing == nullptr ? nullptr : outgoing + at;
+    if (out == nullptr) std::swap(out, also);
+    if (out != nullptr) {
+      if (source_count == 0 || own == nullptr) {
+        const std::byte* const from =
+            own != nullptr ? own : operands_[step.own_at == 0 ? 1 : 0];
+        copy_to_both(out, also, from, length);
+      } else {
+        operands_[step.own_at] = own;
+        call.reduce()(out, also, operands_.data(), source_count + 1, length / call.item_bytes());
+      }
+    }
+    if (item + 1 != items_end) {
+      for (std::uint32_t i = 0; i < source_count; ++i) operands_[i + (i >= step.own_at)] += length;
+    }
+    at += length;
+  }
+  if (target_count != 0) post(targets, target_count, outgoing, bytes);
+  for (std::uint32_t i = 0; i < source_count; ++i) release(sources[i]);
+  if (source_count + target_count != 0) wake(sources, source_count, targets, target_count);
+}
+
+std::byte* Engine::take_slot(const std::uint32_t* targets, std::uint32_t count,
+                             std::uint64_t bytes) {
+  const auto& geometry = region_.geometry();
+  // A descriptor is free once the peer has released the message that lay in it before.
+  for (std::uint32_t i = 0; i < count; ++i) {
+    auto& peer = peers_[targets[i]];
+    const std::uint32_t wanted = peer.sent - geometry.depth + 1;
+    if (reached(peer.known_released, wanted)) continue;  // spares a cache miss a message
+    const auto& released = region_.acks(targets[i], rank()).released;
+    waiter_.await(released, wanted, targets[i], "release by");
+    peer.known_released = released.load(std::memory_order_relaxed);
+  }
+  if (bytes <= kInlineBytes) return inline_;
+  const std::uint32_t slot = next_slot_ % geometry.slots;
+  for (const auto& reader : slot_readers_[slot]) {
+    waiter_.await(region_.acks(reader.peer, rank()).released, reader.index + 1, reader.peer,
+                  "release by");
+  }
+  slot_readers_[slot].clear();
+  return region_.slot(rank(), slot);
+}
+
+void Engine::post(const std::uint32_t* targets, std::uint32_t count, const std::byte* payload,
+                  std::uint64_t bytes) {
+  const bool is_inline = payload == inline_;
+  const std::uint32_t slot = next_slot_ % region_.geometry().slots;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const std::uint32_t peer = targets[i];
+    const std::uint32_t index = peers_[peer].sent++;
+    auto& descriptor = region_.descriptor(rank(), peer, index);
+    descriptor.length = static_cast<std::uint32_t>(bytes);
+    descriptor.fingerprint = stamp_;
+    descriptor.slot = is_inline ? kInlineSlot : slot;
+    if (is_inline) {
+      std::memcpy(descriptor.payload, payload, bytes);
+    } else {
+      slot_readers_[slot].push_back({peer, index});
+    }
+    // Release: descriptor and payload are complete for whoever sees the new sequence.
+    descriptor.sequence.store(index + 1, std::memory_order_release);
+  }
+  if (!is_inline) ++next_slot_;
+}
+
+void Engine::wake(const std::uint32_t* sources, std::uint32_t source_count,
+                  const std::uint32_t* targets, std::uint32_t target_count) {
+  waiter_.fence_before_wake();
+  for (std::uint32_t i = 0; i < target_count; ++i) {
+    const auto last = peers_[targets[i]].sent - 1;
+    waiter_.wake(region_.descriptor(rank(), targets[i], last).sequence, targets[i]);
+  }
+  for (std::uint32_t i = 0; i < source_count; ++i) {
+    waiter_.wake(region_.acks(rank(), sources[i]).released, sources[i]);
+  }
+}
+
+const std::byte* Engine::take(const Call& call, std::uint32_t peer, std::uint64_t bytes) {
+  const std::uint32_t index = peers_[peer].received;
+  const auto& descriptor = region_.descriptor(peer, rank(), index);
+  waiter_.await(descriptor.sequence, index + 1, peer, "message from");
+  // Read once: whatever else is written there later, we stay within the slot.
+  const std::uint32_t length = descriptor.length;
+  const std::uint32_t slot = descriptor.slot;
+  if (descriptor.fingerprint != stamp_ || length != bytes) {
+    fail_mismatch(call, peer, descriptor, bytes);
+  }
+  if (slot == kInlineSlot && length <= kInlineBytes) return descriptor.payload;
+  if (slot >= region_.geometry().slots || length > region_.geometry().slot_bytes) {
+    waiter_.fail(FailureKind::mismatch, waiter_.name_of(peer) + " posted a damaged message");
+  }
+  return region_.slot(peer, slot);
+}
+
+void Engine::release(std::uint32_t peer) {
+  auto& acks = region_.acks(rank(), peer);
+  // Release: our reads of the payload are done before the sender may write there again.
+  acks.released.store(++peers_[peer].received, std::memory_order_release);
+}
+
+void Engine::fail_mismatch(const Call& call, std::uint32_t peer, const Descriptor& found,
+                           std::uint64_t bytes) {
+  const std::string theirs = waiter_.call_of(peer);
+  std::string text = "ranks are in different calls: rank " + std::to_string(rank()) + " has " +
+                     call.text() + " #" + std::to_string(number_) + ", rank " +
+                     std::to_string(peer) + " has " + theirs;
+  if (found.fingerprint == stamp_) {
+    text += " (a message of " + std::to_string(found.length) + " bytes, expected " +
+            std::to_string(bytes) + ")";
+  }
+  waiter_.fail(FailureKind::mismatch, text);
+}
+
+}  // namespace transports

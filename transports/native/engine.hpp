@@ -1,0 +1,84 @@
+// Runs calls over shared memory: one loop over the instructions of a plan.
+//
+// An engine belongs to one rank and keeps no process-wide state, so ranks may be threads of one
+// process. One call runs at a time; calls may come from different threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "program.hpp"
+#include "region.hpp"
+#include "waiting.hpp"
+
+namespace transports {
+
+class Engine {
+ public:
+  Engine(const Region& region, std::uint32_t rank, const std::vector<Waiter::Peer>& peers,
+         bool crowded);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Runs `call` on this rank. `input` and `output` may be the very same memory, or must not
+  // overlap. Throws Failure; afterwards the engine is broken and every call throws the same.
+  void execute(const Call& call, const std::byte* input, std::byte* output, double timeout_seconds,
+               bool background);
+
+  // Tells all ranks that this one gives up; their waits throw `aborted` with the text.
+  void abort(const std::string& text);
+  // Local: never waits. Calls after it throw `misuse`.
+  void close();
+  bool is_closed() const { return closed_.load(std::memory_order_relaxed); }
+  bool is_broken() const { return broken_; }
+  std::uint64_t calls() const { return number_; }
+  Waiter& waiter() { return waiter_; }
+  const Region& region() const { return region_; }
+  std::uint32_t rank() const { return waiter_.rank(); }
+
+ private:
+  struct Message {
+    std::uint32_t peer;
+    std::uint32_t index;  // of the peer's messages from us
+  };
+  // What this rank knows of its channels with one peer.
+  struct Peer {
+    std::uint32_t sent = 0;            // messages posted to it
+    std::uint32_t received = 0;        // messages of it released
+    std::uint32_t known_released = 0;  // of ours, when we last looked
+  };
+
+  void run(const Call& call, const std::byte* input, std::byte* output);
+  void step(const Call& call, const Call::Step& step, std::uint64_t turn, const std::byte* input,
+            std::byte* output);
+  std::byte* take_slot(const std::uint32_t* targets, std::uint32_t count, std::uint64_t bytes);
+  const std::byte* take(const Call& call, std::uint32_t peer, std::uint64_t bytes);
+  void release(std::uint32_t peer);
+  void post(const std::uint32_t* targets, std::uint32_t count, const std::byte* payload,
+            std::uint64_t bytes);
+  void wake(const std::uint32_t* sources, std::uint32_t source_count,
+            const std::uint32_t* targets, std::uint32_t target_count);
+  [[noreturn]] void fail_mismatch(const Call& call, std::uint32_t peer, const Descriptor& found,
+                                  std::uint64_t bytes);
+
+  Region region_;
+  Waiter waiter_;
+  std::vector<Peer> peers_;
+  std::vector<std::vector<Message>> slot_readers_;  // who may still read each slot
+  std::uint32_t next_slot_ = 0;
+  alignas(kLine) std::byte inline_[kInlineBytes];
+  std::vector<const std::byte*> operands_;
+  std::unique_ptr<std::byte[]> scratch_;
+  std::uint64_t scratch_bytes_ = 0;
+  std::uint64_t number_ = 0;  // calls entered
+  std::uint64_t stamp_ = 0;   // fingerprint of the running call, its number included
+  std::uint64_t shown_ = 0;   // fingerprint of the call text that stands in the region
+  std::atomic<bool> busy_{false};
+  std::atomic<bool> closed_{false};
+  bool broken_ = false;
+};
+
+}  // namespace transports

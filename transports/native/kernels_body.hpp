@@ -1,0 +1,267 @@
+// The kernels themselves. Each kernels_<instruction set>.cpp names its table and includes this
+// file:
+//
+//     #define TRANSPORTS_KERNEL_TABLE avx2_kernels
+//     #define TRANSPORTS_KERNEL_NAME "avx2"
+//
+// All instruction sets run the same operations on the same lanes in the same order, in vectors of
+// different length, so all give the same bits.
+#include "kernels_table.hpp"
+#include "kernels_vectors.hpp"
+
+namespace transports {
+namespace {
+
+// What a fold does to two vectors.
+
+struct Sum {
+  template <class V>
+  TRANSPORTS_INLINE static V fold(V a, V b) {
+    return a + b;
+  }
+};
+struct Prod {
+  template <class V>
+  TRANSPORTS_INLINE static V fold(V a, V b) {
+    return a * b;
+  }
+};
+struct Min {  // the comparison is false for a NaN on either side: b is right then, unless a is the
+              // NaN
+  template <class V>
+  TRANSPORTS_INLINE static V fold(V a, V b) {
+    const V smaller = a < b ? a : b;
+    return a != a ? a : smaller;
+  }
+};
+struct Max {
+  template <class V>
+  TRANSPORTS_INLINE static V fold(V a, V b) {
+    const V greater = a > b ? a : b;
+    return a != a ? a : greater;
+  }
+};
+struct And {
+  template <class V>
+  TRANSPORTS_INLINE static V fold(V a, V b) {
+    return a & b;
+  }
+};
+struct Or {
+  template <class V>
+  TRANSPORTS_INLINE static V fold(V a, V b) {
+    return a | b;
+  }
+};
+struct Xor {
+  template <class V>
+  TRANSPORTS_INLINE static V fold(V a, V b) {
+    return a ^ b;
+  }
+};
+
+// Where a fold reads: two inputs, by far the most common case, kept in registers; or any number of
+// them.
+struct Two {
+  const std::byte* first;
+  const std::byte* second;
+
+  template <class Visit>
+  TRANSPORTS_INLINE void rest(Visit visit) const {
+    visit(second);
+  }
+};
+struct Many {
+  const std::byte* first;
+  const std::byte* const* inputs;
+  std::size_t n;
+
+  template <class Visit>
+  TRANSPORTS_INLINE void rest(Visit visit) const {
+    for (std::size_t i = 1; i < n; ++i) visit(inputs[i]);
+  }
+};
+
+template <class Codec, class Operation, class Sources>
+struct Fold {
+  std::byte* out;
+  std::byte* also;
+  Sources sources;
+
+  // `Vectors` vectors of `Lanes` elements from element `begin` on. All reads come before the first
+  // write: out may be an input.
+  template <std::size_t Lanes, std::size_t Vectors>
+  TRANSPORTS_INLINE void block(std::size_t begin) const {
+    constexpr std::size_t stride = Lanes * Codec::size;
+    const std::size_t offset = begin * Codec::size;
+    typename Codec::template Register<Lanes> result[Vectors];
+    for (std::size_t v = 0; v < Vectors; ++v)
+      result[v] = Codec::template load<Lanes>(sources.first + offset + v * stride);
+    sources.rest([&](const std::byte* input) __attribute__((always_inline)) {
+      for (std::size_t v = 0; v < Vectors; ++v)
+        result[v] =
+            Operation::fold(result[v], Codec::template load<Lanes>(input + offset + v * stride));
+    });
+    for (std::size_t v = 0; v < Vectors; ++v)
+      Codec::template store<Lanes>(out + offset + v * stride, result[v]);
+    if (also != nullptr)
+      for (std::size_t v = 0; v < Vectors; ++v)
+        Codec::template store<Lanes>(also + offset + v * stride, result[v]);
+  }
+};
+
+// Calls block<Lanes, Vectors>(begin) over count elements: four vectors at a time, then one, then
+// halves of a vector down to one element.
+template <std::size_t Lanes, class Blocks>
+TRANSPORTS_INLINE void cover_rest(const Blocks& blocks, std::size_t begin, std::size_t rest) {
+  if ((rest & Lanes) != 0) {
+    blocks.template block<Lanes, 1>(begin);
+    begin += Lanes;
+  }
+  if constexpr (Lanes > 1) cover_rest<Lanes / 2>(blocks, begin, rest);
+}
+
+template <std::size_t Lanes, class Blocks>
+TRANSPORTS_INLINE void cover(const Blocks& blocks, std::size_t count) {
+  std::size_t begin = 0;
+  if (count >= Lanes) {
+    for (; count - begin >= 4 * Lanes; begin += 4 * Lanes) blocks.template block<Lanes, 4>(begin);
+    for (; count - begin >= Lanes; begin += Lanes) blocks.template block<Lanes, 1>(begin);
+  }
+  cover_rest<Lanes / 2>(blocks, begin, count - begin);
+}
+
+template <class Codec>
+constexpr std::size_t full_lanes = vector_bytes / sizeof(typename Codec::Element);
+
+struct Copy {
+  std::byte* out;
+  std::byte* also;
+  const std::byte* input;
+
+  template <std::size_t Lanes, std::size_t Vectors>
+  TRANSPORTS_INLINE void block(std::size_t begin) const {
+    Plain<std::uint8_t>::Register<Lanes> bytes[Vectors];
+    for (std::size_t v = 0; v < Vectors; ++v)
+      bytes[v] = Plain<std::uint8_t>::load<Lanes>(input + begin + v * Lanes);
+    for (std::size_t v = 0; v < Vectors; ++v)
+      Plain<std::uint8_t>::store<Lanes>(out + begin + v * Lanes, bytes[v]);
+    for (std::size_t v = 0; v < Vectors; ++v)
+      Plain<std::uint8_t>::store<Lanes>(also + begin + v * Lanes, bytes[v]);
+  }
+};
+
+void copy(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes) {
+  if (also == nullptr || also == input) {
+    if (out != input) __builtin_memcpy(out, input, bytes);
+  } else if (out == input) {
+    __builtin_memcpy(also, input, bytes);
+  } else {
+    cover<vector_bytes>(Copy{out, also, input}, bytes);
+  }
+}
+
+// Apart from `reduce`, so that the common case saves no registers for this one.
+template <class Codec, class Operation>
+[[gnu::noinline]] void reduce_many(std::byte* out, std::byte* also, const std::byte* const* inputs,
+                                   std::size_t n, std::size_t count) {
+  cover<full_lanes<Codec>>(Fold<Codec, Operation, Many>{out, also, {inputs[0], inputs, n}}, count);
+}
+
+template <class Codec, class Operation>
+[[gnu::noinline]] void reduce(std::byte* out, std::byte* also, const std::byte* const* inputs,
+                              std::size_t n, std::size_t count) {
+  if (n == 2) [[likely]]
+    return cover<full_lanes<Codec>>(Fold<Codec, Operation, Two>{out, also, {inputs[0], inputs[1]}},
+                                    count);
+  if (n == 1) return copy(out, also, inputs[0], count * Codec::size);
+  return reduce_many<Codec, Operation>(out, also, inputs, n, count);
+}
+
+// Bitwise operations do not care where an element ends: one kernel for all sizes.
+template <class Operation, std::size_t Size>
+void reduce_bits(std::byte* out, std::byte* also, const std::byte* const* inputs, std::size_t n,
+                 std::size_t count) {
+  reduce<Plain<std::uint8_t>, Operation>(out, also, inputs, n, count * Size);
+}
+
+template <class Codec>
+struct Divide {
+  std::byte* data;
+  typename Codec::Element divisor;
+
+  template <std::size_t Lanes, std::size_t Vectors>
+  TRANSPORTS_INLINE void block(std::size_t begin) const {
+    for (std::size_t v = 0; v < Vectors; ++v) {
+      std::byte* at = data + (begin + v * Lanes) * Codec::size;
+      Codec::template store<Lanes>(at, Codec::template load<Lanes>(at) / divisor);
+    }
+  }
+};
+
+template <class Codec>
+void divide(std::byte* data, std::size_t count, std::size_t divisor) {
+  cover<full_lanes<Codec>>(Divide<Codec>{data, static_cast<typename Codec::Element>(divisor)},
+                           count);
+}
+
+constexpr void set(KernelTable& table, DType dtype, Op op, ReduceKernel kernel) {
+  table.reduce[static_cast<std::size_t>(dtype)][static_cast<std::size_t>(op)] = kernel;
+}
+
+template <class Codec>
+constexpr void set_float(KernelTable& table, DType dtype) {
+  set(table, dtype, Op::sum, reduce<Codec, Sum>);
+  set(table, dtype, Op::prod, reduce<Codec, Prod>);
+  set(table, dtype, Op::min, reduce<Codec, Min>);
+  set(table, dtype, Op::max, reduce<Codec, Max>);
+  table.divide[static_cast<std::size_t>(dtype)] = divide<Codec>;
+}
+
+// Only the order of integers depends on their sign.
+template <class Ordered, class Unsigned>
+constexpr void set_integer(KernelTable& table, DType dtype) {
+  set(table, dtype, Op::sum, reduce<Plain<Unsigned>, Sum>);
+  set(table, dtype, Op::prod, reduce<Plain<Unsigned>, Prod>);
+  set(table, dtype, Op::min, reduce<Plain<Ordered>, Min>);
+  set(table, dtype, Op::max, reduce<Plain<Ordered>, Max>);
+  set(table, dtype, Op::band, reduce_bits<And, sizeof(Unsigned)>);
+  set(table, dtype, Op::bor, reduce_bits<Or, sizeof(Unsigned)>);
+  set(table, dtype, Op::bxor, reduce_bits<Xor, sizeof(Unsigned)>);
+  set(table, dtype, Op::land, reduce<Truth<Unsigned>, And>);
+  set(table, dtype, Op::lor, reduce<Truth<Unsigned>, Or>);
+  set(table, dtype, Op::lxor, reduce<Truth<Unsigned>, Xor>);
+}
+
+constexpr void set_boolean(KernelTable& table, DType dtype) {
+  constexpr Op conjunctions[] = {Op::prod, Op::min, Op::band, Op::land};
+  constexpr Op disjunctions[] = {Op::sum, Op::max, Op::bor, Op::lor};
+  constexpr Op parities[] = {Op::bxor, Op::lxor};
+  for (const Op op : conjunctions) set(table, dtype, op, reduce<Truth<std::uint8_t>, And>);
+  for (const Op op : disjunctions) set(table, dtype, op, reduce<Truth<std::uint8_t>, Or>);
+  for (const Op op : parities) set(table, dtype, op, reduce<Truth<std::uint8_t>, Xor>);
+}
+
+constexpr KernelTable make_table() {
+  KernelTable table{TRANSPORTS_KERNEL_NAME, {}, {}, copy};
+  set_float<Half<Float16>>(table, DType::float16);
+  set_float<Half<BFloat16>>(table, DType::bfloat16);
+  set_float<Plain<float>>(table, DType::float32);
+  set_float<Plain<double>>(table, DType::float64);
+  set_integer<std::int8_t, std::uint8_t>(table, DType::int8);
+  set_integer<std::int16_t, std::uint16_t>(table, DType::int16);
+  set_integer<std::int32_t, std::uint32_t>(table, DType::int32);
+  set_integer<std::int64_t, std::uint64_t>(table, DType::int64);
+  set_integer<std::uint8_t, std::uint8_t>(table, DType::uint8);
+  set_integer<std::uint16_t, std::uint16_t>(table, DType::uint16);
+  set_integer<std::uint32_t, std::uint32_t>(table, DType::uint32);
+  set_integer<std::uint64_t, std::uint64_t>(table, DType::uint64);
+  set_boolean(table, DType::boolean);
+  return table;
+}
+
+}  // namespace
+
+constinit const KernelTable TRANSPORTS_KERNEL_TABLE = make_table();
+
+}  // namespace transports

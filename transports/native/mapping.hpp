@@ -1,0 +1,25 @@
+// Owns a mapping of shared memory.
+#pragma once
+
+#include <cstddef>
+
+namespace transports {
+
+class Mapping {
+ public:
+  // Maps all of the file, readable and writable; the descriptor stays the caller's. Throws
+  // std::system_error.
+  explicit Mapping(int fd);
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  std::byte* data() const { return data_; }
+  std::size_t size() const { return size_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+}  // namespace transports

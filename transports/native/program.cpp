@@ -1,0 +1,163 @@
+#include "program.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "region.hpp"
+
+namespace transports {
+namespace {
+
+[[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
+
+void check_below(const std::vector<std::uint32_t>& numbers, std::uint32_t limit, const char* what) {
+  for (const auto number : numbers) {
+    if (number >= limit) {
+      refuse(std::string(what) + " must be below " + std::to_string(limit) + ", found " +
+             std::to_string(number));
+    }
+  }
+}
+
+std::uint64_t fnv1a(const std::string& text) {
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return hash;
+}
+
+// Where each chunk of a space begins; chunks that are not in the space have none.
+using Begins = std::vector<std::optional<std::uint64_t>>;
+
+std::uint64_t lay_out(const std::vector<std::uint32_t>& chunks,
+                      const std::vector<std::uint64_t>& lengths, Begins& begins) {
+  std::uint64_t at = 0;
+  for (const auto chunk : chunks) {
+    begins[chunk] = at;
+    at += lengths[chunk];
+  }
+  return at;
+}
+
+}  // namespace
+
+void Plan::check() const {
+  if (size == 0 || rank >= size) refuse("a plan's rank must be below its size");
+  if (widest == 0) refuse("a plan's widest message has at least one chunk");
+  check_below(inputs, chunk_count, "input chunk");
+  check_below(outputs, chunk_count, "output chunk");
+  check_below(scratch, chunk_count, "scratch chunk");
+  for (const auto& each : instructions) {
+    check_below(each.chunks, chunk_count, "chunk");
+    check_below(each.sources, size, "source");
+    check_below(each.targets, size, "target");
+    for (const auto& list : {each.sources, each.targets}) {
+      if (std::find(list.begin(), list.end(), rank) != list.end()) {
+        refuse("a rank cannot message itself");
+      }
+    }
+    if (each.chunks.empty() || each.chunks.size() > std::max<std::size_t>(widest, outputs.size())) {
+      refuse("an instruction moves between 1 and `widest` chunks");
+    }
+    if ((!each.sources.empty() || !each.targets.empty()) && each.chunks.size() > widest) {
+      refuse("a message is wider than the plan says");
+    }
+    if (!each.reads.empty() && each.reads.size() != each.chunks.size()) {
+      refuse("an instruction reads all of its chunks or none");
+    }
+    if (!each.writes.empty() && each.writes.size() != each.chunks.size()) {
+      refuse("an instruction writes all of its chunks or none");
+    }
+    if (each.sources.empty() && each.reads.empty()) refuse("an instruction needs an operand");
+    if (each.sources.size() > 1 && each.reads.empty()) {
+      refuse("an instruction with several sources reads the own value too");
+    }
+    if (each.own_at > each.sources.size()) refuse("own_at is beyond the sources");
+  }
+}
+
+Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes,
+           std::optional<Reduction> reduction, std::size_t slot_bytes, std::string text)
+    : in_place_(plan.inputs == plan.outputs),
+      item_bytes_(item_bytes),
+      slot_bytes_(slot_bytes),
+      size_(plan.size),
+      rank_(plan.rank),
+      fingerprint_(fnv1a(text)),
+      text_(std::move(text)) {
+  plan.check();
+  if (lengths.size() != plan.chunk_count) {
+    refuse("expected " + std::to_string(plan.chunk_count) + " chunk lengths, found " +
+           std::to_string(lengths.size()));
+  }
+  if (item_bytes == 0) refuse("an element has at least one byte");
+  if (reduction) {
+    if (size_of(reduction->dtype) != item_bytes) refuse("element size and dtype do not agree");
+    reduce_ = reduce_kernel(reduction->dtype, reduction->op);
+    if (reduce_ == nullptr) refuse("no kernel for this dtype and operation");
+    if (reduction->average) divide_ = divide_kernel(reduction->dtype);
+  }
+  std::uint64_t segment_items = slot_bytes / item_bytes / plan.widest;
+  // Segments that begin on a cache line as long as there is room for one.
+  const std::uint64_t per_line = kLine / std::min<std::size_t>(kLine, item_bytes);
+  if (segment_items > per_line) segment_items -= segment_items % per_line;
+  if (segment_items == 0) {
+    refuse("a slot of " + std::to_string(slot_bytes) + " bytes cannot hold " +
+           std::to_string(plan.widest) + " elements of " + std::to_string(item_bytes) + " bytes");
+  }
+  segment_ = segment_items * item_bytes;
+  for (auto& length : lengths) {
+    length *= item_bytes;
+    passes_ = std::max(passes_, (length + segment_ - 1) / segment_);
+  }
+
+  Begins inputs(plan.chunk_count), outputs(plan.chunk_count), scratch(plan.chunk_count);
+  input_bytes_ = lay_out(plan.inputs, lengths, inputs);
+  output_bytes_ = lay_out(plan.outputs, lengths, outputs);
+  for (const auto chunk : plan.scratch) {
+    scratch[chunk] = scratch_bytes_;
+    scratch_bytes_ += segment_;  // scratch holds one pass at a time
+  }
+  for (const auto chunk : plan.outputs) outputs_.push_back({*outputs[chunk], lengths[chunk]});
+
+  const auto find = [&](const Place& place) -> std::uint64_t {
+    const Begins* begins = place.space == Space::input    ? &inputs
+                           : place.space == Space::output ? &outputs
+                                                          : &scratch;
+    if (place.chunk >= plan.chunk_count || !(*begins)[place.chunk]) {
+      refuse("a place names a chunk that its space does not hold");
+    }
+    return *(*begins)[place.chunk];
+  };
+  for (const auto& each : plan.instructions) {
+    Step step{};
+    step.items_begin = static_cast<std::uint32_t>(items_.size());
+    for (std::size_t i = 0; i < each.chunks.size(); ++i) {
+      Item item{lengths[each.chunks[i]], 0, 0, Space::nowhere, Space::nowhere};
+      if (!each.reads.empty()) {
+        item.read = each.reads[i].space;
+        item.read_at = find(each.reads[i]);
+        if (lengths[each.reads[i].chunk] != item.length) {
+          refuse("a copy between chunks of different lengths");
+        }
+      }
+      if (!each.writes.empty() && each.writes[i].space != Space::nowhere) {
+        item.write = each.writes[i].space;
+        item.write_at = find(each.writes[i]);
+      }
+      step.bytes += item.length;
+      items_.push_back(item);
+    }
+    step.items_end = static_cast<std::uint32_t>(items_.size());
+    step.sources_begin = static_cast<std::uint32_t>(peers_.size());
+    peers_.insert(peers_.end(), each.sources.begin(), each.sources.end());
+    step.sources_end = step.targets_begin = static_cast<std::uint32_t>(peers_.size());
+    peers_.insert(peers_.end(), each.targets.begin(), each.targets.end());
+    step.targets_end = static_cast<std::uint32_t>(peers_.size());
+    step.own_at = each.own_at;
+    const bool reduces = !each.sources.empty() && !each.reads.empty();
+    if (reduces && reduce_ == nullptr) refuse("a plan that reduces needs an operation");
+    steps_.push_back(step);
+  }
+}
+
+}  // namespace transports

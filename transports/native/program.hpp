@@ -1,0 +1,123 @@
+// A plan as the engine runs it, and a call: a plan bound to chunk lengths, element type and
+// operation. Both are made once and cached by Python; running a call allocates nothing.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace transports {
+
+enum class Space : std::uint8_t { nowhere = 0, input, output, scratch };
+
+struct Place {
+  Space space;
+  std::uint32_t chunk;
+};
+
+// One action; see transports/plan.py, whose Instruction this is.
+struct Instruction {
+  std::vector<std::uint32_t> chunks;
+  std::vector<std::uint32_t> sources;
+  std::vector<std::uint32_t> targets;
+  std::vector<Place> reads;
+  std::vector<Place> writes;
+  std::uint32_t own_at = 0;
+};
+
+struct Plan {
+  std::uint32_t rank = 0;
+  std::uint32_t size = 0;
+  std::uint32_t chunk_count = 0;
+  std::vector<std::uint32_t> inputs;
+  std::vector<std::uint32_t> outputs;
+  std::vector<std::uint32_t> scratch;
+  std::uint32_t widest = 1;
+  std::vector<Instruction> instructions;
+
+  // Throws std::invalid_argument if a number in it is out of range, so that no engine needs to
+  // look again.
+  void check() const;
+};
+
+// What is reduced, and how.
+struct Reduction {
+  DType dtype;
+  Op op;
+  bool average;  // divide the sum by the number of ranks at the end
+};
+
+class Call {
+ public:
+  // `lengths` are in elements of `item_bytes`; `text` says what the call is, the same on every
+  // rank. Throws std::invalid_argument if lengths, plan and slot do not fit together.
+  Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes,
+       std::optional<Reduction> reduction, std::size_t slot_bytes, std::string text);
+
+  // One chunk's part in an instruction, with offsets in bytes from the begin of its spaces.
+  struct Item {
+    std::uint64_t length;  // bytes of the chunk
+    std::uint64_t read_at;
+    std::uint64_t write_at;
+    Space read;
+    Space write;
+  };
+  struct Step {
+    std::uint32_t items_begin, items_end;
+    std::uint32_t sources_begin, sources_end;
+    std::uint32_t targets_begin, targets_end;
+    std::uint32_t own_at;
+    std::uint64_t bytes;  // of its message, all passes together
+  };
+  struct Output {
+    std::uint64_t at;
+    std::uint64_t length;
+  };
+
+  const std::vector<Step>& steps() const { return steps_; }
+  const Item* items() const { return items_.data(); }
+  const std::uint32_t* peers() const { return peers_.data(); }
+  const std::vector<Output>& outputs() const { return outputs_; }
+  std::uint64_t passes() const { return passes_; }
+  std::uint64_t segment() const { return segment_; }  // bytes of a chunk in one pass
+  std::uint64_t input_bytes() const { return input_bytes_; }
+  std::uint64_t output_bytes() const { return output_bytes_; }
+  std::uint64_t scratch_bytes() const { return scratch_bytes_; }
+  std::size_t item_bytes() const { return item_bytes_; }
+  std::size_t slot_bytes() const { return slot_bytes_; }
+  std::uint32_t size() const { return size_; }
+  std::uint32_t rank() const { return rank_; }
+  // Whether input and output may be the same memory: every chunk lies at the same place in both.
+  bool in_place() const { return in_place_; }
+  ReduceKernel reduce() const { return reduce_; }
+  DivideKernel divide() const { return divide_; }
+  std::uint64_t fingerprint() const { return fingerprint_; }
+  const std::string& text() const { return text_; }
+
+ private:
+  std::vector<Step> steps_;
+  std::vector<Item> items_;
+  std::vector<std::uint32_t> peers_;
+  std::vector<Output> outputs_;
+  std::uint64_t passes_ = 1;
+  std::uint64_t segment_ = 0;
+  std::uint64_t input_bytes_ = 0;
+  std::uint64_t output_bytes_ = 0;
+  std::uint64_t scratch_bytes_ = 0;
+  bool in_place_;
+  std::size_t item_bytes_;
+  std::size_t slot_bytes_;
+  std::uint32_t size_;
+  std::uint32_t rank_;
+  ReduceKernel reduce_ = nullptr;
+  DivideKernel divide_ = nullptr;
+  std::uint64_t fingerprint_;
+  std::string text_;
+};
+
+}  // namespace transports

@@ -1,0 +1,175 @@
+// The layout of the memory that the ranks of one communicator on one host share.
+//
+//   Header | part of rank 0 | part of rank 1 | ...
+//
+// A part is written by its own rank alone (the trouble board in the header, first come first
+// served, is the one exception), and holds what that rank says to the others:
+//
+//   Standing            alive or not, who, and which call it is in
+//   AckLine[ranks]      for each peer: how many of its messages this rank has released
+//   Descriptor[ranks][depth]   for each peer: a ring of messages to it
+//   slots               payloads too long for a descriptor, written once and read in place
+//   lanes               the same for point-to-point, see point_to_point.hpp
+//
+// Sequence numbers and acknowledgements are 32-bit counters that wrap; they are compared by their
+// signed difference. Nothing here owns anything.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace transports {
+
+inline constexpr std::size_t kLine = 64;  // one cache line
+inline constexpr std::size_t kPage = 4096;
+inline constexpr std::size_t kInlineBytes = 40;
+inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
+inline constexpr std::uint32_t kLayoutVersion = 1;
+
+inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
+  return (bytes + to - 1) / to * to;
+}
+
+// Whether a wrapping counter has come to `wanted`.
+inline bool reached(std::uint32_t counter, std::uint32_t wanted) {
+  return static_cast<std::int32_t>(counter - wanted) >= 0;
+}
+
+// One message from one rank to one peer. `sequence` is written last (release) and read first
+// (acquire): the other fields and the payload are ordered by it.
+struct alignas(kLine) Descriptor {
+  std::atomic<std::uint32_t> sequence;
+  std::uint32_t length;  // bytes
+  std::uint64_t fingerprint;
+  std::uint32_t slot;  // kInlineSlot: the payload is right here
+  std::uint32_t reserved;
+  std::byte payload[kInlineBytes];
+};
+static_assert(sizeof(Descriptor) == kLine);
+
+// On a line of its own, so that acknowledging to one peer does not disturb another.
+struct alignas(kLine) AckLine {
+  std::atomic<std::uint32_t> released;
+};
+
+// Text that one rank writes and others may read at any time: words, so that a torn read is old and
+// new text mixed, and never a data race.
+template <std::size_t Words>
+struct SharedText {
+  std::atomic<std::uint64_t> words[Words];
+
+  void set(std::string_view text);
+  std::size_t get(char* out) const;  // Words * 8 bytes of room; returns the length
+};
+
+enum class Life : std::uint32_t { absent = 0, running, closed };
+
+struct alignas(kLine) Standing {
+  std::atomic<std::uint32_t> life;
+  std::atomic<std::uint32_t> pid;
+  alignas(kLine) std::atomic<std::uint32_t> sleepers;  // threads of this rank in a futex wait
+  alignas(kLine) std::atomic<std::uint64_t> entered;   // number of the call it last entered
+  std::atomic<std::uint64_t> completed;                // ... and last completed
+  SharedText<24> call;                                 // what the entered call is
+};
+
+// Where the first trouble is written, for every rank to raise.
+struct alignas(kLine) TroubleBoard {
+  enum State : std::uint32_t { none = 0, writing, published };
+  std::atomic<std::uint32_t> state;
+  std::atomic<std::uint32_t> kind;
+  std::atomic<std::uint32_t> reporter;
+  SharedText<1024> text;
+};
+
+struct Geometry {
+  std::uint32_t ranks;
+  std::uint32_t depth;      // descriptors a pair
+  std::uint32_t slots;      // slots a rank
+  std::uint64_t slot_bytes;
+  std::uint32_t lane_slots;  // point-to-point: slots a pair
+  std::uint64_t lane_bytes;  // ... and their size
+
+  std::size_t acks_at() const { return round_up(sizeof(Standing), kLine); }
+  std::size_t descriptors_at() const { return acks_at() + ranks * sizeof(AckLine); }
+  std::size_t lane_acks_at() const {
+    return descriptors_at() + std::size_t{ranks} * depth * sizeof(Descriptor);
+  }
+  std::size_t lane_descriptors_at() const { return lane_acks_at() + ranks * sizeof(AckLine); }
+  std::size_t slots_at() const {
+    return round_up(
+        lane_descriptors_at() + std::size_t{ranks} * lane_slots * sizeof(Descriptor), kPage);
+  }
+  std::size_t lanes_at() const { return slots_at() + slots * slot_bytes; }
+  std::size_t part_bytes() const {
+    return round_up(lanes_at() + std::size_t{ranks} * lane_slots * lane_bytes, kPage);
+  }
+  std::size_t header_bytes() const;
+  std::size_t total_bytes() const { return header_bytes() + ranks * part_bytes(); }
+};
+
+struct alignas(kPage) Header {
+  char magic[8];
+  std::uint32_t version;
+  Geometry geometry;
+  TroubleBoard trouble;
+};
+
+inline std::size_t Geometry::header_bytes() const { return sizeof(Header); }
+
+// A view of a mapped region: finds things in it. The mapping must outlive it.
+class Region {
+ public:
+  Region(std::byte* base, const Geometry& geometry) : base_(base), geometry_(geometry) {}
+
+  // Writes the header of fresh, zeroed memory of at least geometry.total_bytes().
+  static void format(std::byte* base, const Geometry& geometry);
+  // Checks the header of memory that another rank formatted; throws std::runtime_error.
+  static Region attach(std::byte* base, std::size_t bytes);
+
+  const Geometry& geometry() const { return geometry_; }
+  Header& header() const { return *reinterpret_cast<Header*>(base_); }
+  TroubleBoard& trouble() const { return header().trouble; }
+  Standing& standing(std::uint32_t rank) const { return at<Standing>(rank, 0); }
+  // Messages of `sender` that `rank` has released.
+  AckLine& acks(std::uint32_t rank, std::uint32_t sender) const {
+    return at<AckLine>(rank, geometry_.acks_at() + sender * sizeof(AckLine));
+  }
+  Descriptor& descriptor(std::uint32_t sender, std::uint32_t receiver, std::uint32_t index) const {
+    const std::size_t place = std::size_t{receiver} * geometry_.depth + index % geometry_.depth;
+    return at<Descriptor>(sender, geometry_.descriptors_at() + place * sizeof(Descriptor));
+  }
+  std::byte* slot(std::uint32_t rank, std::uint32_t slot) const {
+    return part(rank) + geometry_.slots_at() + slot * geometry_.slot_bytes;
+  }
+  AckLine& lane_acks(std::uint32_t rank, std::uint32_t sender) const {
+    return at<AckLine>(rank, geometry_.lane_acks_at() + sender * sizeof(AckLine));
+  }
+  Descriptor& lane_descriptor(std::uint32_t sender, std::uint32_t receiver,
+                              std::uint32_t index) const {
+    const std::size_t place =
+        std::size_t{receiver} * geometry_.lane_slots + index % geometry_.lane_slots;
+    return at<Descriptor>(sender, geometry_.lane_descriptors_at() + place * sizeof(Descriptor));
+  }
+  std::byte* lane_slot(std::uint32_t sender, std::uint32_t receiver, std::uint32_t index) const {
+    const std::size_t place =
+        std::size_t{receiver} * geometry_.lane_slots + index % geometry_.lane_slots;
+    return part(sender) + geometry_.lanes_at() + place * geometry_.lane_bytes;
+  }
+
+ private:
+  std::byte* part(std::uint32_t rank) const {
+    return base_ + geometry_.header_bytes() + rank * geometry_.part_bytes();
+  }
+  template <class T>
+  T& at(std::uint32_t rank, std::size_t offset) const {
+    return *reinterpret_cast<T*>(part(rank) + offset);
+  }
+
+  std::byte* base_;
+  Geometry geometry_;
+};
+
+}  // namespace transports

@@ -1,0 +1,178 @@
+#include "waiting.hpp"
+
+#include <linux/futex.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <climits>
+#include <cstdio>
+
+namespace transports {
+namespace {
+
+// Spinning costs nothing while every rank has a core; with more ranks than cores it holds up the
+// very rank it waits for.
+constexpr Patience kOwnCore{4000, 200};
+constexpr Patience kCrowded{20, 200};
+constexpr Patience kBackground{20, 10};
+constexpr int kLookEveryMs = 5;
+
+std::int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+long futex(const std::atomic<std::uint32_t>& word, int operation, std::uint32_t value,
+           const timespec* timeout) {
+  // Shared, not FUTEX_PRIVATE: the word is in memory of several processes.
+  return syscall(SYS_futex, reinterpret_cast<const std::uint32_t*>(&word), operation, value,
+                 timeout, nullptr, 0);
+}
+
+std::string seconds_text(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", seconds);
+  return text;
+}
+
+}  // namespace
+
+FileDescriptor::~FileDescriptor() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Waiter::Waiter(const Region& region, std::uint32_t rank, const std::vector<Peer>& peers,
+               bool crowded)
+    : region_(region), rank_(rank), eager_(crowded ? kCrowded : kOwnCore) {
+  for (const auto& peer : peers) {
+    hosts_.push_back(peer.host);
+    pids_.push_back(peer.pid);
+    pidfds_.emplace_back(peer.pidfd);
+  }
+}
+
+void Waiter::begin(double timeout_seconds, bool background) {
+  patience_ = background ? kBackground : eager_;
+  timeout_ = timeout_seconds;
+  started_ns_ = 0;  // the clock is read only once a wait turns slow
+}
+
+void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
+                          std::uint32_t peer, const char* what) {
+  if (started_ns_ == 0) started_ns_ = now_ns();
+  for (std::uint32_t yield = 0; yield < patience_.yields; ++yield) {
+    sched_yield();
+    if (reached(counter.load(std::memory_order_acquire), wanted)) return;
+  }
+  while (!reached(counter.load(std::memory_order_acquire), wanted)) {
+    sleep(counter, wanted, kLookEveryMs);
+    if (reached(counter.load(std::memory_order_acquire), wanted)) return;
+    const bool ended = has_ended(peer);
+    // Looked at after the peer's end was seen: what it had posted before counts.
+    if (reached(counter.load(std::memory_order_acquire), wanted)) return;
+    look(peer, what);
+    if (ended) fail_lost(peer, what);
+  }
+}
+
+void Waiter::sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
+                   int milliseconds) {
+  auto& sleepers = region_.standing(rank_).sleepers;
+  sleepers.fetch_add(1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // pairs with the one in wake()
+  const std::uint32_t seen = counter.load(std::memory_order_acquire);
+  if (!reached(seen, wanted)) {
+    const timespec timeout{milliseconds / 1000, (milliseconds % 1000) * 1000000L};
+    futex(counter, FUTEX_WAIT, seen, &timeout);
+  }
+  sleepers.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Waiter::wake_slowly(const std::atomic<std::uint32_t>& counter) {
+  futex(counter, FUTEX_WAKE, INT_MAX, nullptr);
+}
+
+void Waiter::look(std::uint32_t peer, const char* what) {
+  look_at_trouble();
+  if (stopped_.load(std::memory_order_relaxed)) {
+    throw Failure(FailureKind::misuse, "the communicator was closed while " + call_of(rank_) +
+                                           " was under way");
+  }
+  if (interrupt_) interrupt_();
+  if (started_ns_ == 0) started_ns_ = now_ns();
+  const double waited = static_cast<double>(now_ns() - started_ns_) * 1e-9;
+  if (waited >= timeout_) {
+    fail(FailureKind::timeout, call_of(rank_) + ": rank " + std::to_string(rank_) +
+                                   " has waited " + seconds_text(waited) + " s for a " + what +
+                                   " " + name_of(peer) + ", which is last known in " +
+                                   call_of(peer));
+  }
+}
+
+void Waiter::fail_lost(std::uint32_t peer, const char* what) const {
+  fail(FailureKind::peer_lost, name_of(peer) + " ended before it completed " + call_of(rank_) +
+                                   ": rank " + std::to_string(rank_) + " was waiting for a " +
+                                   what + " it; its own last call was " + call_of(peer));
+}
+
+bool Waiter::has_ended(std::uint32_t peer) const {
+  if (region_.standing(peer).life.load(std::memory_order_acquire) ==
+      static_cast<std::uint32_t>(Life::closed)) {
+    return true;
+  }
+  if (peer >= pidfds_.size() || pidfds_[peer].get() < 0) return false;
+  pollfd entry{pidfds_[peer].get(), POLLIN, 0};  // readable once the process has ended
+  return ::poll(&entry, 1, 0) == 1;
+}
+
+bool Waiter::report(FailureKind kind, const std::string& text) const {
+  auto& board = region_.trouble();
+  std::uint32_t none = TroubleBoard::none;
+  if (!board.state.compare_exchange_strong(none, TroubleBoard::writing,
+                                           std::memory_order_relaxed)) {
+    return false;
+  }
+  board.kind.store(static_cast<std::uint32_t>(kind), std::memory_order_relaxed);
+  board.reporter.store(rank_, std::memory_order_relaxed);
+  board.text.set(text);
+  // Release: kind, reporter and text are complete for whoever sees `published`.
+  board.state.store(TroubleBoard::published, std::memory_order_release);
+  return true;
+}
+
+void Waiter::fail(FailureKind kind, const std::string& text) const {
+  if (!report(kind, text)) look_at_trouble();
+  throw Failure(kind, text);
+}
+
+void Waiter::throw_trouble() const {
+  const auto& board = region_.trouble();
+  std::vector<char> text(sizeof board.text);
+  const std::size_t length = board.text.get(text.data());
+  const auto kind = static_cast<FailureKind>(board.kind.load(std::memory_order_relaxed));
+  throw Failure(kind, std::string(text.data(), length));
+}
+
+std::string Waiter::name_of(std::uint32_t peer) const {
+  std::string name = "rank " + std::to_string(peer);
+  if (peer < pids_.size()) {
+    name += " (pid " + std::to_string(pids_[peer]) + " on " + hosts_[peer] + ")";
+  }
+  return name;
+}
+
+std::string Waiter::call_of(std::uint32_t rank) const {
+  const auto& standing = region_.standing(rank);
+  const auto entered = standing.entered.load(std::memory_order_acquire);
+  if (entered == 0) return "no call yet";
+  char text[sizeof standing.call];
+  const std::size_t length = standing.call.get(text);
+  return std::string(text, length) + " #" + std::to_string(entered);
+}
+
+}  // namespace transports

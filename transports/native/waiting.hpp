@@ -1,0 +1,124 @@
+// How a rank waits for a counter of a peer: spin briefly, then yield, then sleep in the kernel.
+//
+// While it waits it looks, every few milliseconds, at what else may end the wait: trouble that
+// another rank reported, the end of the peer it waits for, the deadline, a signal.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "failure.hpp"
+#include "region.hpp"
+
+namespace transports {
+
+// Owns a file descriptor.
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  FileDescriptor(FileDescriptor&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  FileDescriptor& operator=(FileDescriptor&&) = delete;
+  FileDescriptor(const FileDescriptor&) = delete;
+  ~FileDescriptor();
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+inline void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");
+#endif
+}
+
+// How long to spin and yield before sleeping.
+struct Patience {
+  std::uint32_t spins;
+  std::uint32_t yields;
+};
+
+class Waiter {
+ public:
+  struct Peer {
+    std::string host;
+    std::uint32_t pid;
+    int pidfd;  // -1 if there is none to watch: the rank is a thread of this process
+  };
+
+  // `owned` pidfds are closed with the waiter.
+  Waiter(const Region& region, std::uint32_t rank, const std::vector<Peer>& peers, bool crowded);
+
+  std::uint32_t rank() const { return rank_; }
+  // Ends the waits of other threads; they throw `misuse`.
+  void stop() { stopped_.store(true, std::memory_order_relaxed); }
+  void set_interrupt(std::function<void()> check) { interrupt_ = std::move(check); }
+
+  // Starts the clock of one call.
+  void begin(double timeout_seconds, bool background);
+
+  // Returns once `counter` has come to `wanted`. `peer` is who moves it, `what` what it is, for
+  // the text of errors: "message from" or "acknowledgement of".
+  void await(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted, std::uint32_t peer,
+             const char* what) {
+    for (std::uint32_t spin = 0; spin <= patience_.spins; ++spin) {
+      // Acquire: what the peer wrote before it moved the counter is ours to read.
+      if (reached(counter.load(std::memory_order_acquire), wanted)) return;
+      pause_briefly();
+    }
+    await_slowly(counter, wanted, peer, what);
+  }
+
+  // After counters of ours, on which peers may sleep, were moved: first the fence, once, then
+  // wake() for each. A peer announces its sleep, then looks at the counter; we move the counter,
+  // then look for sleepers. With sequentially consistent fences between, one of us sees the other.
+  void fence_before_wake() const { std::atomic_thread_fence(std::memory_order_seq_cst); }
+  void wake(const std::atomic<std::uint32_t>& counter, std::uint32_t peer) const {
+    if (region_.standing(peer).sleepers.load(std::memory_order_relaxed) != 0) wake_slowly(counter);
+  }
+
+  // Throws if another rank has reported trouble.
+  void look_at_trouble() const {
+    if (region_.trouble().state.load(std::memory_order_acquire) == TroubleBoard::published) {
+      throw_trouble();
+    }
+  }
+  // Tells every rank, unless one was faster, and throws.
+  [[noreturn]] void fail(FailureKind kind, const std::string& text) const;
+  // Only tells; false if there is trouble already.
+  bool report(FailureKind kind, const std::string& text) const;
+  // Looks at trouble, signals and the deadline of a wait on `peer`; throws if one ends it.
+  void look(std::uint32_t peer, const char* what);
+  // Sleeps until `counter` may have moved, at most `milliseconds`.
+  void sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted, int milliseconds);
+  // Whether the peer's process, or its communicator, is gone.
+  bool has_ended(std::uint32_t peer) const;
+  [[noreturn]] void fail_lost(std::uint32_t peer, const char* what) const;
+  std::string name_of(std::uint32_t peer) const;
+  std::string call_of(std::uint32_t rank) const;
+
+ private:
+  void await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
+                    std::uint32_t peer, const char* what);
+  static void wake_slowly(const std::atomic<std::uint32_t>& counter);
+  [[noreturn]] void throw_trouble() const;
+
+  Region region_;
+  std::uint32_t rank_;
+  std::vector<std::string> hosts_;
+  std::vector<std::uint32_t> pids_;
+  std::vector<FileDescriptor> pidfds_;
+  Patience eager_;
+  Patience patience_{};
+  std::int64_t started_ns_ = 0;
+  double timeout_ = 0;
+  std::function<void()> interrupt_;
+  std::atomic<bool> stopped_{false};
+};
+
+}  // namespace transports

@@ -1,0 +1,375 @@
+"""The rendezvous of the ranks of one host, over a Unix socket without a name in any file system.
+
+Rank 0 listens on an abstract address made from the job's id. Every other rank connects, both
+sides check that the other runs under the same user and knows the job's secret, and rank 0 hands
+out who is there, the settings of the job, and the descriptor of the memory they will share:
+
+    other rank                       rank 0
+        <- challenge
+        hello, proof, challenge ->
+                                     ... waits for all of them, compares what they say
+        <- welcome, proof, descriptor    (or a refusal, the same for everyone)
+        ready ->                     ... everyone can now watch everyone else's process
+        <- go
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from transports.errors import CollectiveTimeout, MismatchError, PeerLostError
+
+_RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
+_HANDSHAKE_SECONDS = 20.0  # for one answer of a rank that is connected
+_LONGEST_NOTE = 1 << 24
+_UCRED = struct.Struct("3i")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Introduction:
+    """What a rank says of itself.
+
+    Attributes:
+        rank: its rank.
+        size: how many ranks it expects.
+        pid: its process.
+        host: its host's name, for messages.
+        host_id: the identity of its host; equal means the same host.
+        version: the version of this package that it runs.
+        cores: the cores it may run on.
+    """
+
+    rank: int
+    size: int
+    pid: int
+    host: str
+    host_id: str
+    version: str
+    cores: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """What every rank knows after the rendezvous.
+
+    Attributes:
+        ranks: the introduction of every rank, in order.
+        settings: rank 0's settings, for all.
+        descriptor: the file descriptor of the shared memory; the caller's to close.
+        pidfds: a descriptor that watches each rank's process, -1 for this process; the caller's.
+    """
+
+    ranks: tuple[Introduction, ...]
+    settings: dict[str, Any]
+    descriptor: int
+    pidfds: list[int] = field(default_factory=list)
+
+
+Offer = Callable[[tuple[Introduction, ...]], int]
+"""Makes the shared memory once everyone is there; returns its descriptor."""
+
+
+def meet(
+    me: Introduction,
+    *,
+    job: str,
+    secret: str,
+    settings: dict[str, Any],
+    offer: Offer,
+    timeout: float,
+) -> Meeting:
+    """Meet all ranks of the job.
+
+    Args:
+        me: this rank.
+        job: the id of the job, the same on every rank and on no other job of this host.
+        secret: what only the job's ranks know.
+        settings: rank 0's are handed to all; those of other ranks are not used.
+        offer: called on rank 0 to make the shared memory.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        CollectiveTimeout: some ranks did not come; the text names them.
+        MismatchError: the ranks do not fit together.
+        PeerLostError: a rank ended during the rendezvous.
+        PermissionError: the other side runs under another user or does not know the secret.
+        OSError: the shared memory cannot be had.
+    """
+    deadline = time.monotonic() + timeout
+    if me.rank == 0:
+        return _receive_everyone(me, job, secret, settings, offer, deadline, timeout)
+    return _report_to_rank_zero(me, job, secret, deadline, timeout)
+
+
+def _address(job: str) -> str:
+    digest = hashlib.sha256(job.encode()).hexdigest()[:32]
+    return f"\0collectives-{os.getuid()}-{digest}"
+
+
+# --- rank 0
+
+
+def _receive_everyone(
+    me: Introduction,
+    job: str,
+    secret: str,
+    settings: dict[str, Any],
+    offer: Offer,
+    deadline: float,
+    timeout: float,
+) -> Meeting:
+    with contextlib.ExitStack() as stack:
+        guests: dict[int, tuple[Introduction, socket.socket, str]] = {}
+        if me.size > 1:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            try:
+                listener.bind(_address(job))
+            except OSError as error:
+                raise MismatchError(
+                    f"another rank 0 of job {job!r} is already waiting on this host ({error})"
+                ) from None
+            listener.listen(me.size)
+            while len(guests) < me.size - 1:
+                connection = _accept(listener, deadline, timeout, guests, me)
+                stack.enter_context(connection)
+                guest = _greet(connection, secret)
+                if guest is None:
+                    continue
+                hello, answer = guest
+                problem = _problem_with(hello, me, guests)
+                if problem:
+                    connections = [connection, *(c for _, c, _ in guests.values())]
+                    _refuse(connections, problem)
+                    raise MismatchError(problem)
+                guests[hello.rank] = (hello, connection, answer)
+            listener.close()  # whoever comes now belongs to another rendezvous
+        ranks = (me, *(guests[rank][0] for rank in sorted(guests)))
+        try:
+            descriptor = offer(ranks)
+        except (OSError, MemoryError) as error:
+            _refuse([c for _, c, _ in guests.values()], f"rank 0 has no shared memory: {error}")
+            raise
+        welcome = {"ranks": [asdict(rank) for rank in ranks], "settings": settings}
+        for rank, (_, connection, answer) in guests.items():
+            with _losing(rank):
+                _say(connection, {**welcome, "proof": _proof(secret, answer)})
+                socket.send_fds(connection, [b"d"], [descriptor])
+        pidfds = _watch(ranks)
+        for word in ("ready", "go"):
+            for rank, (_, connection, _) in guests.items():
+                with _losing(rank):
+                    if word == "ready":
+                        _hear(connection, word)
+                    else:
+                        _say(connection, {word: True})
+        return Meeting(ranks=ranks, settings=settings, descriptor=descriptor, pidfds=pidfds)
+
+
+def _accept(
+    listener: socket.socket,
+    deadline: float,
+    timeout: float,
+    guests: dict[int, Any],
+    me: Introduction,
+) -> socket.socket:
+    listener.settimeout(max(0.001, deadline - time.monotonic()))
+    try:
+        connection, _ = listener.accept()
+    except TimeoutError:
+        missing = [rank for rank in range(1, me.size) if rank not in guests]
+        text = f"{_listed(missing)} of {me.size} did not come to the rendezvous in {timeout:g} s"
+        _refuse([c for _, c, _ in guests.values()], text)
+        raise CollectiveTimeout(text) from None
+    connection.settimeout(_HANDSHAKE_SECONDS)
+    return connection
+
+
+def _greet(connection: socket.socket, secret: str) -> tuple[Introduction, str] | None:
+    """The introduction of who connected, and its challenge; None if it does not belong here."""
+    if _user_of(connection) != os.getuid():
+        return None
+    challenge = secrets.token_hex(16)
+    try:
+        _say(connection, {"challenge": challenge})
+        hello = _hear(connection, "hello")
+    except (OSError, ValueError):
+        return None
+    if not hmac.compare_digest(str(hello.get("proof")), _proof(secret, challenge)):
+        with contextlib.suppress(OSError):
+            _say(connection, {"refusal": "the job's secret is another one", "secret": False})
+        return None
+    fields = dict(hello["hello"])
+    fields["cores"] = tuple(fields.get("cores", ()))
+    return Introduction(**fields), str(hello["challenge"])
+
+
+def _problem_with(
+    hello: Introduction, me: Introduction, guests: dict[int, tuple[Introduction, Any, str]]
+) -> str | None:
+    """Why `hello` cannot be a rank of this job, or None."""
+    who = f"rank {hello.rank} (pid {hello.pid} on {hello.host})"
+    if hello.version != me.version:
+        return f"{who} runs version {hello.version} of this package, rank 0 runs {me.version}"
+    if hello.size != me.size:
+        return f"{who} expects {hello.size} ranks, rank 0 expects {me.size}"
+    if not 0 < hello.rank < me.size:
+        return f"{who}: expected a rank in 1..{me.size - 1}, found {hello.rank}"
+    if hello.rank in guests:
+        return f"{who} and pid {guests[hello.rank][0].pid} both say that they are that rank"
+    if hello.host_id != me.host_id:
+        return f"{who} is on another host than rank 0; shared memory ends at the host"
+    return None
+
+
+def _refuse(connections: list[socket.socket], text: str) -> None:
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            _say(connection, {"refusal": text})
+
+
+# --- every other rank
+
+
+def _report_to_rank_zero(
+    me: Introduction, job: str, secret: str, deadline: float, timeout: float
+) -> Meeting:
+    with _connect(job, deadline, timeout) as connection:
+        if _user_of(connection) != os.getuid():
+            raise PermissionError(f"rank 0 of job {job!r} runs under another user")
+        with _losing(0):
+            challenge = secrets.token_hex(16)
+            asked = str(_hear(connection, "challenge")["challenge"])
+            hello = {"hello": asdict(me), "proof": _proof(secret, asked), "challenge": challenge}
+            _say(connection, hello)
+            # Rank 0 answers only when all are there, so this may take as long as the timeout.
+            connection.settimeout(max(0.001, deadline - time.monotonic()) + 1.0)
+            try:
+                welcome = _hear(connection, "ranks")
+            except TimeoutError:
+                raise CollectiveTimeout(
+                    f"rank 0 is there, but some other rank is not, after {timeout:g} s"
+                ) from None
+            connection.settimeout(_HANDSHAKE_SECONDS)
+            if not hmac.compare_digest(str(welcome.get("proof")), _proof(secret, challenge)):
+                raise PermissionError(f"rank 0 of job {job!r} does not know the job's secret")
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+            if not descriptors:
+                raise ConnectionError("no descriptor came")
+        descriptor = descriptors[0]
+        try:
+            fields = ({**rank, "cores": tuple(rank["cores"])} for rank in welcome["ranks"])
+            ranks = tuple(Introduction(**each) for each in fields)
+            pidfds = _watch(ranks)
+            with _losing(0):
+                _say(connection, {"ready": True})
+                _hear(connection, "go")
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return Meeting(
+            ranks=ranks, settings=welcome["settings"], descriptor=descriptor, pidfds=pidfds
+        )
+
+
+def _connect(job: str, deadline: float, timeout: float) -> socket.socket:
+    pause, longest = _RETRY_SECONDS
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(_address(job))
+        except (ConnectionRefusedError, FileNotFoundError, BlockingIOError):
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            connection.settimeout(_HANDSHAKE_SECONDS)
+            return connection
+        if time.monotonic() + pause > deadline:
+            raise CollectiveTimeout(f"rank 0 did not come to the rendezvous in {timeout:g} s")
+        time.sleep(pause)
+        pause = min(2 * pause, longest)
+
+
+# --- both
+
+
+def _listed(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _watch(ranks: tuple[Introduction, ...]) -> list[int]:
+    """A pidfd for every other process; made while all are in the rendezvous, so never reused."""
+    found = []
+    for rank in ranks:
+        try:
+            found.append(-1 if rank.pid == os.getpid() else os.pidfd_open(rank.pid))
+        except OSError:  # another pid namespace, or a kernel that refuses: the launcher watches
+            found.append(-1)
+    return found
+
+
+def _user_of(connection: socket.socket) -> int:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(raw)[1])
+
+
+def _proof(secret: str, challenge: str) -> str:
+    return hmac.new(secret.encode(), challenge.encode(), hashlib.sha256).hexdigest()
+
+
+@contextlib.contextmanager
+def _losing(rank: int) -> Iterator[None]:
+    """Turn a broken connection into the loss of `rank`."""
+    try:
+        yield
+    except (ConnectionError, EOFError, ValueError) as error:
+        raise PeerLostError(f"rank {rank} ended during the rendezvous ({error})") from None
+    except CollectiveTimeout:
+        raise
+    except TimeoutError:
+        raise CollectiveTimeout(
+            f"rank {rank} did not answer in the rendezvous for {_HANDSHAKE_SECONDS:g} s"
+        ) from None
+
+
+def _say(connection: socket.socket, note: dict[str, Any]) -> None:
+    data = json.dumps(note).encode()
+    connection.sendall(struct.pack("!I", len(data)) + data)
+
+
+def _hear(connection: socket.socket, wanted: str) -> dict[str, Any]:
+    """The next note, which must hold `wanted`; a refusal is raised as what it is."""
+    (length,) = struct.unpack("!I", _exactly(connection, 4))
+    if length > _LONGEST_NOTE:
+        raise ValueError(f"a note of {length} bytes")
+    note: dict[str, Any] = json.loads(_exactly(connection, length))
+    if "refusal" in note:
+        text = str(note["refusal"])
+        if note.get("secret") is False:
+            raise PermissionError(f"rank 0 refuses this rank: {text}")
+        raise (CollectiveTimeout if "did not come" in text else MismatchError)(text)
+    if wanted not in note:
+        raise ValueError(f"expected {wanted}, found {sorted(note)}")
+    return note
+
+
+def _exactly(connection: socket.socket, length: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < length:
+        part = connection.recv(length - len(parts))
+        if not part:
+            raise EOFError("the connection ended")
+        parts += part
+    return bytes(parts)

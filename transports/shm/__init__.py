@@ -1,0 +1,1 @@
+"""The transport over shared memory: the memory that ranks share, and a rank's place in it."""
