@@ -3,7 +3,7 @@
 #   make train      environment, build, install, then train the example network on two ranks
 #   make test       the same environment, then lint and every quick test
 #   make test-full  the long sweeps too; writes build/test-report.xml
-#   make lint | format | stub | build | clean
+#   make lint | format | build | clean
 #
 # make PYTHON=python3.12 …   another Python, in an environment of its own (.venv-python3.12)
 # make RANKS=4 train         more ranks; TRAIN_OPTIONS="--set train.epochs=1" is passed on
@@ -22,7 +22,7 @@ NATIVE := $(wildcard transports/native/*.cpp transports/native/*.hpp)
 ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
 LINTED := $(PACKAGES) tests examples tools
 
-.PHONY: train test test-full lint format stub build clean preflight
+.PHONY: train test test-full lint format build clean preflight
 .DELETE_ON_ERROR:
 
 train: build
@@ -33,7 +33,7 @@ test: lint
 
 test-full: lint
 	@mkdir -p build
-	$(PY) -m pytest --full --junitxml=build/test-report.xml
+	$(PY) -m pytest --full -o faulthandler_timeout=1800 --junitxml=build/test-report.xml
 
 lint: build
 	$(VENV)/bin/ruff check $(wildcard $(LINTED))
@@ -45,11 +45,6 @@ format: build
 	$(VENV)/bin/ruff check --fix $(wildcard $(LINTED))
 	$(VENV)/bin/ruff format $(wildcard $(LINTED))
 	$(VENV)/bin/clang-format -i $(NATIVE)
-
-# The types of the compiled module, from the module itself.
-stub: build
-	$(PY) -m nanobind.stubgen --module transports._native --output-file transports/_native.pyi
-	$(VENV)/bin/ruff format transports/_native.pyi
 
 build: $(VENV)/.installed
 

@@ -1,4 +1,4 @@
-"""Checks of users' arguments: each names what was expected and what was found, and sends nothing."""
+"""Checks of users' arguments: each names expected and found, before anything is sent."""
 
 from __future__ import annotations
 
@@ -73,13 +73,23 @@ def check_leading_axis(x: Array, length: int, what: str) -> None:
         raise ValueError(f"x: expected a leading axis of length {length} ({what}), found {shape}")
 
 
-def check_out(out: Array, shape: tuple[int, ...], like: Array, family: Family) -> None:
-    """Whether `out` can take a result of `shape` and `like`'s dtype.
+def check_out(out: Array, shape: tuple[int, ...], like: Array, family: Family) -> bool:
+    """Check that `out` can take a result of `shape` and `like`'s dtype; whether it is contiguous.
 
     Raises:
         TypeError: it is of another kind or dtype.
         ValueError: it has another shape, or is read-only.
     """
+    if type(out) is not type(like) or out.dtype != like.dtype or shape_of(out) != shape:
+        _refuse_out(out, shape, like, family)
+    contiguous = family.is_contiguous(out)
+    if not contiguous or family is not NUMPY:  # numpy itself tells the engine of the rest
+        _refuse_out(out, shape, like, family)
+    return contiguous
+
+
+def _refuse_out(out: Array, shape: tuple[int, ...], like: Array, family: Family) -> None:
+    """Raise what is wrong with `out`, if anything is."""
     if family_of(out, "out") is not family:
         found = family_of(out, "out").name
         raise TypeError(f"out: expected a {family.name} array as x, found a {found} array")

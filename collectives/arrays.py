@@ -7,6 +7,7 @@ is not contiguous is copied on the way in, or on the way out where it is `out`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -21,7 +22,13 @@ class Family(Protocol):
     name: str
 
     def dtype_of(self, x: Array) -> str:
-        """The type's name, the same for numpy and torch."""
+        """The type's name, the same for numpy and torch; refuses what is not carried."""
+
+    def kind_of(self, x: Array) -> Hashable:
+        """What `dtype_of` depends on; quicker to have."""
+
+    def count_of(self, x: Array) -> int:
+        """Number of elements."""
 
     def itemsize_of(self, x: Array) -> int:
         """Bytes of an element."""
@@ -55,6 +62,12 @@ class _Numpy:
                 f"arrays of {dtype} hold Python objects; use broadcast_object or allgather_object"
             )
         return dtype.name if dtype.isnative and dtype.names is None else str(dtype)
+
+    def kind_of(self, x: Array) -> Hashable:
+        return x.dtype  # type: ignore[no-any-return]
+
+    def count_of(self, x: Array) -> int:
+        return x.size  # type: ignore[no-any-return]
 
     def itemsize_of(self, x: Array) -> int:
         return int(x.itemsize)
@@ -92,6 +105,12 @@ class _Torch:
         if x.is_quantized:
             raise TypeError(f"quantized tensors are not carried, found {x.dtype}")
         return str(x.dtype).removeprefix("torch.")
+
+    def kind_of(self, x: Array) -> Hashable:
+        return x.dtype, x.device, x.layout
+
+    def count_of(self, x: Array) -> int:
+        return x.numel()  # type: ignore[no-any-return]
 
     def itemsize_of(self, x: Array) -> int:
         return int(x.element_size())

@@ -42,7 +42,7 @@ class Request(NamedTuple):
     collective: str
     dtype: str
     itemsize: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's count() is not needed here
     op: str | None = None
     root: int = 0
     algorithm: str | Algorithm | None = None

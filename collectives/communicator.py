@@ -80,6 +80,7 @@ class Communicator(Messages):
         self._point_to_point = _native.PointToPoint(connection.engine)
         self._queue = WorkQueue(f"collectives-{job}-{rank}")
         self._table = SelectionTable.from_settings(connection.settings["table"])
+        self._ready: dict[Any, _native.Call] = {}
         self._proved: set[tuple[Algorithm, int]] = set()
         self._calls = Calls(
             rank, size, self.hosts, self._table, connection.engine.slot_bytes, self._prove_once

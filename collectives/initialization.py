@@ -63,6 +63,6 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
         secret=place.secret,
         geometry=settings.geometry(),
         table=default_table(),
-        timeout=timeout,
+        timeout=float(timeout),
         host_id=settings.host_id_override(),
     )

@@ -116,9 +116,7 @@ class Messages(Objects):
         what = f"{family.dtype_of(x)}{list(shape_of(x))}"
         buffer = x if family.is_contiguous(x) else family.empty(shape_of(x), x)
         nbytes = _nbytes(buffer, family)
-        operation = self._point_to_point.post_recv(
-            family.memory(buffer), nbytes, source, tag, what
-        )
+        operation = self._point_to_point.post_recv(family.memory(buffer), nbytes, source, tag, what)
         return Request(self, operation, family, x, buffer)
 
     def send(self, x: Array, dest: int, tag: int = 0, timeout: float | None = None) -> None:
@@ -176,5 +174,4 @@ def _check_tag(tag: int) -> int:
 
 
 def _nbytes(x: Array, family: Family) -> int:
-    count = x.size if not callable(x.size) else x.numel()
-    return int(count) * family.itemsize_of(x)
+    return family.count_of(x) * family.itemsize_of(x)

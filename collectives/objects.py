@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,4 +49,4 @@ class Objects(Scatter):
         lengths = self.allgather(np.array(data.size, np.int64)).tolist()
         everything = self.allgather(data, counts=lengths).tobytes()
         ends = np.cumsum([0, *lengths]).tolist()
-        return [pickle.loads(everything[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        return [pickle.loads(everything[begin:end]) for begin, end in pairwise(ends)]

@@ -14,7 +14,6 @@ Every method checks its arguments before anything is sent. Common to all:
 
 from __future__ import annotations
 
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,10 +29,30 @@ from collectives.arguments import (
 from collectives.arrays import Array, Family, shape_of
 from collectives.calls import Calls, Request
 from collectives.schedule import Algorithm
-from collectives.work import Work, WorkQueue
+from collectives.work import WorkQueue
 from transports import _native
 
 Counts = Sequence[int]
+_MOST_READY = 4096
+
+
+class _Given:
+    """Memory of a call: an array the engine uses, and the array it stands for."""
+
+    def __init__(
+        self, family: Family, array: Array | None, stands_for: Array | None = None
+    ) -> None:
+        self._family = family
+        self._array = array
+        self._stands_for = array if stands_for is None else stands_for
+
+    def memory(self) -> Any:
+        return None if self._array is None else self._family.memory(self._array)
+
+    def finish(self) -> Array:
+        if self._array is not self._stands_for:
+            self._family.copy_into(self._stands_for, self._array)
+        return self._stands_for
 
 
 class Operations:
@@ -45,6 +64,7 @@ class Operations:
     _engine: _native.Engine
     _calls: Calls
     _queue: WorkQueue
+    _ready: dict[Any, _native.Call]
 
     def allreduce(
         self,
@@ -71,10 +91,10 @@ class Operations:
             An array as `x`, or a `Work` that gives it.
         """
         family, x = input_array(x)
-        request = Request(
-            "allreduce", family.dtype_of(x), family.itemsize_of(x), _count(x), op, 0, algorithm
-        )
-        return self._start(request, family, x, shape_of(x), x, out, async_op, timeout)
+        return self._start(
+            "allreduce", family, x, x, shape_of(x), out, async_op, timeout,
+            op=op, count=family.count_of(x), algorithm=algorithm,
+        )  # fmt: skip
 
     def reduce(
         self,
@@ -103,11 +123,11 @@ class Operations:
         """
         root = check_root(root, self.size)
         family, x = input_array(x)
-        request = Request(
-            "reduce", family.dtype_of(x), family.itemsize_of(x), _count(x), op, root, algorithm
-        )
         shape = shape_of(x) if self.rank == root else None
-        return self._start(request, family, x, shape, x, out, async_op, timeout)
+        return self._start(
+            "reduce", family, x, x, shape, out, async_op, timeout,
+            op=op, root=root, count=family.count_of(x), algorithm=algorithm,
+        )  # fmt: skip
 
     def reduce_scatter(
         self,
@@ -135,12 +155,11 @@ class Operations:
             This rank's part.
         """
         family, x = input_array(x)
-        shape, count, chunks = self._share_of(x, counts)
-        request = Request(
-            "reduce_scatter", family.dtype_of(x), family.itemsize_of(x), count, op, 0, algorithm,
-            chunks,
+        shape, count, chunks = self._share_of(family, x, counts)
+        return self._start(
+            "reduce_scatter", family, x, x, shape, out, async_op, timeout,
+            op=op, count=count, counts=chunks, algorithm=algorithm,
         )  # fmt: skip
-        return self._start(request, family, x, shape, x, out, async_op, timeout)
 
     def broadcast(
         self,
@@ -167,11 +186,11 @@ class Operations:
         """
         root = check_root(root, self.size)
         family, x = input_array(x)
-        request = Request(
-            "broadcast", family.dtype_of(x), family.itemsize_of(x), _count(x), None, root, algorithm
-        )
         source = x if self.rank == root else None
-        return self._start(request, family, source, shape_of(x), x, out, async_op, timeout)
+        return self._start(
+            "broadcast", family, x, source, shape_of(x), out, async_op, timeout,
+            root=root, count=family.count_of(x), algorithm=algorithm,
+        )  # fmt: skip
 
     def gather(
         self,
@@ -200,12 +219,12 @@ class Operations:
         """
         root = check_root(root, self.size)
         family, x = input_array(x)
-        shape, count, chunks = self._all_of(x, counts)
-        request = Request(
-            "gather", family.dtype_of(x), family.itemsize_of(x), count, None, root, algorithm, chunks
-        )
+        shape, count, chunks = self._all_of(family, x, counts)
         result = shape if self.rank == root else None
-        return self._start(request, family, x, result, x, out, async_op, timeout)
+        return self._start(
+            "gather", family, x, x, result, out, async_op, timeout,
+            root=root, count=count, counts=chunks, algorithm=algorithm,
+        )  # fmt: skip
 
     def allgather(
         self,
@@ -231,11 +250,11 @@ class Operations:
             All of them, in rank order.
         """
         family, x = input_array(x)
-        shape, count, chunks = self._all_of(x, counts)
-        request = Request(
-            "allgather", family.dtype_of(x), family.itemsize_of(x), count, None, 0, algorithm, chunks
-        )
-        return self._start(request, family, x, shape, x, out, async_op, timeout)
+        shape, count, chunks = self._all_of(family, x, counts)
+        return self._start(
+            "allgather", family, x, x, shape, out, async_op, timeout,
+            count=count, counts=chunks, algorithm=algorithm,
+        )  # fmt: skip
 
     def alltoall(
         self,
@@ -263,7 +282,7 @@ class Operations:
         family, x = input_array(x)
         if counts is None:
             check_leading_axis(x, self.size, "the number of ranks")
-            shape, count, chunks = shape_of(x), _count(x) // self.size, None
+            shape, count, chunks = shape_of(x), family.count_of(x) // self.size, None
         else:
             if len(counts) != 2:
                 raise ValueError(
@@ -274,15 +293,15 @@ class Operations:
             row = _row(x)
             shape, count = (sum(received), *shape_of(x)[1:]), 0
             chunks = tuple(part * row for part in (*sent, *received))
-        request = Request(
-            "alltoall", family.dtype_of(x), family.itemsize_of(x), count, None, 0, algorithm, chunks
-        )
         # Chunks lie elsewhere in the output than in the input, so the input must be kept apart.
-        source = family.contiguous(x)
+        source = x
         if out is x:
             source = family.empty(shape_of(x), x)
             family.copy_into(source, x)
-        return self._start(request, family, source, shape, x, out, async_op, timeout)
+        return self._start(
+            "alltoall", family, x, source, shape, out, async_op, timeout,
+            count=count, counts=chunks, algorithm=algorithm,
+        )  # fmt: skip
 
     def barrier(
         self,
@@ -292,64 +311,80 @@ class Operations:
         timeout: float | None = None,
     ) -> Any:
         """Return once every rank has come here."""
-        call = self._calls.get(Request("barrier", "", 1, 0, None, 0, algorithm))
-        return self._launch(call, None, None, lambda: None, async_op, timeout)
+        call = self._calls.get(Request("barrier", "", 1, 0, algorithm=algorithm))
+        return self._launch(call, None, None, async_op, timeout)
 
     # --- how a call gets to the engine
 
     def _start(
         self,
-        request: Request,
+        collective: str,
         family: Family,
+        x: Array,
         source: Array | None,
         shape: tuple[int, ...] | None,
-        like: Array,
         out: Array | None,
         async_op: bool,
         timeout: float | None,
+        *,
+        count: int,
+        op: str | None = None,
+        root: int = 0,
+        counts: tuple[int, ...] | None = None,
+        algorithm: str | Algorithm | None = None,
     ) -> Any:
-        """Run `request` from `source` to an array of `shape`, or to nothing where it is None."""
-        call = self._calls.get(request)
-        if source is not None:
+        """Run a call from `source` to an array of `shape`, or to nothing where it is None."""
+        key = (collective, family.kind_of(x), count, op, root, algorithm, counts)
+        call = self._ready.get(key)
+        if call is None:
+            dtype, itemsize = family.dtype_of(x), family.itemsize_of(x)
+            request = Request(collective, dtype, itemsize, count, op, root, algorithm, counts)
+            call = self._calls.get(request)
+            if len(self._ready) >= _MOST_READY:
+                self._ready.clear()
+            self._ready[key] = call
+        if source is not None and not family.is_contiguous(source):
             source = family.contiguous(source)
         if shape is None:
-            given = None if source is None else family.memory(source)
-            keep = source
-            return self._launch(call, given, None, lambda: _nothing(keep), async_op, timeout)
-        target = result = family.empty(shape, like) if out is None else out
-        if out is not None:
-            check_out(out, shape, like, family)
-            if not family.is_contiguous(out):
-                target = family.empty(shape, like)
-        given = None if source is None else family.memory(source)
-
-        def finish() -> Any:
-            if target is not result:
-                family.copy_into(result, target)
-            return _alive(result, source)
-
-        return self._launch(call, given, family.memory(target), finish, async_op, timeout)
+            return self._launch(call, _Given(family, source), None, async_op, timeout)
+        if out is None:
+            target = out = family.empty(shape, x)
+        elif check_out(out, shape, x, family):
+            target = out
+        else:
+            target = family.empty(shape, x)
+        if async_op or target is not out or not self._queue.idle:
+            return self._launch(
+                call, _Given(family, source), _Given(family, target, out), async_op, timeout
+            )
+        self._engine.execute(
+            call,
+            None if source is None else family.memory(source),
+            family.memory(target),
+            self.timeout if timeout is None else timeout,
+            False,
+        )
+        return out
 
     def _launch(
         self,
         call: _native.Call,
-        source: Any,
-        target: Any,
-        finish: Callable[[], Any],
+        source: _Given | None,
+        target: _Given | None,
         async_op: bool,
         timeout: float | None,
     ) -> Any:
+        """Run `call` in its turn; what it reads and writes is kept alive until it has run."""
         seconds = self.timeout if timeout is None else timeout
-        engine = self._engine
-
-        if not async_op and self._queue.idle:
-            engine.execute(call, source, target, seconds, False)
-            return finish()
 
         def job() -> Any:
-            engine.execute(call, source, target, seconds, async_op)
-            return finish()
+            given = source.memory() if source is not None else None
+            taken = target.memory() if target is not None else None
+            self._engine.execute(call, given, taken, seconds, async_op)
+            return target.finish() if target is not None else None
 
+        if not async_op and self._queue.idle:
+            return job()
         work = self._queue.submit(call.text, job)
         return work if async_op else work.wait()
 
@@ -359,12 +394,12 @@ class Operations:
     # --- shapes
 
     def _share_of(
-        self, x: Array, counts: Counts | None
+        self, family: Family, x: Array, counts: Counts | None
     ) -> tuple[tuple[int, ...], int, tuple[int, ...] | None]:
         """(shape of this rank's part, elements of a part, elements of each part or None)."""
         if counts is None:
             check_leading_axis(x, self.size, "the number of ranks")
-            return shape_of(x)[1:], _count(x) // self.size, None
+            return shape_of(x)[1:], family.count_of(x) // self.size, None
         parts = check_counts(counts, self.size)
         check_leading_axis(x, sum(parts), "sum(counts)")
         row = _row(x)
@@ -372,31 +407,17 @@ class Operations:
         return shape, 0, tuple(part * row for part in parts)
 
     def _all_of(
-        self, x: Array, counts: Counts | None
+        self, family: Family, x: Array, counts: Counts | None
     ) -> tuple[tuple[int, ...], int, tuple[int, ...] | None]:
         """(shape of all parts together, elements of a part, elements of each part or None)."""
         if counts is None:
-            return (self.size, *shape_of(x)), _count(x), None
+            return (self.size, *shape_of(x)), family.count_of(x), None
         parts = check_counts(counts, self.size)
         check_leading_axis(x, parts[self.rank], f"counts[{self.rank}]")
         row = _row(x)
         return (sum(parts), *shape_of(x)[1:]), 0, tuple(part * row for part in parts)
 
 
-def _count(x: Array) -> int:
-    size = x.size
-    return int(size if not callable(size) else x.numel())
-
-
 def _row(x: Array) -> int:
     """Elements of one entry of the leading axis."""
     return int(np.prod(shape_of(x)[1:], dtype=np.int64))
-
-
-def _nothing(_: object) -> None:
-    """What ranks get that have no result; holds its argument alive until then."""
-
-
-def _alive(result: Any, _: object) -> Any:
-    """`result`; holds the second argument alive until then."""
-    return result

@@ -1,4 +1,4 @@
-"""scatter, the collective in which only the root knows what comes: a header goes before the data."""
+"""scatter, in which only the root knows what comes: a header goes before the data."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ class Scatter(Operations):
         root = check_root(root, self.size)
         parts = None if counts is None else check_counts(counts, self.size)
         if self.rank == root:
-            _, x = input_array(x)
-            self._share_of(x, counts)
+            family, x = input_array(x)
+            family.dtype_of(x)
+            self._share_of(family, x, counts)
 
         def job() -> Any:
             return self._scatter(x, root, out, parts, algorithm, timeout)
@@ -76,10 +77,7 @@ class Scatter(Operations):
         seconds = self.timeout if timeout is None else timeout
         self._engine.execute(call, header if self.rank == root else None, header, seconds, False)
         name, dtype, whole = json.loads(header.tobytes().rstrip(b"\0"))
-        if x is None or self.rank != root:
-            like = _example(name, dtype)
-        else:
-            like = x
+        like = x if self.rank == root else _example(name, dtype)
         family = family_of(like)
         rest = tuple(whole[1:])
         row = int(np.prod(rest, dtype=np.int64))

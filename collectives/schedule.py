@@ -98,7 +98,10 @@ class ScheduleError(ValueError):
     """An algorithm yielded something that is no step of its collective."""
 
 
-Body: TypeAlias = Callable[..., Generator[_Written, None, None]]
+Steps: TypeAlias = Generator[_Written, None, None]
+"""What an algorithm's generator is."""
+
+Body: TypeAlias = Callable[..., Steps]
 _WANTED = ("rank", "size", "root", "hosts")
 
 
@@ -138,7 +141,7 @@ class Algorithm:
         """What the collective demands."""
         return SPECS[self.collective]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Generator[_Written, None, None]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Steps:
         """The author's generator itself, so that algorithms compose with `yield from`."""
         return self.body(*args, **kwargs)
 
@@ -307,7 +310,9 @@ def algorithm(
     """
     spec = spec_named(collective)
     if chunks != 1 and spec.chunking != "open":
-        raise ValueError(f"{collective} fixes its chunks ({spec.chunking}); chunks= must be left out")
+        raise ValueError(
+            f"{collective} fixes its chunks ({spec.chunking}); chunks= must be left out"
+        )
     count = chunks if callable(chunks) else (lambda size, fixed=chunks: fixed)
 
     def decorate(body: Body) -> Algorithm:

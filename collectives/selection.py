@@ -95,7 +95,9 @@ def _row(entry: Mapping[str, Any]) -> Row:
     for key in ("collective", "algorithm"):
         if key not in entry:
             raise ValueError(f"a row needs {key}, found only {', '.join(entry)}")
-    known = {key: entry[key] for key in ("collective", "algorithm", "below", "uneven") if key in entry}
+    known = {
+        key: entry[key] for key in ("collective", "algorithm", "below", "uneven") if key in entry
+    }
     least, most = entry.get("sizes", (1, _NO_LIMIT))
     return Row(**known, least=least, most=most)
 

@@ -30,7 +30,9 @@ class Place:
     launcher: str = "none"
 
 
-def _whole(environment: Mapping[str, str], name: str, least: int, default: int | None = None) -> int:
+def _whole(
+    environment: Mapping[str, str], name: str, least: int, default: int | None = None
+) -> int:
     text = environment.get(name)
     if text is None:
         if default is None:

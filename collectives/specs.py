@@ -3,17 +3,17 @@
 Algorithms say only how. The proof checks them against this file, lowering takes from it which
 chunks live in a call's input and output, and the communicator lays out user arrays by it.
 
-| collective     | chunk             | at the start, rank r holds        | at the end                       |
-|----------------|-------------------|-----------------------------------|----------------------------------|
-| allreduce      | c of k            | its contribution to every chunk   | every rank: every chunk, summed  |
-| reduce         | c of k            | its contribution to every chunk   | root: every chunk, summed        |
-| reduce_scatter | c of n            | its contribution to every chunk   | rank r: chunk r, summed          |
-| broadcast      | c of k            | root: every chunk                 | every rank: every chunk          |
-| scatter        | c of n            | root: every chunk                 | rank r: chunk r                  |
-| gather         | c of n            | rank r: chunk r                   | root: every chunk                |
-| allgather      | c of n            | rank r: chunk r                   | every rank: every chunk          |
-| alltoall       | (s, d) of n x n   | rank r: chunks (r, *)             | rank r: chunks (*, r)            |
-| barrier        | one empty chunk   | -                                 | has heard from every rank        |
+| collective     | chunk           | at the start, rank r holds      | at the end                 |
+|----------------|-----------------|---------------------------------|----------------------------|
+| allreduce      | c of k          | its contribution to every chunk | everyone: all chunks, sums |
+| reduce         | c of k          | its contribution to every chunk | root: every chunk, summed  |
+| reduce_scatter | c of n          | its contribution to every chunk | rank r: chunk r, summed    |
+| broadcast      | c of k          | root: every chunk               | everyone: every chunk      |
+| scatter        | c of n          | root: every chunk               | rank r: chunk r            |
+| gather         | c of n          | rank r: chunk r                 | root: every chunk          |
+| allgather      | c of n          | rank r: chunk r                 | everyone: every chunk      |
+| alltoall       | (s, d) of n x n | rank r: chunks (r, *)           | rank r: chunks (*, r)      |
+| barrier        | one empty chunk | -                               | has heard from every rank  |
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class WorkQueue:
             result, error = None, None
             try:
                 result = job()
-            except BaseException as caught:  # noqa: BLE001 - raised by wait()
+            except BaseException as caught:
                 error = caught
             with self._changed:
                 self._unfinished -= 1

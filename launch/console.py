@@ -150,10 +150,12 @@ class Console:
 
 def own_streams() -> tuple[Sink, Sink]:
     """Our stdout and stderr: descriptors where there are such, Python's streams in a notebook."""
-    return _sink(sys.stdout), _sink(sys.stderr)
+    return _sink(sys.stdout, 1), _sink(sys.stderr, 2)
 
 
-def _sink(stream: TextIO) -> Sink:
+def _sink(stream: TextIO | None, number: int) -> Sink:
+    if stream is None:  # it was closed when Python started
+        return DescriptorSink(number)
     try:
         descriptor = stream.fileno()
     except (AttributeError, OSError, io.UnsupportedOperation):

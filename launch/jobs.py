@@ -63,6 +63,7 @@ def run_job(
         OSError: the log folder cannot be made.
     """
     check_counts(ranks, threads)
+    _occupy_closed_streams()
     program = find_program(command[0])
     base = {**os.environ, **(environment or {})}
     if threads is None:
@@ -78,7 +79,8 @@ def run_job(
                 command=[program, *command[1:]],
                 environment=rank_environment(rank, identity, base, threads),
                 cores=shares[rank],
-                reads_stdin=rank == 0 and _stdin_is_data(),
+                # A terminal belongs to one session, and ranks have sessions of their own.
+                reads_stdin=rank == 0 and not os.isatty(0),
             )
             for rank in range(ranks)
         ]
@@ -135,10 +137,11 @@ def _offer_width(environment: dict[str, str], ranks: int) -> None:
         environment["COLUMNS"] = str(max(20, os.get_terminal_size(1).columns - mark))
 
 
-def _stdin_is_data() -> bool:
-    """Whether rank 0 may read our stdin; not a terminal, which belongs to one session."""
-    try:
-        os.fstat(0)
-    except OSError:  # closed
-        return False
-    return not os.isatty(0)
+def _occupy_closed_streams() -> None:
+    """Opens what of stdin, stdout and stderr was closed, lest a file of ours take its number."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Takes the lowest free number, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

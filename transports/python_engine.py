@@ -145,7 +145,7 @@ def execute(
                 channels.release(peer)
     if op == "avg":
         wide = result.astype(np.float64 if result.dtype == np.float64 else np.float32)
-        result[...] = (wide / plan.size).astype(result.dtype)
+        result[...] = np.divide(wide, plan.size).astype(result.dtype)
 
 
 def _check(message: Message, expected: int, fingerprint: int, peer: int) -> None:
@@ -170,7 +170,11 @@ def _fold(operands: Sequence[Payload], op: str | None) -> Payload:
 
 
 def _keep(
-    instruction: Instruction, value: Payload, spaces: dict[Space, Payload], layout: Layout, turn: int
+    instruction: Instruction,
+    value: Payload,
+    spaces: dict[Space, Payload],
+    layout: Layout,
+    turn: int,
 ) -> None:
     begin = 0
     for index, chunk in enumerate(instruction.chunks):

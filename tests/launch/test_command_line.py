@@ -161,7 +161,7 @@ def test_programs_run_by_path_and_by_name(launcher, program, tmp_path):
     done = launcher("run", "-n", 2, "./script", "a b", "-x")
     assert sorted(done.stdout.splitlines()) == ["[0] 0 a b -x", "[1] 1 a b -x"]
     done = launcher("run", "-n", 1, script)
-    assert done.stdout == "[0] 0 \n"
+    assert done.stdout == "[0] 0\n"
     done = launcher("run", "-n", 1, "echo", "-n", "by name")
     assert done.stdout == "[0] by name\n"
 

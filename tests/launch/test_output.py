@@ -209,11 +209,13 @@ def test_a_descriptor_that_does_not_block_still_gets_all(tmp_path):
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     content = b"z" * 500_000
-    with subprocess.Popen(["cat"], stdin=reading, stdout=subprocess.PIPE) as reader:
-        os.close(reading)
-        DescriptorSink(writing).write(content)
-        os.close(writing)
-        assert reader.stdout.read() == content
+    with (tmp_path / "copy").open("wb") as copy:
+        reader = subprocess.Popen(["cat"], stdin=reading, stdout=copy)
+    os.close(reading)
+    DescriptorSink(writing).write(content)
+    os.close(writing)
+    assert reader.wait(timeout=30) == 0
+    assert (tmp_path / "copy").read_bytes() == content
 
 
 def test_progress_into_a_file_is_shown_now_and_then(monkeypatch):
@@ -303,9 +305,13 @@ def test_rank_0_reads_our_stdin_and_the_others_none(launcher, program):
     assert sorted(done.stdout.splitlines()) == ["[0] 'data'", "[1] ''"]
 
 
-def test_a_closed_stdin_is_no_trouble(launcher, program):
+@pytest.mark.parametrize(
+    ("closing", "expected"),
+    [("<&-", ["[0] ''"]), (">&-", []), ("2>&-", ["[0] ''"]), ("<&- >&- 2>&-", [])],
+)
+def test_closed_streams_are_no_trouble(launcher, program, closing, expected):
     script = program("import sys; print(repr(sys.stdin.read()))")
-    command = f"{sys.executable} -m launch run -n 1 {script} <&-"
+    command = f"{sys.executable} -m launch run -n 1 {script} {closing}"
     process = launcher.start(command, command=("sh", "-c"))
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out) == (0, "[0] ''\n"), err
+    assert (process.returncode, out.splitlines()) == (0, expected), err

@@ -18,7 +18,7 @@ from launch.sweeping import GUARD_LOOKS_EVERY, PATIENCE, job_members, sweep_job
 FAMILY = """
     import os, subprocess, sys, time
     sleeper = [sys.executable, "-c", "import time; print('asleep', flush=True); time.sleep(600)"]
-    stubborn = ["sh", "-c", "trap '' INT TERM HUP; echo asleep; sleep 600; sleep 600"]
+    stubborn = ["sh", "-c", "trap '' INT TERM HUP; echo asleep; exec sleep 600"]
     for command, away in ((sleeper, True), (stubborn, False)):
         child = subprocess.Popen(command, start_new_session=away, stdout=subprocess.PIPE)
         child.stdout.readline()
@@ -60,9 +60,9 @@ def test_a_stop_ends_the_whole_family(launcher, program, read_lines, number, cod
 def test_the_signal_reaches_the_ranks_so_that_they_can_finish(launcher, program, read_lines):
     script = program("""
         import os, time
-        print("job", os.environ["COLLECTIVES_JOB"])
-        print("ready")
         try:
+            print("job", os.environ["COLLECTIVES_JOB"])
+            print("ready")
             time.sleep(600)
         except KeyboardInterrupt:
             print("saved")

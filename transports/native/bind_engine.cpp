@@ -122,6 +122,8 @@ Geometry geometry_of(std::uint32_t ranks, std::uint32_t depth, std::uint32_t slo
 
 }  // namespace
 
+Engine& engine_of(nb::handle object) { return nb::cast<Rank&>(object).engine(); }
+
 void register_engine(nb::module_& module) {
   nb::class_<Plan>(module, "Plan")
       .def("__init__",
@@ -152,7 +154,7 @@ void register_engine(nb::module_& module) {
       .def(nb::init<int, std::uint32_t,
                     const std::vector<std::tuple<std::string, std::uint32_t, int>>&, bool>(),
            nb::arg("fd"), nb::arg("rank"), nb::arg("peers"), nb::arg("crowded"))
-      .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input"), nb::arg("output"),
+      .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input").none(), nb::arg("output").none(),
            nb::arg("timeout"), nb::arg("background"))
       .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })
       .def("mismatch",

@@ -9,7 +9,7 @@
 //   AckLine[ranks]      for each peer: how many of its messages this rank has released
 //   Descriptor[ranks][depth]   for each peer: a ring of messages to it
 //   slots               payloads too long for a descriptor, written once and read in place
-//   lanes               the same for point-to-point, see point_to_point.hpp
+//   lanes               the same for point-to-point, see lane.hpp and point_to_point.hpp
 //
 // Sequence numbers and acknowledgements are 32-bit counters that wrap; they are compared by their
 // signed difference. Nothing here owns anything.
@@ -48,6 +48,17 @@ struct alignas(kLine) Descriptor {
   std::byte payload[kInlineBytes];
 };
 static_assert(sizeof(Descriptor) == kLine);
+
+// One packet of point-to-point, see lane.hpp; `sequence` as above. Every field is read once.
+struct alignas(kLine) LaneDescriptor {
+  std::atomic<std::uint32_t> sequence;
+  std::atomic<std::uint32_t> kind;
+  std::atomic<std::uint32_t> message;
+  std::atomic<std::uint32_t> tag;
+  std::atomic<std::uint64_t> bytes;
+  std::atomic<std::uint64_t> words[5];
+};
+static_assert(sizeof(LaneDescriptor) == kLine);
 
 // On a line of its own, so that acknowledging to one peer does not disturb another.
 struct alignas(kLine) AckLine {
@@ -100,7 +111,7 @@ struct Geometry {
   std::size_t lane_descriptors_at() const { return lane_acks_at() + ranks * sizeof(AckLine); }
   std::size_t slots_at() const {
     return round_up(
-        lane_descriptors_at() + std::size_t{ranks} * lane_slots * sizeof(Descriptor), kPage);
+        lane_descriptors_at() + std::size_t{ranks} * lane_slots * sizeof(LaneDescriptor), kPage);
   }
   std::size_t lanes_at() const { return slots_at() + slots * slot_bytes; }
   std::size_t part_bytes() const {
@@ -147,11 +158,12 @@ class Region {
   AckLine& lane_acks(std::uint32_t rank, std::uint32_t sender) const {
     return at<AckLine>(rank, geometry_.lane_acks_at() + sender * sizeof(AckLine));
   }
-  Descriptor& lane_descriptor(std::uint32_t sender, std::uint32_t receiver,
-                              std::uint32_t index) const {
+  LaneDescriptor& lane_descriptor(std::uint32_t sender, std::uint32_t receiver,
+                                  std::uint32_t index) const {
     const std::size_t place =
         std::size_t{receiver} * geometry_.lane_slots + index % geometry_.lane_slots;
-    return at<Descriptor>(sender, geometry_.lane_descriptors_at() + place * sizeof(Descriptor));
+    return at<LaneDescriptor>(sender,
+                              geometry_.lane_descriptors_at() + place * sizeof(LaneDescriptor));
   }
   std::byte* lane_slot(std::uint32_t sender, std::uint32_t receiver, std::uint32_t index) const {
     const std::size_t place =

@@ -81,7 +81,7 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
 }
 
 void Waiter::sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
-                   int milliseconds) {
+                   int milliseconds) const {
   auto& sleepers = region_.standing(rank_).sleepers;
   sleepers.fetch_add(1, std::memory_order_relaxed);
   std::atomic_thread_fence(std::memory_order_seq_cst);  // pairs with the one in wake()

@@ -59,6 +59,12 @@ class Waiter {
   void stop() { stopped_.store(true, std::memory_order_relaxed); }
   void set_interrupt(std::function<void()> check) { interrupt_ = std::move(check); }
 
+  // Runs pending signal handlers; throws what they raise.
+  void look_at_signals() const {
+    if (interrupt_) interrupt_();
+  }
+  const Patience& patience() const { return eager_; }
+
   // Starts the clock of one call.
   void begin(double timeout_seconds, bool background);
 
@@ -95,7 +101,8 @@ class Waiter {
   // Looks at trouble, signals and the deadline of a wait on `peer`; throws if one ends it.
   void look(std::uint32_t peer, const char* what);
   // Sleeps until `counter` may have moved, at most `milliseconds`.
-  void sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted, int milliseconds);
+  void sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
+             int milliseconds) const;
   // Whether the peer's process, or its communicator, is gone.
   bool has_ended(std::uint32_t peer) const;
   [[noreturn]] void fail_lost(std::uint32_t peer, const char* what) const;

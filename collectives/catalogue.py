@@ -1,0 +1,120 @@
+"""Every algorithm that comes with the package, by collective and name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from collectives.algorithms.binomial_tree import (
+    binomial_allgather,
+    binomial_allreduce,
+    binomial_barrier,
+    binomial_broadcast,
+    binomial_gather,
+    binomial_reduce,
+    binomial_reduce_scatter,
+    binomial_scatter,
+)
+from collectives.algorithms.bruck import bruck_allgather, bruck_alltoall
+from collectives.algorithms.chain import chain_broadcast, chain_reduce
+from collectives.algorithms.direct import direct_allgather, one_shot_allreduce, two_shot_allreduce
+from collectives.algorithms.dissemination import dissemination_barrier
+from collectives.algorithms.double_binary_tree import double_binary_tree_allreduce
+from collectives.algorithms.halving_doubling import (
+    halving_doubling_allreduce,
+    halving_reduce_scatter,
+)
+from collectives.algorithms.linear import (
+    linear_broadcast,
+    linear_gather,
+    linear_reduce,
+    linear_scatter,
+)
+from collectives.algorithms.pairwise import pairwise_alltoall, pairwise_reduce_scatter
+from collectives.algorithms.recursive_doubling import (
+    recursive_doubling_allgather,
+    recursive_doubling_allreduce,
+)
+from collectives.algorithms.ring import (
+    ring_allgather,
+    ring_allreduce,
+    ring_barrier,
+    ring_gather,
+    ring_reduce_scatter,
+    ring_scatter,
+)
+from collectives.schedule import Algorithm
+from collectives.specs import nearest, spec_named
+
+_ALGORITHMS = (
+    ring_allreduce,
+    binomial_allreduce,
+    double_binary_tree_allreduce,
+    recursive_doubling_allreduce,
+    halving_doubling_allreduce,
+    one_shot_allreduce,
+    two_shot_allreduce,
+    chain_reduce,
+    binomial_reduce,
+    linear_reduce,
+    ring_reduce_scatter,
+    binomial_reduce_scatter,
+    halving_reduce_scatter,
+    pairwise_reduce_scatter,
+    chain_broadcast,
+    binomial_broadcast,
+    linear_broadcast,
+    ring_scatter,
+    binomial_scatter,
+    linear_scatter,
+    ring_gather,
+    binomial_gather,
+    linear_gather,
+    ring_allgather,
+    binomial_allgather,
+    recursive_doubling_allgather,
+    bruck_allgather,
+    direct_allgather,
+    pairwise_alltoall,
+    bruck_alltoall,
+    ring_barrier,
+    binomial_barrier,
+    dissemination_barrier,
+)
+
+_ALIASES = {
+    ("broadcast", "ring"): chain_broadcast,  # a ring that need not be closed
+    ("reduce", "ring"): chain_reduce,
+    ("alltoall", "ring"): pairwise_alltoall,
+    ("alltoall", "tree"): bruck_alltoall,
+}
+
+CATALOGUE: Mapping[tuple[str, str], Algorithm] = MappingProxyType(
+    {(algo.collective, algo.name): algo for algo in _ALGORITHMS} | _ALIASES
+)
+"""(collective, name) -> algorithm. Some algorithms have a second name."""
+
+
+def names(collective: str) -> tuple[str, ...]:
+    """The names of all algorithms for a collective, second names last.
+
+    Raises:
+        ValueError: there is no such collective; the text lists those there are.
+    """
+    spec_named(collective)
+    return tuple(name for of, name in CATALOGUE if of == collective)
+
+
+def find(collective: str, name: str) -> Algorithm:
+    """The algorithm of that name.
+
+    Raises:
+        ValueError: there is none; the text lists those there are and names the nearest.
+    """
+    valid = names(collective)
+    if name not in valid:
+        raise ValueError(
+            f"unknown algorithm {name!r} for {collective}; expected one of {', '.join(valid)}"
+            + nearest(name, valid)
+        )
+    return CATALOGUE[collective, name]

@@ -1,0 +1,1 @@
+"""What tests share: references by definition, and programs that run inside ranks."""

@@ -1,0 +1,526 @@
+#include "point_to_point.hpp"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+namespace transports {
+namespace {
+
+constexpr std::int64_t kLookEveryNs = 5'000'000;
+constexpr std::uint32_t kPassesBetweenClocks = 256;
+constexpr double kForever = 1e300;
+
+std::int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+std::string size_text(const What& what, std::uint64_t bytes) {
+  return what.text() + " (" + std::to_string(bytes) + " bytes)";
+}
+
+std::string message_text(const Operation& operation) {
+  return operation.what.text() + " with " +
+         (operation.tag == kAny ? "any tag" : "tag " + std::to_string(operation.tag));
+}
+
+// Counts the threads in a scope. Relaxed: a hint to others, nothing is ordered by it.
+class Counted {
+ public:
+  explicit Counted(std::atomic<std::uint32_t>& count) : count_(count) {
+    count_.fetch_add(1, std::memory_order_relaxed);
+  }
+  ~Counted() { count_.fetch_sub(1, std::memory_order_relaxed); }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+ private:
+  std::atomic<std::uint32_t>& count_;
+};
+
+}  // namespace
+
+// The lock. A thread that polls takes and drops it all the time, so one that has something to do
+// says that it comes, and the poller stands back.
+class PointToPoint::Hold {
+ public:
+  explicit Hold(PointToPoint& owner) : lock_(owner.mutex_, std::try_to_lock) {
+    if (lock_.owns_lock()) return;
+    const Counted coming(owner.callers_);
+    lock_.lock();
+  }
+
+ private:
+  std::unique_lock<std::mutex> lock_;
+};
+
+PointToPoint::PointToPoint(const Region& region, const Waiter& waiter)
+    : region_(region),
+      waiter_(waiter),
+      process_(getpid()),
+      matching_(region.geometry().ranks),
+      thread_([this] { return step_in_background(); }) {
+  for (std::uint32_t peer = 0; peer < ranks(); ++peer) {
+    outboxes_.push_back(Outbox{OutgoingLane(region, waiter, peer), {}, {}, {}, {}});
+    inboxes_.push_back(Inbox{IncomingLane(region, waiter, peer), {}});
+  }
+}
+
+PointToPoint::Handle PointToPoint::post_send(const std::byte* from, std::uint64_t bytes,
+                                             std::int32_t dest, std::int32_t tag, What what,
+                                             Caller caller) {
+  if (dest < 0 || static_cast<std::uint32_t>(dest) >= ranks()) {
+    throw std::invalid_argument("dest: expected 0.." + std::to_string(ranks() - 1) + ", found " +
+                                std::to_string(dest));
+  }
+  if (tag < 0) {
+    throw std::invalid_argument("tag: expected 0 or more, found " + std::to_string(tag));
+  }
+  auto send = std::make_shared<Operation>(this, from, bytes, dest, tag, what);
+  const Hold hold(*this);
+  check_usable();
+  if (static_cast<std::uint32_t>(dest) == rank()) {
+    send_to_self(*send);
+  } else {
+    outboxes_[dest].heads.push_back(send);
+    pending_.fetch_add(1, std::memory_order_relaxed);
+  }
+  begin(send, caller);
+  return send;
+}
+
+PointToPoint::Handle PointToPoint::post_receive(std::byte* to, std::uint64_t bytes,
+                                                std::int32_t source, std::int32_t tag, What what,
+                                                Caller caller) {
+  if (source < kAny || source >= static_cast<std::int32_t>(ranks())) {
+    throw std::invalid_argument("source: expected 0.." + std::to_string(ranks() - 1) +
+                                " or -1 for any, found " + std::to_string(source));
+  }
+  if (tag < kAny) {
+    throw std::invalid_argument("tag: expected 0 or more, or -1 for any, found " +
+                                std::to_string(tag));
+  }
+  auto receive = std::make_shared<Operation>(this, to, bytes, source, tag, what);
+  const Hold hold(*this);
+  check_usable();
+  pending_.fetch_add(1, std::memory_order_relaxed);
+  if (const auto arrival = matching_.find_arrival(*receive)) {
+    if (accept(receive, arrival->packet, arrival->source)) {
+      if (arrival->packet.kind == PacketKind::announcement) {
+        await_fragments(receive, arrival->packet, arrival->source);
+      } else {
+        if (bytes != 0) std::memcpy(to, arrival->payload.get(), bytes);
+        finish(*receive);
+      }
+    }
+  } else {
+    matching_.post(receive);
+  }
+  begin(receive, caller);
+  return receive;
+}
+
+void PointToPoint::check_usable() const {
+  if (closed_) throw Failure(FailureKind::misuse, "the communicator is closed");
+  if (broken_) throw *broken_;
+  waiter_.look_at_trouble();
+}
+
+void PointToPoint::begin(const Handle& operation, Caller caller) {
+  // Only what goes out: incoming lanes are looked at by who waits.
+  const std::int32_t peer = operation->peer;
+  if (peer != kAny && !broken_) push(static_cast<std::uint32_t>(peer));
+  if (caller == Caller::waits_later && !operation->is_done()) thread_.ring();
+}
+
+bool PointToPoint::progress() {
+  if (broken_ || closed_) return false;
+  bool moved = false;
+  for (std::uint32_t peer = 0; peer < ranks(); ++peer) {
+    if (peer == rank()) continue;
+    moved |= drain(peer);
+    if (broken_) return true;
+    moved |= push(peer);
+  }
+  return moved;
+}
+
+bool PointToPoint::drain(std::uint32_t peer) {
+  auto& lane = inboxes_[peer].lane;
+  // As many as a lane holds, then it is another peer's turn.
+  std::uint32_t taken = 0;
+  for (Packet packet; taken < region_.geometry().lane_slots && lane.take(packet); ++taken) {
+    act_on(packet, peer);
+    if (broken_) return true;
+    lane.release();
+  }
+  return taken != 0;
+}
+
+// Everything in a packet may be wrong: it is checked here, before it is used.
+void PointToPoint::act_on(const Packet& packet, std::uint32_t source) {
+  const std::uint64_t slot_bytes = region_.geometry().lane_bytes;
+  auto& outbox = outboxes_[source];
+  switch (packet.kind) {
+    case PacketKind::whole:
+      if (packet.bytes > slot_bytes || packet.tag < 0) break;
+      return arrive(packet, source);
+    case PacketKind::announcement:
+      if (packet.bytes <= slot_bytes || packet.tag < 0) break;
+      return arrive(packet, source);
+    case PacketKind::clear:
+      if (auto node = outbox.announced.extract(packet.message)) {
+        outbox.streams.push_back(std::move(node.mapped()));
+        return;
+      }
+      break;
+    case PacketKind::fragment:
+      if (inboxes_[source].streams.contains(packet.message)) return take_fragment(packet, source);
+      break;
+  }
+  give_up(FailureKind::mismatch, waiter_.name_of(source) + " posted a damaged message");
+}
+
+void PointToPoint::arrive(const Packet& packet, std::uint32_t source) {
+  const auto& lane = inboxes_[source].lane;
+  const bool is_whole = packet.kind == PacketKind::whole;
+  if (const auto receive = matching_.find_receive(source, packet.tag)) {
+    if (!accept(receive, packet, source)) return;
+    if (!is_whole) return await_fragments(receive, packet, source);
+    lane.copy(packet, packet.bytes, receive->to);
+    return finish(*receive);
+  }
+  Arrival arrival{source, packet, nullptr};
+  if (is_whole && packet.bytes != 0) {
+    arrival.payload = std::make_unique_for_overwrite<std::byte[]>(packet.bytes);
+    lane.copy(packet, packet.bytes, arrival.payload.get());
+  }
+  matching_.keep(std::move(arrival));
+}
+
+bool PointToPoint::accept(const Handle& receive, const Packet& packet, std::uint32_t source) {
+  receive->peer = static_cast<std::int32_t>(source);
+  receive->tag = packet.tag;
+  const bool alike =
+      receive->what == packet.what || receive->what.is_empty() || packet.what.is_empty();
+  if (receive->bytes == packet.bytes && alike) return true;
+  give_up(FailureKind::mismatch, "point-to-point with tag " + std::to_string(packet.tag) +
+                                     ": rank " + std::to_string(source) + " sends " +
+                                     size_text(packet.what, packet.bytes) + ", rank " +
+                                     std::to_string(rank()) + " receives " +
+                                     size_text(receive->what, receive->bytes));
+  fail(*receive, *broken_);  // in no queue any more
+  return false;
+}
+
+void PointToPoint::await_fragments(const Handle& receive, const Packet& packet,
+                                   std::uint32_t source) {
+  if (!inboxes_[source].streams.emplace(packet.message, receive).second) {
+    give_up(FailureKind::mismatch, waiter_.name_of(source) + " posted a damaged message");
+    return fail(*receive, *broken_);
+  }
+  outboxes_[source].clears.push_back(packet.message);
+}
+
+void PointToPoint::take_fragment(const Packet& packet, std::uint32_t source) {
+  auto& inbox = inboxes_[source];
+  const auto stream = inbox.streams.find(packet.message);
+  auto& receive = *stream->second;
+  // The length follows from what has come before: nothing of it is the peer's to say.
+  const auto length = std::min(region_.geometry().lane_bytes, receive.bytes - receive.moved);
+  inbox.lane.copy(packet, length, receive.to + receive.moved);
+  receive.moved += length;
+  if (receive.moved != receive.bytes) return;
+  finish(receive);
+  inbox.streams.erase(stream);
+}
+
+bool PointToPoint::push(std::uint32_t peer) {
+  auto& outbox = outboxes_[peer];
+  std::uint32_t posted = 0;
+  // As many as a lane holds, however fast the peer takes them: incoming lanes want their turn.
+  for (; posted < region_.geometry().lane_slots; ++posted) {
+    if (outbox.clears.empty() && outbox.heads.empty() && outbox.streams.empty()) break;
+    if (!outbox.lane.has_room()) break;
+    if (!outbox.clears.empty()) {
+      Packet packet{PacketKind::clear};
+      packet.message = outbox.clears.front();
+      outbox.lane.post(packet, nullptr, 0);
+      outbox.clears.pop_front();
+    } else if (outbox.heads.empty() || (outbox.streams_turn && !outbox.streams.empty())) {
+      push_fragment(outbox);
+      outbox.streams_turn = false;
+    } else {
+      push_head(outbox);
+      outbox.streams_turn = true;
+    }
+  }
+  return posted != 0;
+}
+
+void PointToPoint::push_head(Outbox& outbox) {
+  const Handle send = std::move(outbox.heads.front());
+  outbox.heads.pop_front();
+  Packet packet{PacketKind::whole, 0, send->tag, send->bytes, send->what};
+  if (send->bytes <= region_.geometry().lane_bytes) {
+    outbox.lane.post(packet, send->from, send->bytes);
+    return finish(*send);
+  }
+  packet.kind = PacketKind::announcement;
+  packet.message = send->message = outbox.messages++;
+  outbox.announced.emplace(packet.message, send);
+  outbox.lane.post(packet, nullptr, 0);
+}
+
+void PointToPoint::push_fragment(Outbox& outbox) {
+  Handle send = std::move(outbox.streams.front());
+  outbox.streams.pop_front();
+  Packet packet{PacketKind::fragment};
+  packet.message = send->message;
+  const auto length = std::min(region_.geometry().lane_bytes, send->bytes - send->moved);
+  outbox.lane.post(packet, send->from + send->moved, length);
+  send->moved += length;
+  if (send->moved == send->bytes) return finish(*send);
+  outbox.streams.push_back(std::move(send));
+}
+
+void PointToPoint::send_to_self(Operation& send) {
+  const Packet packet{PacketKind::whole, 0, send.tag, send.bytes, send.what};
+  const auto receive = matching_.find_receive(rank(), send.tag);
+  if (receive == nullptr) {
+    // Kept whole whatever its length, so that a send to oneself before the receive returns.
+    Arrival arrival{rank(), packet, nullptr};
+    if (send.bytes != 0) {
+      arrival.payload = std::make_unique_for_overwrite<std::byte[]>(send.bytes);
+      std::memcpy(arrival.payload.get(), send.from, send.bytes);
+    }
+    matching_.keep(std::move(arrival));
+  }
+  pending_.fetch_add(1, std::memory_order_relaxed);
+  if (receive != nullptr) {
+    if (!accept(receive, packet, rank())) return fail(send, *broken_);
+    if (send.bytes != 0) std::memcpy(receive->to, send.from, send.bytes);
+    finish(*receive);
+  }
+  finish(send);
+}
+
+void PointToPoint::finish(Operation& operation) {
+  // Release: what was received is there for whoever sees that it is complete.
+  operation.state.store(Operation::State::complete, std::memory_order_release);
+  pending_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void PointToPoint::fail(Operation& operation, const Failure& failure) {
+  operation.failure_kind = failure.kind();
+  operation.failure = failure.what();
+  // Release: kind and text are complete.
+  operation.state.store(Operation::State::failed, std::memory_order_release);
+  pending_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void PointToPoint::give_up(FailureKind kind, const std::string& text) {
+  Failure failure(kind, text);
+  if (!waiter_.report(kind, text)) {
+    try {
+      waiter_.look_at_trouble();
+    } catch (const Failure& first) {
+      failure = first;
+    }
+  }
+  break_off(failure);
+}
+
+void PointToPoint::break_off(const Failure& failure) {
+  if (broken_) return;
+  broken_ = failure;
+  for (const auto& receive : matching_.clear()) fail(*receive, failure);
+  for (auto& inbox : inboxes_) {
+    for (const auto& [message, receive] : inbox.streams) fail(*receive, failure);
+    inbox.streams.clear();
+  }
+  for (auto& outbox : outboxes_) {
+    for (const auto& send : outbox.heads) fail(*send, failure);
+    for (const auto& send : outbox.streams) fail(*send, failure);
+    for (const auto& [message, send] : outbox.announced) fail(*send, failure);
+    outbox.heads.clear();
+    outbox.streams.clear();
+    outbox.announced.clear();
+  }
+}
+
+void PointToPoint::close() {
+  if (getpid() != process_) {  // forked: lock and thread are the parent's
+    thread_.forget();
+    return;
+  }
+  {
+    const Hold hold(*this);
+    if (closed_) return;
+    closed_ = true;
+    break_off(Failure(FailureKind::misuse, "the communicator was closed before the message moved"));
+  }
+  thread_.stop();
+}
+
+// ---- waiting
+
+void PointToPoint::check_owner(const Operation& operation) const {
+  if (operation.owner != this) {
+    throw std::invalid_argument("the operation was posted on another communicator");
+  }
+}
+
+void PointToPoint::wait(Operation& operation, double timeout_seconds) {
+  check_owner(operation);
+  const Counted waiting(waiting_);
+  const Patience patience = waiter_.patience();
+  const std::uint32_t before_sleep = patience.spins + patience.yields;
+  std::int64_t started = 0, looked = 0;
+  std::uint32_t idle = 0;  // passes since something moved
+  for (std::uint32_t pass = 1; !operation.is_done(); ++pass) {
+    idle = try_progress() ? 0 : idle + 1;
+    if (operation.is_done()) break;
+    if (idle > patience.spins || pass % kPassesBetweenClocks == 0) {
+      const std::int64_t now = now_ns();
+      if (started == 0) started = looked = now;
+      const double waited = static_cast<double>(now - started) * 1e-9;
+      if (now - looked >= kLookEveryNs || waited >= timeout_seconds) {
+        looked = now;
+        look(operation, waited, timeout_seconds);
+      }
+    }
+    if (idle <= patience.spins) {
+      pause_briefly();
+    } else if (idle <= before_sleep) {
+      sched_yield();
+    } else {
+      sleep(operation, idle - before_sleep);
+    }
+  }
+  operation.check();
+}
+
+bool PointToPoint::test(Operation& operation) {
+  check_owner(operation);
+  if (!operation.is_done()) try_progress();
+  if (!operation.is_done()) {
+    const std::int64_t now = now_ns();
+    if (now - tested_ns_.load(std::memory_order_relaxed) >= kLookEveryNs) {
+      tested_ns_.store(now, std::memory_order_relaxed);
+      look(operation, 0, kForever);
+    }
+  }
+  if (!operation.is_done()) return false;
+  operation.check();
+  return true;
+}
+
+bool PointToPoint::try_progress() {
+  if (callers_.load(std::memory_order_relaxed) != 0) return false;
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  return lock.owns_lock() && progress();
+}
+
+void PointToPoint::look(Operation& operation, double waited, double timeout) {
+  try {
+    waiter_.look_at_signals();  // takes Python's lock, hence never under ours
+  } catch (...) {
+    const Hold hold(*this);
+    if (!closed_ && !operation.is_done()) thread_.ring();  // nobody waits for it now
+    throw;
+  }
+  std::int32_t peer;
+  {
+    const Hold hold(*this);
+    peer = operation.peer;
+  }
+  const bool ended = has_ended(peer);
+  const Hold hold(*this);
+  progress();  // after the peer's end was seen: what it had posted before counts
+  if (operation.is_done()) return;
+  try {
+    waiter_.look_at_trouble();
+  } catch (const Failure& failure) {
+    return break_off(failure);
+  }
+  if (ended && operation.peer == peer) {
+    give_up(FailureKind::peer_lost, lost_text(operation));
+  } else if (waited >= timeout) {
+    give_up(FailureKind::timeout, timeout_text(operation, waited));
+  }
+}
+
+void PointToPoint::sleep(Operation& operation, std::uint32_t naps) {
+  const std::atomic<std::uint32_t>* counter = nullptr;
+  std::uint32_t awaited = 0;
+  {
+    const Hold hold(*this);
+    if (progress() || operation.is_done()) return;
+    std::int32_t peer = operation.peer;
+    if (peer == kAny && ranks() == 2) peer = 1 - static_cast<std::int32_t>(rank());
+    if (peer != kAny && peer != static_cast<std::int32_t>(rank())) {
+      const auto& outgoing = outboxes_[peer].lane;
+      const auto& incoming = inboxes_[peer].lane;
+      const bool wants_room = operation.is_send && outgoing.was_full();
+      counter = wants_room ? &outgoing.released() : &incoming.sequence();
+      awaited = wants_room ? outgoing.awaited() : incoming.awaited();
+    }
+  }
+  // Never long: other peers may move other messages meanwhile.
+  if (counter != nullptr) return waiter_.sleep(*counter, awaited, 1);
+  std::this_thread::sleep_for(std::chrono::microseconds(std::min(50u * naps, 1000u)));
+}
+
+bool PointToPoint::has_ended(std::int32_t peer) const {
+  if (peer != kAny) return waiter_.has_ended(static_cast<std::uint32_t>(peer));
+  // Of a message from any rank: once all the others have, and there are others.
+  bool all = ranks() > 1;
+  for (std::uint32_t other = 0; all && other < ranks(); ++other) {
+    all = other == rank() || waiter_.has_ended(other);
+  }
+  return all;
+}
+
+std::string PointToPoint::lost_text(const Operation& operation) const {
+  const std::string self = "rank " + std::to_string(rank());
+  if (operation.peer == kAny) {
+    return "every other rank ended before one sent " + message_text(operation) + " to " + self;
+  }
+  const std::string peer = waiter_.name_of(static_cast<std::uint32_t>(operation.peer));
+  return peer + " ended before it " +
+         (operation.is_send ? "received " + message_text(operation) + " from " + self
+                            : "sent " + message_text(operation) + " to " + self);
+}
+
+std::string PointToPoint::timeout_text(const Operation& operation, double waited) const {
+  char seconds[32];
+  std::snprintf(seconds, sizeof seconds, "%.3g", waited);
+  std::string text = "rank " + std::to_string(rank()) + " has waited " + seconds + " s to " +
+                     (operation.is_send ? "send " : "receive ") + message_text(operation) +
+                     (operation.is_send ? " to " : " from ");
+  if (operation.peer == kAny) return text + "any rank";
+  const auto peer = static_cast<std::uint32_t>(operation.peer);
+  return text + waiter_.name_of(peer) + ", which is last known in " + waiter_.call_of(peer);
+}
+
+ProgressThread::Found PointToPoint::step_in_background() {
+  using Found = ProgressThread::Found;
+  if (pending_.load(std::memory_order_relaxed) == 0) return Found::nothing;
+  if (waiting_.load(std::memory_order_relaxed) != 0) return Found::waiting;
+  try {
+    return try_progress() ? Found::work : Found::waiting;
+  } catch (const std::bad_alloc&) {
+    return Found::waiting;  // the packet stays where it is; a user's thread will say so
+  }
+}
+
+}  // namespace transports
