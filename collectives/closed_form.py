@@ -36,7 +36,9 @@ from collectives.specs import nearest
 Number: TypeAlias = Fraction | float
 _Term: TypeAlias = Callable[[Mapping[str, Number]], Number]
 
-_TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign>\*\*|[<>=!]=|.))")
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>\d+(?:\.\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign>\*\*|[<>=!]=|.))"
+)
 
 
 def _whole(x: Number) -> int:
@@ -218,9 +220,7 @@ class _Reader:
     def _error(self, what: str) -> _FormError:
         _, text, column = self._tokens[self._at]
         found = repr(text) if text else "the end"
-        return _FormError(
-            f"closed form {self._text!r}, column {column + 1}: {what}, found {found}"
-        )
+        return _FormError(f"closed form {self._text!r}, column {column + 1}: {what}, found {found}")
 
 
 def _joined(sign: str, left: _Term, right: _Term) -> _Term:

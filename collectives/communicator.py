@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import traceback
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,18 @@ from transports import _native
 from transports.rendezvous.identity import host_identity
 from transports.rendezvous.local import Introduction
 from transports.shm.connection import Geometry, connect
+
+
+_ALIVE: weakref.WeakSet[Communicator] = weakref.WeakSet()
+
+
+def _forsake_in_child() -> None:
+    """A forked child holds copies of the parent's communicators; it must not speak for it."""
+    for each in _ALIVE:
+        each._engine.forsake()
+
+
+os.register_at_fork(after_in_child=_forsake_in_child)
 
 
 class Communicator(Messages):
@@ -77,6 +90,7 @@ class Communicator(Messages):
         self._host_id = host_id
         self._splits = 0
         self._engine: _native.Engine = connection.engine
+        _ALIVE.add(self)
         self._point_to_point = _native.PointToPoint(connection.engine)
         self._queue = WorkQueue(f"collectives-{job}-{rank}")
         self._table = SelectionTable.from_settings(connection.settings["table"])

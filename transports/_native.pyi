@@ -74,6 +74,8 @@ class Engine:
         """Raise MismatchError on every rank."""
 
     def close(self) -> None: ...
+    def forsake(self) -> None:
+        """In a child of fork: never touch the shared memory again."""
 
 class Operation:
     """A send or receive under way."""

@@ -22,10 +22,10 @@ from collectives.schedule import Steps, algorithm, recv, send
 def bruck_allgather(rank: int, size: int) -> Steps:
     """Everybody tells the rank `distance` to its left what it knows: (n-1)/n s bytes a rank.
 
-        rank          0        1        2          n = 3
-        at first      0        1        2
-        distance 1    0 1      1 2      2 0
-        distance 2    0 1 2    1 2 0    2 0 1      the last message carries only what is missing
+    rank          0        1        2          n = 3
+    at first      0        1        2
+    distance 1    0 1      1 2      2 0
+    distance 2    0 1 2    1 2 0    2 0 1      the last message carries only what is missing
     """
     for distance in doubling_distances(size):
         count = min(distance, size - distance)

@@ -73,8 +73,7 @@ def flat(lists: Iterable[list[int]]) -> list[int]:
     "allgather",
     name="recursive_doubling",
     widest=lambda size: size // 2 if Core(size).guests == 0 else size - 1,
-    cost="(fl(n) + 2 (p2(n) < n)) alpha"
-    " + (p2(n) - 1 + pairs(n) + (p2(n) < n) n)/n s beta",
+    cost="(fl(n) + 2 (p2(n) < n)) alpha + (p2(n) - 1 + pairs(n) + (p2(n) < n) n)/n s beta",
     messages="fl(n) + (p2(n) < n)",
     volume="(p2(n) - 1 + pairs(n) + (p2(n) < n)(n-1))/n s",
     source="Thakur, Rabenseifner & Gropp 2005",

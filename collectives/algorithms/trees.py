@@ -56,8 +56,8 @@ def widest_subtree(size: int) -> int:
 def inorder_parent(place: int, size: int) -> int:
     """The place above (of any but 0) in the in-order binary tree; odd places are leaves.
 
-    The lowest bit that is set tells the height: leaves are odd, then come 2, 6, 10, ..., then
-    4, 12, ...; a place hangs below the one next to it that is one higher, to its left or right. Where
+    The lowest bit that is set tells the height: leaves are odd, then come 2, 6, 10, ..., then 4,
+    12, ...; a place hangs below the one next to it that is one higher, to its left or right. Where
     the size cuts that one off, it hangs below the nearest one to its left that is higher.
 
         0─────────────┐

@@ -126,7 +126,7 @@ def test_an_exception_that_cannot_travel_is_told_in_words():
     def fail(comm):
         raise HardToRebuildError(1, 2)
 
-    with pytest.raises(launch.RankFailedError, match=r"rank 0 .* HardToRebuildError: 1 and 2") as e:
+    with pytest.raises(launch.RankFailedError, match=r"rank 0 .*HardToRebuildError: 1 and 2") as e:
         launch.spawn(fail, 1)
     assert e.value.rank == 0
     assert "in fail" in e.value.__notes__[0]

@@ -34,7 +34,7 @@ std::vector<Place> places(const Places& written) {
 Plan make_plan(std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count, Numbers inputs,
                Numbers outputs, Numbers scratch, std::uint32_t widest,
                const std::vector<Written>& instructions) {
-  Plan plan{rank,    size, chunk_count, std::move(inputs), std::move(outputs), std::move(scratch),
+  Plan plan{rank,   size, chunk_count, std::move(inputs), std::move(outputs), std::move(scratch),
             widest, {}};
   for (const auto& [chunks, sources, targets, reads, writes, own_at] : instructions) {
     plan.instructions.push_back({chunks, sources, targets, places(reads), places(writes), own_at});
@@ -108,8 +108,7 @@ class Rank {
 };
 
 Geometry geometry_of(std::uint32_t ranks, std::uint32_t depth, std::uint32_t slots,
-                     std::uint64_t slot_bytes, std::uint32_t lane_slots,
-                     std::uint64_t lane_bytes) {
+                     std::uint64_t slot_bytes, std::uint32_t lane_slots, std::uint64_t lane_bytes) {
   if (ranks == 0 || depth < 2 || slots < 2 || lane_slots < 2) {
     throw std::invalid_argument("expected ranks >= 1, and depth, slots and lane slots >= 2");
   }
@@ -122,29 +121,31 @@ Geometry geometry_of(std::uint32_t ranks, std::uint32_t depth, std::uint32_t slo
 
 }  // namespace
 
-Engine& engine_of(nb::handle object) { return nb::cast<Rank&>(object).engine(); }
+Engine& engine_of(nb::handle object) {
+  return nb::cast<Rank&>(object).engine();
+}
 
 void register_engine(nb::module_& module) {
   nb::class_<Plan>(module, "Plan")
-      .def("__init__",
-           [](Plan* self, std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count,
-              Numbers inputs, Numbers outputs, Numbers scratch, std::uint32_t widest,
-              const std::vector<Written>& instructions) {
-             new (self) Plan(make_plan(rank, size, chunk_count, std::move(inputs),
-                                       std::move(outputs), std::move(scratch), widest,
-                                       instructions));
-           });
+      .def("__init__", [](Plan* self, std::uint32_t rank, std::uint32_t size,
+                          std::uint32_t chunk_count, Numbers inputs, Numbers outputs,
+                          Numbers scratch, std::uint32_t widest,
+                          const std::vector<Written>& instructions) {
+        new (self) Plan(make_plan(rank, size, chunk_count, std::move(inputs), std::move(outputs),
+                                  std::move(scratch), widest, instructions));
+      });
   nb::class_<Call>(module, "Call")
-      .def("__init__",
-           [](Call* self, const Plan& plan, std::vector<std::uint64_t> lengths,
-              std::size_t item_bytes,
-              const std::optional<std::tuple<std::uint32_t, std::uint32_t, bool>>& reduction,
-              std::size_t slot_bytes, std::string text) {
-             new (self) Call(plan, std::move(lengths), item_bytes, reduction_of(reduction),
-                             slot_bytes, std::move(text));
-           },
-           nb::arg("plan"), nb::arg("lengths"), nb::arg("item_bytes"),
-           nb::arg("reduction").none(), nb::arg("slot_bytes"), nb::arg("text"))
+      .def(
+          "__init__",
+          [](Call* self, const Plan& plan, std::vector<std::uint64_t> lengths,
+             std::size_t item_bytes,
+             const std::optional<std::tuple<std::uint32_t, std::uint32_t, bool>>& reduction,
+             std::size_t slot_bytes, std::string text) {
+            new (self) Call(plan, std::move(lengths), item_bytes, reduction_of(reduction),
+                            slot_bytes, std::move(text));
+          },
+          nb::arg("plan"), nb::arg("lengths"), nb::arg("item_bytes"), nb::arg("reduction").none(),
+          nb::arg("slot_bytes"), nb::arg("text"))
       .def_prop_ro("passes", &Call::passes)
       .def_prop_ro("input_bytes", &Call::input_bytes)
       .def_prop_ro("output_bytes", &Call::output_bytes)
@@ -154,14 +155,15 @@ void register_engine(nb::module_& module) {
       .def(nb::init<int, std::uint32_t,
                     const std::vector<std::tuple<std::string, std::uint32_t, int>>&, bool>(),
            nb::arg("fd"), nb::arg("rank"), nb::arg("peers"), nb::arg("crowded"))
-      .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input").none(), nb::arg("output").none(),
-           nb::arg("timeout"), nb::arg("background"))
+      .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input").none(),
+           nb::arg("output").none(), nb::arg("timeout"), nb::arg("background"))
       .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })
       .def("mismatch",
            [](Rank& self, const std::string& text) {
              self.engine().waiter().fail(FailureKind::mismatch, text);
            })
       .def("close", [](Rank& self) { self.engine().close(); })
+      .def("forsake", [](Rank& self) { self.engine().forsake(); })
       .def("check", [](Rank& self) { self.engine().waiter().look_at_trouble(); })
       .def_prop_ro("closed", [](Rank& self) { return self.engine().is_closed(); })
       .def_prop_ro("broken", [](Rank& self) { return self.engine().is_broken(); })
@@ -180,8 +182,7 @@ void register_engine(nb::module_& module) {
       "format_region",
       [](int fd, std::uint32_t ranks, std::uint32_t depth, std::uint32_t slots,
          std::uint64_t slot_bytes, std::uint32_t lane_slots, std::uint64_t lane_bytes) {
-        const auto geometry =
-            geometry_of(ranks, depth, slots, slot_bytes, lane_slots, lane_bytes);
+        const auto geometry = geometry_of(ranks, depth, slots, slot_bytes, lane_slots, lane_bytes);
         const Mapping mapping(fd);
         if (mapping.size() < geometry.total_bytes()) {
           throw std::invalid_argument("the file is too small for the region");

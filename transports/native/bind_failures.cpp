@@ -36,6 +36,8 @@ void translate(const std::exception_ptr& pointer, void*) {
 
 }  // namespace
 
-void register_failures(nb::module_&) { nb::register_exception_translator(translate); }
+void register_failures(nb::module_&) {
+  nb::register_exception_translator(translate);
+}
 
 }  // namespace transports

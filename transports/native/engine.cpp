@@ -64,10 +64,12 @@ Engine::Engine(const Region& region, std::uint32_t rank, const std::vector<Waite
   standing.life.store(static_cast<std::uint32_t>(Life::running), std::memory_order_release);
 }
 
-Engine::~Engine() { close(); }
+Engine::~Engine() {
+  close();
+}
 
 void Engine::close() {
-  if (closed_.exchange(true)) return;
+  if (closed_.exchange(true) || forsaken_.load(std::memory_order_relaxed)) return;
   waiter_.stop();
   // Release: all our messages are posted for whoever sees that we are gone.
   region_.standing(rank()).life.store(static_cast<std::uint32_t>(Life::closed),
@@ -75,16 +77,22 @@ void Engine::close() {
 }
 
 void Engine::abort(const std::string& text) {
-  broken_ = true;
+  if (forsaken_.load(std::memory_order_relaxed)) return;
+  broken_.store(true, std::memory_order_relaxed);
   waiter_.report(FailureKind::aborted, text);
 }
 
 void Engine::execute(const Call& call, const std::byte* input, std::byte* output,
                      double timeout_seconds, bool background) {
+  if (forsaken_.load(std::memory_order_relaxed)) {
+    throw Failure(FailureKind::misuse,
+                  "this process was forked from rank " + std::to_string(rank()) +
+                      " and is no rank itself: collectives belong to the process that called init");
+  }
   const Turn turn(busy_);
   if (is_closed()) throw Failure(FailureKind::misuse, "the communicator is closed");
   waiter_.look_at_trouble();
-  if (broken_) {
+  if (is_broken()) {
     throw Failure(FailureKind::misuse, "the communicator is broken: a call on it was interrupted");
   }
   if (call.size() != region_.geometry().ranks || call.rank() != rank() ||
@@ -107,7 +115,7 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
   try {
     run(call, input, output);
   } catch (...) {
-    broken_ = true;
+    broken_.store(true, std::memory_order_relaxed);
     throw;
   }
   standing.completed.store(number_, std::memory_order_release);
@@ -150,8 +158,7 @@ void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
   const std::uint32_t target_count = step.targets_end - step.targets_begin;
 
   // The slot first, then the messages: see _fuse in collectives/lowering.py.
-  std::byte* const outgoing =
-      target_count == 0 ? nullptr : take_slot(targets, target_count, bytes);
+  std::byte* const outgoing = target_count == 0 ? nullptr : take_slot(targets, target_count, bytes);
   for (std::uint32_t i = 0; i < source_count; ++i) {
     operands_[i + (i >= step.own_at)] = take(call, sources[i], bytes);
   }
@@ -159,15 +166,13 @@ void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
   for (auto* item = call.items() + step.items_begin; item != items_end; ++item) {
     const std::uint64_t length = extent(*item);
     if (length == 0) continue;
-    const std::byte* const own =
-        own_operand(*item, segment_at, input, output, scratch_.get());
+    const std::byte* const own = own_operand(*item, segment_at, input, output, scratch_.get());
     std::byte* out = kept_at(*item, segment_at, output, scratch_.get());
     std::byte* also = outgoing == nullptr ? nullptr : outgoing + at;
     if (out == nullptr) std::swap(out, also);
     if (out != nullptr) {
       if (source_count == 0 || own == nullptr) {
-        const std::byte* const from =
-            own != nullptr ? own : operands_[step.own_at == 0 ? 1 : 0];
+        const std::byte* const from = own != nullptr ? own : operands_[step.own_at == 0 ? 1 : 0];
         copy_to_both(out, also, from, length);
       } else {
         operands_[step.own_at] = own;

@@ -32,8 +32,10 @@ class Engine {
   void abort(const std::string& text);
   // Local: never waits. Calls after it throw `misuse`.
   void close();
+  // In a child of fork: this copy is not the rank. It never touches the region again.
+  void forsake() { forsaken_.store(true, std::memory_order_relaxed); }
   bool is_closed() const { return closed_.load(std::memory_order_relaxed); }
-  bool is_broken() const { return broken_; }
+  bool is_broken() const { return broken_.load(std::memory_order_relaxed); }
   std::uint64_t calls() const { return number_; }
   Waiter& waiter() { return waiter_; }
   const Region& region() const { return region_; }
@@ -59,8 +61,8 @@ class Engine {
   void release(std::uint32_t peer);
   void post(const std::uint32_t* targets, std::uint32_t count, const std::byte* payload,
             std::uint64_t bytes);
-  void wake(const std::uint32_t* sources, std::uint32_t source_count,
-            const std::uint32_t* targets, std::uint32_t target_count);
+  void wake(const std::uint32_t* sources, std::uint32_t source_count, const std::uint32_t* targets,
+            std::uint32_t target_count);
   [[noreturn]] void fail_mismatch(const Call& call, std::uint32_t peer, const Descriptor& found,
                                   std::uint64_t bytes);
 
@@ -78,7 +80,8 @@ class Engine {
   std::uint64_t shown_ = 0;   // fingerprint of the call text that stands in the region
   std::atomic<bool> busy_{false};
   std::atomic<bool> closed_{false};
-  bool broken_ = false;
+  std::atomic<bool> forsaken_{false};
+  std::atomic<bool> broken_{false};
 };
 
 }  // namespace transports

@@ -6,6 +6,7 @@
 //
 // All instruction sets run the same operations on the same lanes in the same order, in vectors of
 // different length, so all give the same bits.
+#include "kernels_halves.hpp"
 #include "kernels_table.hpp"
 #include "kernels_vectors.hpp"
 
@@ -60,6 +61,15 @@ struct Xor {
   }
 };
 
+template <class Operation, class V>
+TRANSPORTS_INLINE V fold(V a, V b) {
+  return Operation::fold(a, b);
+}
+template <class Operation, class V>
+TRANSPORTS_INLINE Pair<V> fold(Pair<V> a, Pair<V> b) {
+  return {Operation::fold(a.low, b.low), Operation::fold(a.high, b.high)};
+}
+
 // Where a fold reads: two inputs, by far the most common case, kept in registers; or any number of
 // them.
 struct Two {
@@ -100,7 +110,7 @@ struct Fold {
     sources.rest([&](const std::byte* input) __attribute__((always_inline)) {
       for (std::size_t v = 0; v < Vectors; ++v)
         result[v] =
-            Operation::fold(result[v], Codec::template load<Lanes>(input + offset + v * stride));
+            fold<Operation>(result[v], Codec::template load<Lanes>(input + offset + v * stride));
     });
     for (std::size_t v = 0; v < Vectors; ++v)
       Codec::template store<Lanes>(out + offset + v * stride, result[v]);
@@ -130,9 +140,6 @@ TRANSPORTS_INLINE void cover(const Blocks& blocks, std::size_t count) {
   }
   cover_rest<Lanes / 2>(blocks, begin, count - begin);
 }
-
-template <class Codec>
-constexpr std::size_t full_lanes = vector_bytes / sizeof(typename Codec::Element);
 
 struct Copy {
   std::byte* out;
@@ -165,15 +172,15 @@ void copy(std::byte* out, std::byte* also, const std::byte* input, std::size_t b
 template <class Codec, class Operation>
 [[gnu::noinline]] void reduce_many(std::byte* out, std::byte* also, const std::byte* const* inputs,
                                    std::size_t n, std::size_t count) {
-  cover<full_lanes<Codec>>(Fold<Codec, Operation, Many>{out, also, {inputs[0], inputs, n}}, count);
+  cover<Codec::lanes>(Fold<Codec, Operation, Many>{out, also, {inputs[0], inputs, n}}, count);
 }
 
 template <class Codec, class Operation>
 [[gnu::noinline]] void reduce(std::byte* out, std::byte* also, const std::byte* const* inputs,
                               std::size_t n, std::size_t count) {
   if (n == 2) [[likely]]
-    return cover<full_lanes<Codec>>(Fold<Codec, Operation, Two>{out, also, {inputs[0], inputs[1]}},
-                                    count);
+    return cover<Codec::lanes>(Fold<Codec, Operation, Two>{out, also, {inputs[0], inputs[1]}},
+                               count);
   if (n == 1) return copy(out, also, inputs[0], count * Codec::size);
   return reduce_many<Codec, Operation>(out, also, inputs, n, count);
 }
@@ -188,7 +195,7 @@ void reduce_bits(std::byte* out, std::byte* also, const std::byte* const* inputs
 template <class Codec>
 struct Divide {
   std::byte* data;
-  typename Codec::Element divisor;
+  typename Codec::Number divisor;
 
   template <std::size_t Lanes, std::size_t Vectors>
   TRANSPORTS_INLINE void block(std::size_t begin) const {
@@ -201,8 +208,7 @@ struct Divide {
 
 template <class Codec>
 void divide(std::byte* data, std::size_t count, std::size_t divisor) {
-  cover<full_lanes<Codec>>(Divide<Codec>{data, static_cast<typename Codec::Element>(divisor)},
-                           count);
+  cover<Codec::lanes>(Divide<Codec>{data, static_cast<typename Codec::Number>(divisor)}, count);
 }
 
 constexpr void set(KernelTable& table, DType dtype, Op op, ReduceKernel kernel) {
@@ -244,8 +250,8 @@ constexpr void set_boolean(KernelTable& table, DType dtype) {
 
 constexpr KernelTable make_table() {
   KernelTable table{TRANSPORTS_KERNEL_NAME, {}, {}, copy};
-  set_float<Half<Float16>>(table, DType::float16);
-  set_float<Half<BFloat16>>(table, DType::bfloat16);
+  set_float<Float16Codec>(table, DType::float16);
+  set_float<BFloat16Codec>(table, DType::bfloat16);
   set_float<Plain<float>>(table, DType::float32);
   set_float<Plain<double>>(table, DType::float64);
   set_integer<std::int8_t, std::uint8_t>(table, DType::int8);

@@ -9,7 +9,7 @@
 namespace transports {
 
 Mapping::Mapping(int fd) {
-  struct stat status {};
+  struct stat status{};
   if (::fstat(fd, &status) != 0) throw std::system_error(errno, std::generic_category(), "fstat");
   size_ = static_cast<std::size_t>(status.st_size);
   void* mapped = ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -17,6 +17,8 @@ Mapping::Mapping(int fd) {
   data_ = static_cast<std::byte*>(mapped);
 }
 
-Mapping::~Mapping() { ::munmap(data_, size_); }
+Mapping::~Mapping() {
+  ::munmap(data_, size_);
+}
 
 }  // namespace transports

@@ -8,7 +8,9 @@
 namespace transports {
 namespace {
 
-[[noreturn]] void refuse(const std::string& text) { throw std::invalid_argument(text); }
+[[noreturn]] void refuse(const std::string& text) {
+  throw std::invalid_argument(text);
+}
 
 void check_below(const std::vector<std::uint32_t>& numbers, std::uint32_t limit, const char* what) {
   for (const auto number : numbers) {

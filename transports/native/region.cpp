@@ -51,14 +51,13 @@ Region Region::attach(std::byte* base, std::size_t bytes) {
     throw std::runtime_error("the shared memory was not formatted by this package");
   }
   if (header.version != kLayoutVersion) {
-    throw std::runtime_error("the shared memory has layout version " +
-                             std::to_string(header.version) + ", expected " +
-                             std::to_string(kLayoutVersion) +
-                             ": the ranks run different versions of this package");
+    throw std::runtime_error(
+        "the shared memory has layout version " + std::to_string(header.version) + ", expected " +
+        std::to_string(kLayoutVersion) + ": the ranks run different versions of this package");
   }
   const Geometry geometry = header.geometry;  // copied once: what peers write later does not count
-  if (geometry.ranks == 0 || geometry.depth < 2 || geometry.slots < 2 ||
-      geometry.lane_slots < 2 || geometry.total_bytes() > bytes) {
+  if (geometry.ranks == 0 || geometry.depth < 2 || geometry.slots < 2 || geometry.lane_slots < 2 ||
+      geometry.total_bytes() > bytes) {
     throw std::runtime_error("the shared memory's header does not fit its size");
   }
   return Region(base, geometry);

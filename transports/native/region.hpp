@@ -97,8 +97,8 @@ struct alignas(kLine) TroubleBoard {
 
 struct Geometry {
   std::uint32_t ranks;
-  std::uint32_t depth;      // descriptors a pair
-  std::uint32_t slots;      // slots a rank
+  std::uint32_t depth;  // descriptors a pair
+  std::uint32_t slots;  // slots a rank
   std::uint64_t slot_bytes;
   std::uint32_t lane_slots;  // point-to-point: slots a pair
   std::uint64_t lane_bytes;  // ... and their size
@@ -128,7 +128,9 @@ struct alignas(kPage) Header {
   TroubleBoard trouble;
 };
 
-inline std::size_t Geometry::header_bytes() const { return sizeof(Header); }
+inline std::size_t Geometry::header_bytes() const {
+  return sizeof(Header);
+}
 
 // A view of a mapped region: finds things in it. The mapping must outlive it.
 class Region {

@@ -100,17 +100,16 @@ void Waiter::wake_slowly(const std::atomic<std::uint32_t>& counter) {
 void Waiter::look(std::uint32_t peer, const char* what) {
   look_at_trouble();
   if (stopped_.load(std::memory_order_relaxed)) {
-    throw Failure(FailureKind::misuse, "the communicator was closed while " + call_of(rank_) +
-                                           " was under way");
+    throw Failure(FailureKind::misuse,
+                  "the communicator was closed while " + call_of(rank_) + " was under way");
   }
   if (interrupt_) interrupt_();
   if (started_ns_ == 0) started_ns_ = now_ns();
   const double waited = static_cast<double>(now_ns() - started_ns_) * 1e-9;
   if (waited >= timeout_) {
-    fail(FailureKind::timeout, call_of(rank_) + ": rank " + std::to_string(rank_) +
-                                   " has waited " + seconds_text(waited) + " s for a " + what +
-                                   " " + name_of(peer) + ", which is last known in " +
-                                   call_of(peer));
+    fail(FailureKind::timeout, call_of(rank_) + ": rank " + std::to_string(rank_) + " has waited " +
+                                   seconds_text(waited) + " s for a " + what + " " + name_of(peer) +
+                                   ", which is last known in " + call_of(peer));
   }
 }
 
