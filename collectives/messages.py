@@ -16,7 +16,7 @@ ANY = -1
 _LARGEST_TAG = 2**31 - 1
 
 
-class Request:
+class MessageWork:
     """A send or receive under way.
 
     Attributes:
@@ -85,7 +85,7 @@ class Messages(Objects):
 
     _point_to_point: _native.PointToPoint
 
-    def isend(self, x: Array, dest: int, tag: int = 0) -> Request:
+    def isend(self, x: Array, dest: int, tag: int = 0) -> MessageWork:
         """Begin to send `x`; it must not be changed until `wait()` of the result returns.
 
         Args:
@@ -99,9 +99,9 @@ class Messages(Objects):
         whole = family.contiguous(x)
         nbytes = _nbytes(whole, family)
         operation = self._point_to_point.post_send(family.memory(whole), nbytes, dest, tag, what)
-        return Request(self, operation, family, None, whole)
+        return MessageWork(self, operation, family, None, whole)
 
-    def irecv(self, x: Array, source: int = ANY, tag: int = ANY) -> Request:
+    def irecv(self, x: Array, source: int = ANY, tag: int = ANY) -> MessageWork:
         """Begin to receive into `x`; it must not be touched until `wait()` of the result returns.
 
         Args:
@@ -117,16 +117,16 @@ class Messages(Objects):
         buffer = x if family.is_contiguous(x) else family.empty(shape_of(x), x)
         nbytes = _nbytes(buffer, family)
         operation = self._point_to_point.post_recv(family.memory(buffer), nbytes, source, tag, what)
-        return Request(self, operation, family, x, buffer)
+        return MessageWork(self, operation, family, x, buffer)
 
     def send(self, x: Array, dest: int, tag: int = 0, timeout: float | None = None) -> None:
-        """Send `x`; arguments as `isend`, errors as `Request.wait`."""
+        """Send `x`; arguments as `isend`, errors as `MessageWork.wait`."""
         self.isend(x, dest, tag).wait(timeout)
 
     def recv(
         self, x: Array, source: int = ANY, tag: int = ANY, timeout: float | None = None
     ) -> Array:
-        """Receive into `x` and return it; arguments as `irecv`, errors as `Request.wait`."""
+        """Receive into `x` and return it; arguments as `irecv`, errors as `MessageWork.wait`."""
         return self.irecv(x, source, tag).wait(timeout)
 
     def sendrecv(

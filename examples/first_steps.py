@@ -21,4 +21,4 @@ with collectives.init() as comm:  # ranks from the launcher or torchrun; alone: 
     half.barrier()
     half.close()
     if comm.rank == 0:
-        print(f"{comm.size} ranks: total {total}, gathered {rows.shape}, mean {mean[0]}, {settings}")
+        print(f"{comm.size} ranks: total {total}, rows {rows.shape}, mean {mean[0]}, {settings}")

@@ -16,6 +16,7 @@ from pathlib import Path
 Place = tuple[int, int]  # (package, physical core)
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 SHOWN_RANKS = 8
 
 
@@ -70,7 +71,21 @@ def rank_threads(ranks: int, environment: Mapping[str, str]) -> int | None:
     """OMP_NUM_THREADS that keeps the ranks from crowding the cores; None if the user has set it."""
     if environment.get("OMP_NUM_THREADS"):
         return None
-    return max(1, len(os.sched_getaffinity(0)) // ranks)
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores, core_quota() or cores) // ranks)
+
+
+def core_quota(folder: Path = CONTROL_GROUP) -> int | None:
+    """How many cores' worth of time a container may use, which its list of cores does not tell."""
+    try:
+        if (folder / "cpu.max").exists():  # control groups, version 2
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu" / "cpu.cfs_period_us").read_text()
+        return max(1, round(int(quota) / int(period))) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no control groups here, or the quota is "max"
+        return None
 
 
 def binding_line(shares: Sequence[Sequence[int]], threads: str, bind: bool) -> str:

@@ -13,7 +13,9 @@ Each states, beside its body, closed forms (`collectives.closed_form`) in these 
 
 The cost is that of a machine where a message of b bytes occupies its sender's way out and its
 receiver's way in for alpha + b beta seconds (both ways at once are free, two messages one way are
-not), and reducing b bytes takes b gamma, less than the message took to arrive.
+not), and reducing b bytes takes b gamma, less than the message took to arrive. It is exact but for
+what overlaps by luck where n is no power of two, and in a double binary tree: a few percent while
+gamma is small against beta.
 
 A body shows the textbook; which memory a chunk lies in, how long it is, and which steps become
 one pass is said elsewhere (`collectives.lowering`, `transports.plan`).

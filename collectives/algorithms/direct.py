@@ -52,7 +52,7 @@ def one_shot_allreduce(rank: int, size: int) -> Steps:
     name="two_shot",
     chunks=lambda size: size,
     widest=lambda size: 1,
-    cost="2(n-1)(alpha + s/n beta) + (n > 1) s/n gamma",
+    cost="2(n-1)(alpha + s/n beta) + (n-1)/n s gamma",
     messages="2(n-1)",
     volume="2(n-1)/n s",
     source="NVIDIA TensorRT-LLM 2023 (two-shot all-reduce)",

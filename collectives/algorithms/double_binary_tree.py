@@ -54,7 +54,7 @@ def _positions(rank: int, size: int) -> list[_Position]:
     name="double_binary_tree",
     chunks=2,
     widest=lambda size: 1,
-    cost="(n > 1)(4 lg(n)(alpha + s/2 beta) + lg(n) s gamma)",
+    cost="(n > 1)((4 fl(n) - 2 (p2(n) == n))(alpha + s/2 beta) + (lg(n) - 1/2) s gamma)",
     messages="(n > 1) min(n, 4)",
     volume="(n > 1) min(n, 4)/2 s",
     source="Sanders, Speck & Träff 2009",
@@ -62,8 +62,8 @@ def _positions(rank: int, size: int) -> list[_Position]:
 def double_binary_tree_allreduce(rank: int, size: int) -> Steps:
     """Up both trees and down both trees, half of the array each.
 
-    About 2 log2 n steps and at most 2 s bytes a rank: short like a tree, and for long arrays,
-    which go through in segments, nearly as good as a ring.
+    2 log2 n levels, each of two messages, and at most 2 s bytes a rank: short like a tree, and for
+    long arrays, which go through in segments, nearly as good as a ring.
     """
     leaf_first = _positions(rank, size)
     # Up. Every rank first sends as a leaf, so that nobody who works waits for it.

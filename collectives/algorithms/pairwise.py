@@ -33,7 +33,7 @@ def pairwise_alltoall(rank: int, size: int) -> Steps:
     "reduce_scatter",
     name="pairwise",
     widest=lambda size: 1,
-    cost="(n-1)(alpha + s/n beta) + (n > 1) s/n gamma",
+    cost="(n-1)(alpha + s/n beta + s/n gamma)",
     messages="n-1",
     volume="(n-1)/n s",
     source="Thakur, Rabenseifner & Gropp 2005",
@@ -41,7 +41,7 @@ def pairwise_alltoall(rank: int, size: int) -> Steps:
 def pairwise_reduce_scatter(rank: int, size: int) -> Steps:
     """Every part of a chunk goes straight to the rank that adds it up: n-1 steps, (n-1)/n s bytes.
 
-    Unlike in a ring no step waits for an addition.
+    As many as in a ring, but nobody waits for sums that come from far away.
     """
     for distance in range(1, size):
         target, source = (rank + distance) % size, (rank - distance) % size

@@ -9,7 +9,13 @@ import sys
 import pytest
 
 from launch import binding
-from launch.binding import binding_line, core_place, share_cores
+from launch.binding import (
+    binding_line,
+    core_place,
+    core_quota,
+    rank_threads,
+    share_cores,
+)
 
 CORES = len(os.sched_getaffinity(0))
 SHOW = "import os; print(sorted(os.sched_getaffinity(0)))"
@@ -61,6 +67,25 @@ def test_a_core_whose_place_is_unknown_stands_alone(tmp_path):
     (folder / "physical_package_id").write_text("1\n")
     (folder / "core_id").write_text("9\n")
     assert core_place(3, tmp_path) == (1, 9)
+
+
+def test_a_containers_quota_is_read(tmp_path):
+    assert core_quota(tmp_path) is None
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    for quota, cores in (("-1\n", None), ("250000\n", 2), ("10000\n", 1)):
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
+        assert core_quota(tmp_path) == cores
+    for quota, cores in (("max 100000\n", None), ("400000 100000\n", 4)):
+        (tmp_path / "cpu.max").write_text(quota)
+        assert core_quota(tmp_path) == cores
+
+
+def test_threads_stay_within_the_quota(monkeypatch):
+    monkeypatch.setattr(binding, "core_quota", lambda: 1)
+    assert rank_threads(1, {}) == 1
+    assert rank_threads(2, {}) == 1
+    assert rank_threads(1, {"OMP_NUM_THREADS": "9"}) is None
 
 
 def test_the_line_says_what_was_done(monkeypatch):

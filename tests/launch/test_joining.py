@@ -1,4 +1,4 @@
-"""A script joins its ranks by `collectives.init()`, whoever started them: our launcher, torchrun."""
+"""A script joins its ranks by `collectives.init()`, whoever started them: we, or torchrun."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def many_pending(me: Rank) -> None:
 
 
 def long_both_ways(me: Rank) -> None:
-    peer, length = 1 - me.rank, 30_000_001
+    peer, length = 1 - me.rank, 5_000_001
     x = room(length)
     receive, send = me.irecv(x, peer), me.isend(content(length, peer), peer)
     me.wait(send, receive)
@@ -353,11 +353,10 @@ def several_threads(me: Rank) -> None:
 def random_program(me: Rank, seed: int, messages: int) -> None:
     """Every rank knows all messages; each does its part in an order of its own."""
     everyone, own = random.Random(seed), random.Random(seed * 1000 + me.rank)
-    plan = [
-        (everyone.randrange(me.size), everyone.randrange(me.size), everyone.randrange(4))
-        + (everyone.choice((*LENGTHS, LONG)), everyone.random() < 0.2)
-        for _ in range(messages)
-    ]
+    plan = []
+    for _ in range(messages):
+        source, dest, tag = (everyone.randrange(below) for below in (me.size, me.size, 4))
+        plan.append((source, dest, tag, everyone.choice((*LENGTHS, LONG)), everyone.random() < 0.2))
     streams: dict[tuple[int, ...], list[Callable[[], Any]]] = {}
     expected: list[tuple[np.ndarray, int]] = []
     for at, (source, dest, tag, length, to_any) in enumerate(plan):

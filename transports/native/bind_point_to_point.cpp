@@ -44,8 +44,8 @@ class Messages {
   }
   PointToPoint::Handle recv(nb::object buffer, std::uint64_t bytes, std::int32_t source,
                             std::int32_t tag, const char* what, double timeout) {
-    auto receive = post(false, std::move(buffer), bytes, source, tag, what, nb::none(),
-                        Caller::waits_at_once);
+    auto receive =
+        post(false, std::move(buffer), bytes, source, tag, what, nb::none(), Caller::waits_at_once);
     wait(receive, timeout);
     return receive;
   }
@@ -93,9 +93,8 @@ class Messages {
     const Operation* operation_;
   };
 
-  PointToPoint::Handle post(bool is_send, nb::object buffer, std::uint64_t bytes,
-                            std::int32_t peer, std::int32_t tag, const char* what,
-                            nb::object owner, Caller caller) {
+  PointToPoint::Handle post(bool is_send, nb::object buffer, std::uint64_t bytes, std::int32_t peer,
+                            std::int32_t tag, const char* what, nb::object owner, Caller caller) {
     auto memory = std::make_unique<Buffer>(
         buffer, bytes, is_send ? Buffer::Access::read : Buffer::Access::write, "buffer");
     PointToPoint::Handle operation;
@@ -142,13 +141,15 @@ class Messages {
 void register_point_to_point(nb::module_& module) {
   nb::class_<Operation>(module, "Operation")
       .def_prop_ro("done", &Operation::is_done)
-      .def_prop_ro("source", [](const Operation& self) { return self.is_done() ? self.peer : kAny; })
+      .def_prop_ro("source",
+                   [](const Operation& self) { return self.is_done() ? self.peer : kAny; })
       .def_prop_ro("tag", [](const Operation& self) { return self.is_done() ? self.tag : kAny; })
       .def_prop_ro("bytes", [](const Operation& self) { return self.bytes; });
   nb::class_<Messages>(module, "PointToPoint")
-      .def("__init__",
-           [](Messages* self, nb::handle engine) { new (self) Messages(engine_of(engine)); },
-           nb::keep_alive<1, 2>(), nb::arg("engine"))
+      .def(
+          "__init__",
+          [](Messages* self, nb::handle engine) { new (self) Messages(engine_of(engine)); },
+          nb::keep_alive<1, 2>(), nb::arg("engine"))
       .def("post_send", &Messages::post_send, nb::arg("buffer").none(), nb::arg("bytes"),
            nb::arg("dest"), nb::arg("tag"), nb::arg("what"), nb::arg("keep") = nb::none())
       .def("post_recv", &Messages::post_recv, nb::arg("buffer").none(), nb::arg("bytes"),

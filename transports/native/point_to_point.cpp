@@ -1,11 +1,8 @@
 #include "point_to_point.hpp"
 
-#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstdio>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -13,54 +10,11 @@
 namespace transports {
 namespace {
 
-constexpr std::int64_t kLookEveryNs = 5'000'000;
-constexpr std::uint32_t kPassesBetweenClocks = 256;
-constexpr double kForever = 1e300;
-
-std::int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
 std::string size_text(const What& what, std::uint64_t bytes) {
   return what.text() + " (" + std::to_string(bytes) + " bytes)";
 }
 
-std::string message_text(const Operation& operation) {
-  return operation.what.text() + " with " +
-         (operation.tag == kAny ? "any tag" : "tag " + std::to_string(operation.tag));
-}
-
-// Counts the threads in a scope. Relaxed: a hint to others, nothing is ordered by it.
-class Counted {
- public:
-  explicit Counted(std::atomic<std::uint32_t>& count) : count_(count) {
-    count_.fetch_add(1, std::memory_order_relaxed);
-  }
-  ~Counted() { count_.fetch_sub(1, std::memory_order_relaxed); }
-  Counted(const Counted&) = delete;
-  Counted& operator=(const Counted&) = delete;
-
- private:
-  std::atomic<std::uint32_t>& count_;
-};
-
 }  // namespace
-
-// The lock. A thread that polls takes and drops it all the time, so one that has something to do
-// says that it comes, and the poller stands back.
-class PointToPoint::Hold {
- public:
-  explicit Hold(PointToPoint& owner) : lock_(owner.mutex_, std::try_to_lock) {
-    if (lock_.owns_lock()) return;
-    const Counted coming(owner.callers_);
-    lock_.lock();
-  }
-
- private:
-  std::unique_lock<std::mutex> lock_;
-};
 
 PointToPoint::PointToPoint(const Region& region, const Waiter& waiter)
     : region_(region),
@@ -369,147 +323,6 @@ void PointToPoint::close() {
     break_off(Failure(FailureKind::misuse, "the communicator was closed before the message moved"));
   }
   thread_.stop();
-}
-
-// ---- waiting
-
-void PointToPoint::check_owner(const Operation& operation) const {
-  if (operation.owner != this) {
-    throw std::invalid_argument("the operation was posted on another communicator");
-  }
-}
-
-void PointToPoint::wait(Operation& operation, double timeout_seconds) {
-  check_owner(operation);
-  const Counted waiting(waiting_);
-  const Patience patience = waiter_.patience();
-  const std::uint32_t before_sleep = patience.spins + patience.yields;
-  std::int64_t started = 0, looked = 0;
-  std::uint32_t idle = 0;  // passes since something moved
-  for (std::uint32_t pass = 1; !operation.is_done(); ++pass) {
-    idle = try_progress() ? 0 : idle + 1;
-    if (operation.is_done()) break;
-    if (idle > patience.spins || pass % kPassesBetweenClocks == 0) {
-      const std::int64_t now = now_ns();
-      if (started == 0) started = looked = now;
-      const double waited = static_cast<double>(now - started) * 1e-9;
-      if (now - looked >= kLookEveryNs || waited >= timeout_seconds) {
-        looked = now;
-        look(operation, waited, timeout_seconds);
-      }
-    }
-    if (idle <= patience.spins) {
-      pause_briefly();
-    } else if (idle <= before_sleep) {
-      sched_yield();
-    } else {
-      sleep(operation, idle - before_sleep);
-    }
-  }
-  operation.check();
-}
-
-bool PointToPoint::test(Operation& operation) {
-  check_owner(operation);
-  if (!operation.is_done()) try_progress();
-  if (!operation.is_done()) {
-    const std::int64_t now = now_ns();
-    if (now - tested_ns_.load(std::memory_order_relaxed) >= kLookEveryNs) {
-      tested_ns_.store(now, std::memory_order_relaxed);
-      look(operation, 0, kForever);
-    }
-  }
-  if (!operation.is_done()) return false;
-  operation.check();
-  return true;
-}
-
-bool PointToPoint::try_progress() {
-  if (callers_.load(std::memory_order_relaxed) != 0) return false;
-  const std::unique_lock lock(mutex_, std::try_to_lock);
-  return lock.owns_lock() && progress();
-}
-
-void PointToPoint::look(Operation& operation, double waited, double timeout) {
-  try {
-    waiter_.look_at_signals();  // takes Python's lock, hence never under ours
-  } catch (...) {
-    const Hold hold(*this);
-    if (!closed_ && !operation.is_done()) thread_.ring();  // nobody waits for it now
-    throw;
-  }
-  std::int32_t peer;
-  {
-    const Hold hold(*this);
-    peer = operation.peer;
-  }
-  const bool ended = has_ended(peer);
-  const Hold hold(*this);
-  progress();  // after the peer's end was seen: what it had posted before counts
-  if (operation.is_done()) return;
-  try {
-    waiter_.look_at_trouble();
-  } catch (const Failure& failure) {
-    return break_off(failure);
-  }
-  if (ended && operation.peer == peer) {
-    give_up(FailureKind::peer_lost, lost_text(operation));
-  } else if (waited >= timeout) {
-    give_up(FailureKind::timeout, timeout_text(operation, waited));
-  }
-}
-
-void PointToPoint::sleep(Operation& operation, std::uint32_t naps) {
-  const std::atomic<std::uint32_t>* counter = nullptr;
-  std::uint32_t awaited = 0;
-  {
-    const Hold hold(*this);
-    if (progress() || operation.is_done()) return;
-    std::int32_t peer = operation.peer;
-    if (peer == kAny && ranks() == 2) peer = 1 - static_cast<std::int32_t>(rank());
-    if (peer != kAny && peer != static_cast<std::int32_t>(rank())) {
-      const auto& outgoing = outboxes_[peer].lane;
-      const auto& incoming = inboxes_[peer].lane;
-      const bool wants_room = operation.is_send && outgoing.was_full();
-      counter = wants_room ? &outgoing.released() : &incoming.sequence();
-      awaited = wants_room ? outgoing.awaited() : incoming.awaited();
-    }
-  }
-  // Never long: other peers may move other messages meanwhile.
-  if (counter != nullptr) return waiter_.sleep(*counter, awaited, 1);
-  std::this_thread::sleep_for(std::chrono::microseconds(std::min(50u * naps, 1000u)));
-}
-
-bool PointToPoint::has_ended(std::int32_t peer) const {
-  if (peer != kAny) return waiter_.has_ended(static_cast<std::uint32_t>(peer));
-  // Of a message from any rank: once all the others have, and there are others.
-  bool all = ranks() > 1;
-  for (std::uint32_t other = 0; all && other < ranks(); ++other) {
-    all = other == rank() || waiter_.has_ended(other);
-  }
-  return all;
-}
-
-std::string PointToPoint::lost_text(const Operation& operation) const {
-  const std::string self = "rank " + std::to_string(rank());
-  if (operation.peer == kAny) {
-    return "every other rank ended before one sent " + message_text(operation) + " to " + self;
-  }
-  const std::string peer = waiter_.name_of(static_cast<std::uint32_t>(operation.peer));
-  return peer + " ended before it " +
-         (operation.is_send ? "received " + message_text(operation) + " from " + self
-                            : "sent " + message_text(operation) + " to " + self);
-}
-
-std::string PointToPoint::timeout_text(const Operation& operation, double waited) const {
-  char seconds[32];
-  std::snprintf(seconds, sizeof seconds, "%.3g", waited);
-  std::string text = "rank " + std::to_string(rank()) + " has waited " + seconds + " s to " +
-                     (operation.is_send ? "send " : "receive ") + message_text(operation) +
-                     (operation.is_send ? " to " : " from ");
-  if (operation.peer == kAny) return text + "any rank";
-  const auto peer = static_cast<std::uint32_t>(operation.peer);
-  return text + waiter_.name_of(peer) + ", which is last known in " + waiter_.call_of(peer);
 }
 
 ProgressThread::Found PointToPoint::step_in_background() {

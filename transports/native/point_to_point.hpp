@@ -84,7 +84,32 @@ class PointToPoint {
     IncomingLane lane;
     std::unordered_map<std::uint32_t, Handle> streams;
   };
-  class Hold;
+  // Counts the threads in a scope. Relaxed: a hint to others, nothing is ordered by it.
+  class Counted {
+   public:
+    explicit Counted(std::atomic<std::uint32_t>& count) : count_(count) {
+      count_.fetch_add(1, std::memory_order_relaxed);
+    }
+    ~Counted() { count_.fetch_sub(1, std::memory_order_relaxed); }
+    Counted(const Counted&) = delete;
+    Counted& operator=(const Counted&) = delete;
+
+   private:
+    std::atomic<std::uint32_t>& count_;
+  };
+  // The lock. A thread that polls takes and drops it all the time, so one that has something to
+  // do says that it comes, and the poller stands back.
+  class Hold {
+   public:
+    explicit Hold(PointToPoint& owner) : lock_(owner.mutex_, std::try_to_lock) {
+      if (lock_.owns_lock()) return;
+      const Counted coming(owner.callers_);
+      lock_.lock();
+    }
+
+   private:
+    std::unique_lock<std::mutex> lock_;
+  };
 
   std::uint32_t rank() const { return waiter_.rank(); }
   std::uint32_t ranks() const { return region_.geometry().ranks; }

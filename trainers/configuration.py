@@ -1,0 +1,189 @@
+"""Settings of a run: typed dataclasses, filled from a YAML file and `key=value` on the command line.
+
+The dataclasses stand beside what they configure and are the only definition: the keys of the file,
+those of `--set`, the types and the defaults shown by `--print_config` all come from them. A key that
+does not exist is refused with the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+import yaml
+
+from trainers.errors import ConfigurationError, TrainerError
+
+if TYPE_CHECKING:
+    from trainers.training import RunConfig
+
+TASKS = {"super_resolution": "trainers.super_resolution.task:SuperResolutionConfig"}
+"""Every task's name in a configuration, and where its dataclass is."""
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a file, with `key=value` settings put over it.
+
+    Raises:
+        ConfigurationError: no such file, not YAML, a key or value that does not fit; the message
+            names the key, what was expected and what was found.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"cannot read the configuration {path}: {reason}") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not YAML: {_on_one_line(error)}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"{path}: expected keys and values, found {data!r}")
+    for setting in overrides:
+        key, value = _parsed(setting)
+        _put(data, key, value)
+    return config_from(data, str(path))
+
+
+def config_from(data: dict[str, Any], origin: str) -> RunConfig:
+    """The configuration that plain data means; `origin` says in messages where it is from."""
+    kind = _config_type(data.get("task"), origin)
+    _check_keys(kind, data, origin)
+    parser = _parser(kind)
+    try:
+        config = parser.instantiate_classes(parser.parse_object(data))
+        made = typing.cast("RunConfig", kind(**vars(config)))
+    except TrainerError:
+        raise
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        if isinstance(error.__context__, TrainerError):
+            raise error.__context__ from None
+        raise ConfigurationError(f"{origin}: {_on_one_line(error)}") from error
+    return made
+
+
+def as_data(config: RunConfig) -> dict[str, Any]:
+    """A configuration as plain data, from which `config_from` makes it again."""
+    # Through JSON, which has neither tuples nor paths: the same data as when read from a file.
+    plain = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return typing.cast("dict[str, Any]", plain)
+
+
+def as_yaml(config: RunConfig) -> str:
+    """A configuration as a file that gives it again, every default written out."""
+    return yaml.safe_dump(as_data(config), sort_keys=False, default_flow_style=None)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of settings that differ between two configurations as plain data."""
+    found: list[str] = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def _config_type(task: Any, origin: str) -> type[Any]:
+    if task is None:
+        raise ConfigurationError(f"{origin}: expected `task:` to be one of {_listed()}, found none")
+    if task not in TASKS:
+        raise ConfigurationError(
+            f"{origin}: task: expected one of {_listed()}, found {task!r}{_nearest(task, TASKS)}"
+        )
+    module, _, name = TASKS[task].partition(":")
+    return typing.cast("type[Any]", getattr(importlib.import_module(module), name))
+
+
+def _listed() -> str:
+    return ", ".join(TASKS)
+
+
+def _parser(kind: type[Any]) -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def _check_keys(kind: type[Any], data: dict[Any, Any], origin: str, prefix: str = "") -> None:
+    """Refuses keys the dataclass does not have; the checks of types are the parser's."""
+    types = typing.get_type_hints(kind)
+    for key, value in data.items():
+        if key not in types:
+            name = f"{prefix}{key}"
+            hint = _nearest(name, _all_keys(kind, prefix)) or _elsewhere(str(key))
+            raise ConfigurationError(f"{origin}: unknown key {name!r}{hint}")
+        inner = types[key]
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            if not isinstance(value, dict):
+                raise ConfigurationError(
+                    f"{origin}: {prefix}{key}: expected keys below it "
+                    f"({', '.join(_all_keys(inner, ''))}), found {value!r}"
+                )
+            _check_keys(inner, value, origin, f"{prefix}{key}.")
+
+
+def _all_keys(kind: type[Any], prefix: str) -> list[str]:
+    return [f"{prefix}{field.name}" for field in dataclasses.fields(kind)]
+
+
+def _elsewhere(key: str) -> str:
+    """A key that is right but for its place, or nearly right: looked for in every section."""
+    every = {
+        full.rsplit(".", 1)[-1]: full for task in TASKS for full in _dotted(_config_type(task, ""))
+    }
+    close = difflib.get_close_matches(key, every, n=1)
+    return f" (did you mean {every[close[0]]!r}?)" if close else ""
+
+
+def _dotted(kind: type[Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key, inner in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+            names += _dotted(inner, f"{prefix}{key}.")
+        names.append(f"{prefix}{key}")
+    return names
+
+
+def _nearest(name: Any, names: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _parsed(setting: str) -> tuple[str, Any]:
+    key, equals, text = setting.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise ConfigurationError(
+            f"--set: expected key=value (as in train.epochs=3), found {setting!r}"
+        )
+    try:
+        # 1e-3 is a number to people and, for want of a dot, a text to YAML.
+        return key, float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"--set {key}: not a YAML value: {text!r}") from error
+
+
+def _put(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = data.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigurationError(f"--set {key}: {section!r} is a value, it has no keys below it")
+        data = inner
+    data[last] = value
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

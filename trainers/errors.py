@@ -1,0 +1,23 @@
+"""What can be wrong with a run that its user can put right; every message names expected and found."""
+
+from __future__ import annotations
+
+
+class TrainerError(Exception):
+    """Something about this run that the person who started it can change."""
+
+
+class ConfigurationError(TrainerError):
+    """A key that does not exist, a value that does not fit, settings that contradict each other."""
+
+
+class DataError(TrainerError):
+    """Data that is missing, unreadable or too small."""
+
+
+class CheckpointError(TrainerError):
+    """A checkpoint that is missing, damaged, of something else, or that cannot be written."""
+
+
+class DivergedError(TrainerError):
+    """The loss is no longer a number."""

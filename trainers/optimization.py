@@ -1,0 +1,174 @@
+"""How gradients become steps: Adam, or momentum made orthogonal beside it, and a rate that changes.
+
+`muon` is for the inner weights of a network: the momentum of a weight, seen as a matrix of outputs x
+inputs, is replaced by the nearest orthogonal matrix before it is applied, so that every direction
+moves alike and none is starved (K. Jordan et al. 2024, after Bernstein & Newhouse 2024). The first
+and last layer and all vectors go by Adam, as the authors advise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainers.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How parameters follow their gradients.
+
+    Attributes:
+        kind: adam, or muon for inner weights with adam for the rest.
+        rate: learning rate of Adam at its highest.
+        matrix_rate: learning rate of muon at its highest.
+        betas: how slowly Adam's first and second moment forget.
+        momentum: how slowly muon's momentum forgets.
+        warmup: the part of all steps during which rates grow from zero.
+        final: what the rates end with, as a part of the highest.
+        clip: limit of the global norm of gradients; 0 for none.
+    """
+
+    kind: Literal["adam", "muon"] = "adam"
+    rate: float = 1e-3
+    matrix_rate: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.99)
+    momentum: float = 0.95
+    warmup: float = 0.03
+    final: float = 0.0
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rate <= 0 or self.matrix_rate <= 0:
+            raise ConfigurationError(
+                "optimizer.rate and optimizer.matrix_rate: expected numbers above 0, "
+                f"found {self.rate} and {self.matrix_rate}"
+            )
+        for name, value in (("warmup", self.warmup), ("final", self.final)):
+            if not 0 <= value <= 1:
+                raise ConfigurationError(
+                    f"optimizer.{name}: expected a part from 0 to 1, found {value}"
+                )
+        if not all(0 <= value < 1 for value in (*self.betas, self.momentum)):
+            raise ConfigurationError(
+                "optimizer.betas and optimizer.momentum: expected numbers from 0 to below 1, "
+                f"found {list(self.betas)} and {self.momentum}"
+            )
+        if self.clip < 0:
+            raise ConfigurationError(f"optimizer.clip: expected 0 or more, found {self.clip}")
+
+
+def rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
+    """What the highest rate is multiplied with at `step` of `steps`: linear up, then a cosine down."""
+    warmup = max(1, round(config.warmup * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class OrthogonalMomentum(torch.optim.Optimizer):
+    """The `muon` step, for parameters of two or more dimensions."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, momentum: float) -> None:
+        super().__init__(list(parameters), {"lr": rate, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Moves every parameter by its orthogonalized momentum."""
+        if closure is not None:
+            raise NotImplementedError("OrthogonalMomentum takes no closure")
+        for group in self.param_groups:
+            keep = group["momentum"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].lerp_(parameter.grad, 1 - keep)
+                ahead = parameter.grad.lerp(momentum, keep)  # Nesterov: as the next gradient has it
+                parameter.add_(orthogonalized(ahead), alpha=-group["lr"])
+
+
+def orthogonalized(weight: Tensor, iterations: int = 5) -> Tensor:
+    """Nearly the orthogonal matrix nearest to `weight`, seen as (first axis) x (all others).
+
+    A Newton-Schulz iteration on singular values: its quintic takes any of them in (0, 1] into
+    0.7–1.2 within five rounds. Needs no exactness, only the same bits on every rank.
+    """
+    rows = weight.reshape(weight.shape[0], -1).float()
+    matrix = rows if rows.shape[0] <= rows.shape[1] else rows.T
+    matrix = matrix / (matrix.norm() + 1e-7)
+    for _ in range(iterations):
+        square = matrix @ matrix.T
+        matrix = 3.4445 * matrix + (-4.7750 * square + 2.0315 * square @ square) @ matrix
+    if rows.shape[0] > rows.shape[1]:
+        matrix = matrix.T
+    return matrix.reshape(weight.shape).to(weight.dtype)
+
+
+class Optimization:
+    """The optimizers of one model, with their rates following the schedule.
+
+    Args:
+        model: whose parameters are moved.
+        config: how.
+        steps: of the whole run.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, steps: int) -> None:
+        self.config = config
+        self.steps = steps
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        weights = [parameter for parameter in trained if parameter.ndim >= 2]
+        inner = weights[1:-1] if config.kind == "muon" else []
+        inner_ids = {id(parameter) for parameter in inner}
+        rest = [parameter for parameter in trained if id(parameter) not in inner_ids]
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.Adam(rest, lr=config.rate, betas=config.betas, fused=True), config.rate)
+        ]
+        if inner:
+            matrix = OrthogonalMomentum(inner, config.matrix_rate, config.momentum)
+            self._optimizers.append((matrix, config.matrix_rate))
+
+    def step(self, step: int) -> float:
+        """Moves the parameters by their gradients; returns the factor of the rates."""
+        factor = rate_factor(step, self.steps, self.config)
+        for optimizer, rate in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+        return factor
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimizers remember, as `kind/parameter` -> tensor."""
+        found: dict[str, Tensor] = {}
+        for optimizer, _ in self._optimizers:
+            for parameter, memories in optimizer.state.items():
+                for kind, memory in memories.items():
+                    found[f"{kind}/{self._names[parameter]}"] = memory
+        return found
+
+    def load_state(self, saved: dict[str, Tensor]) -> None:
+        """Takes back what `state` gave."""
+        parameters = {name: parameter for parameter, name in self._names.items()}
+        homes: dict[Tensor, torch.optim.Optimizer] = {
+            parameter: optimizer
+            for optimizer, _ in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        for key, memory in saved.items():
+            kind, _, name = key.partition("/")
+            parameter = parameters[name]
+            state: dict[str, Any] = homes[parameter].state[parameter]
+            if memory.shape == parameter.shape:  # in the parameter's own memory format
+                memory = torch.empty_like(parameter).copy_(memory)
+            state[kind] = memory

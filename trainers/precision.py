@@ -1,0 +1,34 @@
+"""In which type a model computes: float32, or bfloat16 where every rank's processor is good at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from collectives import Communicator
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+# Words among the processor's features (x86: flags, Arm: Features) that mean products of bfloat16 in
+# hardware. Without them they are emulated, slower than float32.
+_WORDS = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def has_native_bfloat16(description: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's processor multiplies bfloat16 by itself."""
+    try:
+        text = description.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return not _WORDS.isdisjoint(text.split())
+
+
+def agreed_precision(comm: Communicator, wanted: Precision) -> torch.dtype:
+    """The type all ranks compute in: with `auto`, bfloat16 only if all are good at it."""
+    if wanted == "auto":
+        fast = all(comm.allgather_object(has_native_bfloat16()))
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32

@@ -1,0 +1,92 @@
+"""A run from its configuration to its report, on every rank; and what can be checked before it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainers.checkpoints import unpacked
+from trainers.configuration import as_data, as_yaml
+from trainers.data_parallel import share_of
+from trainers.errors import CheckpointError
+from trainers.training import (
+    RunConfig,
+    Trainer,
+    begin_folder,
+    check_folder,
+    check_ranks,
+    checkpoint_to_resume,
+)
+
+if TYPE_CHECKING:
+    from collectives import Communicator
+
+
+def check_run(config: RunConfig, ranks: int, *, resume: bool) -> None:
+    """Raises what is wrong with a run before any rank of it is started."""
+    check_ranks(config, ranks)
+    if resume:
+        checkpoint_to_resume(config)
+    check_folder(config.run)
+    config.build()
+
+
+def carry_out(config: RunConfig, comm: Communicator, *, resume: bool) -> Trainer:
+    """Trains, judges and reports; a collective call."""
+    began = time.monotonic()
+    first = comm.rank == 0
+    # Rank 0 reads files for all: they need not be on every rank's host, nor stay the same.
+    origin: Path | None = None
+    data: bytes | None = None
+    if first:
+        origin, data = _opened(config, resume)
+    everyones = comm.broadcast_object(as_data(config), root=0)
+    if everyones != as_data(config):
+        raise CheckpointError("the ranks were started with different configurations")
+    origin, data = comm.broadcast_object((origin, data), root=0)
+    checkpoint = unpacked(data, origin) if data is not None and origin is not None else None
+    task = config.build()
+    trainer = Trainer(config, task, comm, checkpoint)
+    if first:
+        _announce(trainer)
+    trainer.fit()
+    if first:
+        task.report(trainer.average.model, config.run)
+        passed = time.monotonic() - began
+        _say(f"{passed:.0f} s, {config.train.steps} steps; everything is in {config.run}")
+    comm.barrier()
+    return trainer
+
+
+def _opened(config: RunConfig, resume: bool) -> tuple[Path | None, bytes | None]:
+    """Rank 0 opens the run's folder: a new one, or the one to go on with and its checkpoint."""
+    if not resume:
+        aside = begin_folder(config.run)
+        if aside is not None:
+            _say(f"the earlier run in {config.run} is now in {aside}")
+        origin, data = None, None
+    else:
+        origin, data, changed = checkpoint_to_resume(config)
+        check_folder(config.run)
+        _say(f"resuming from {origin}")
+        if changed:
+            _say(f"settings changed since: {', '.join(changed)}")
+    (config.run / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
+    return origin, data
+
+
+def _announce(trainer: Trainer) -> None:
+    config, size = trainer.config, trainer.comm.size
+    weights = sum(parameter.numel() for parameter in trainer.model.parameters())
+    shares = sorted({len(share_of(config.train.batch, rank, size)) for rank in range(size)})
+    each = " or ".join(map(str, shares))
+    kind = str(trainer.precision).removeprefix("torch.")
+    _say(
+        f"{weights:,} parameters on {size} rank{'s' * (size > 1)}, {config.train.steps} steps of "
+        f"{config.train.batch} samples ({each} a rank), {kind}"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

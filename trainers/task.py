@@ -1,0 +1,43 @@
+"""What a task is to the trainer: a model, the samples of a step, a loss, and a judgement.
+
+The trainer knows nothing else about what it trains; a new task is a configuration with `build` and a
+class with these methods, and a line in `configuration.TASKS`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collectives import Communicator
+
+
+class Task(Protocol):
+    """One thing to train, with its data loaded."""
+
+    name: str
+
+    def new_model(self) -> nn.Module:
+        """A model with its initial weights, drawn from torch's random state."""
+
+    def samples(self, step: int, share: range) -> Any:
+        """Those samples of step's global batch that `share` names.
+
+        Which samples a batch has follows from the seed and the step alone, so that it is the same
+        batch however it is shared out and wherever a run resumes.
+        """
+
+    def loss(self, model: nn.Module, samples: Any) -> Tensor:
+        """The mean loss over the samples."""
+
+    def evaluate(self, model: nn.Module, comm: Communicator) -> dict[str, float]:
+        """Judges the model on held-out data; a collective call, the same result on every rank."""
+
+    def summary(self, result: dict[str, float]) -> str:
+        """An evaluation in a few words, for the progress line."""
+
+    def report(self, model: nn.Module, folder: Path) -> None:
+        """Prints the final judgement and writes pictures into the run's folder; on rank 0 only."""
