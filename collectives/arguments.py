@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from collectives.arrays import NUMPY, Array, Family, family_of, shape_of
+from collectives.arrays import (
+    NUMPY,
+    Array,
+    Family,
+    family_of,
+    is_same_memory,
+    shape_of,
+    share_memory,
+)
 
 
 def input_array(x: Array) -> tuple[Family, Array]:
@@ -81,17 +89,17 @@ def check_out(out: Array, shape: tuple[int, ...], like: Array, family: Family) -
         ValueError: it has another shape, or is read-only.
     """
     if type(out) is not type(like) or out.dtype != like.dtype or shape_of(out) != shape:
-        _refuse_out(out, shape, like, family)
+        refuse_out(out, shape, like, family)
     contiguous = family.is_contiguous(out)
     if not contiguous or family is not NUMPY:  # numpy itself tells the engine of the rest
-        _refuse_out(out, shape, like, family)
+        refuse_out(out, shape, like, family)
     return contiguous
 
 
-def _refuse_out(out: Array, shape: tuple[int, ...], like: Array, family: Family) -> None:
-    """Raise what is wrong with `out`, if anything is."""
-    if family_of(out, "out") is not family:
-        found = family_of(out, "out").name
+def refuse_out(out: Array, shape: tuple[int, ...], like: Array, family: Family) -> None:
+    """Raise what is wrong with `out`, if anything is; raises as `check_out`."""
+    found = family_of(out, "out").name
+    if found != family.name:
         raise TypeError(f"out: expected a {family.name} array as x, found a {found} array")
     if family.dtype_of(out) != family.dtype_of(like):
         raise TypeError(f"out: expected {family.dtype_of(like)}, found {family.dtype_of(out)}")
@@ -99,3 +107,34 @@ def _refuse_out(out: Array, shape: tuple[int, ...], like: Array, family: Family)
         raise ValueError(f"out: expected shape {shape}, found {shape_of(out)}")
     if not family.is_writable(out):
         raise ValueError("out: expected an array that can be written to, found a read-only one")
+
+
+def refuse_overlap(x: Array, out: Array, family: Family) -> None:
+    """Raise if `out` shares memory with `x` without being the very same.
+
+    Raises:
+        ValueError: it does; the result would depend on what is written first.
+    """
+    if out is x or is_same_memory(family, x, out) or not share_memory(family, x, out):
+        return
+    apart = family.address_of(out) - family.address_of(x)
+    raise ValueError(
+        "x and out overlap: expected the very same memory (out=x) or none in common, found an out "
+        f"that begins {apart} bytes from x"
+    )
+
+
+def check_timeout(timeout: float) -> float:
+    """`timeout` as seconds.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not positive.
+    """
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError):
+        raise TypeError(f"timeout must be a number of seconds, found {timeout!r}") from None
+    if not seconds > 0:
+        raise ValueError(f"timeout must be positive seconds, found {timeout!r}")
+    return seconds

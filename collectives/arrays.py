@@ -48,6 +48,15 @@ class Family(Protocol):
     def memory(self, x: Array) -> Any:
         """What the native engine takes: an object with the buffer protocol, or an address."""
 
+    def for_memory_of(self, x: Array) -> Family:
+        """The family whose `memory` knows this type of element."""
+
+    def strides_of(self, x: Array) -> tuple[int, ...]:
+        """Bytes from an element to the next, along each axis."""
+
+    def address_of(self, x: Array) -> int:
+        """Where the first element lies."""
+
     def is_writable(self, x: Array) -> bool:
         """Whether results may be written to it."""
 
@@ -87,8 +96,27 @@ class _Numpy:
     def memory(self, x: Array) -> Any:
         return x
 
+    def for_memory_of(self, x: Array) -> Family:
+        return NUMPY if x.dtype.num in _IN_BUFFERS else _NUMPY_BY_ADDRESS
+
+    def strides_of(self, x: Array) -> tuple[int, ...]:
+        return tuple(x.strides)
+
+    def address_of(self, x: Array) -> int:
+        return int(x.ctypes.data)
+
     def is_writable(self, x: Array) -> bool:
         return bool(x.flags.writeable)
+
+
+class _NumpyByAddress(_Numpy):
+    """Arrays whose type the buffer protocol has no name for: dates, bfloat16, records of those."""
+
+    def memory(self, x: Array) -> Any:
+        return x.ctypes.data
+
+
+_IN_BUFFERS = frozenset(np.dtype(code).num for code in "?bBhHiIlLqQefdgFDG")
 
 
 class _Torch:
@@ -100,14 +128,12 @@ class _Torch:
                 f"expected a tensor on the cpu, found one on {x.device}: transport shm carries "
                 "host memory only"
             )
-        if x.layout is not sys.modules["torch"].strided:
-            raise TypeError(f"expected a dense tensor, found layout {x.layout}")
         if x.is_quantized:
             raise TypeError(f"quantized tensors are not carried, found {x.dtype}")
         return str(x.dtype).removeprefix("torch.")
 
     def kind_of(self, x: Array) -> Hashable:
-        return x.dtype, x.device, x.layout
+        return x.dtype, x.device
 
     def count_of(self, x: Array) -> int:
         return x.numel()  # type: ignore[no-any-return]
@@ -123,7 +149,7 @@ class _Torch:
         return x.detach().resolve_conj().resolve_neg().contiguous()
 
     def empty(self, shape: tuple[int, ...], like: Array) -> Array:
-        return sys.modules["torch"].empty(shape, dtype=like.dtype)
+        return sys.modules["torch"].empty(shape, dtype=like.dtype, device=like.device)
 
     def copy_into(self, target: Array, source: Array) -> None:
         target.detach().copy_(source)
@@ -131,12 +157,22 @@ class _Torch:
     def memory(self, x: Array) -> Any:
         return x.data_ptr()
 
+    def for_memory_of(self, x: Array) -> Family:
+        return self
+
+    def strides_of(self, x: Array) -> tuple[int, ...]:
+        return tuple(step * x.element_size() for step in x.stride())
+
+    def address_of(self, x: Array) -> int:
+        return int(x.data_ptr())
+
     def is_writable(self, x: Array) -> bool:
         # An expanded tensor has several elements in one place.
         return all(s != 0 or n <= 1 for s, n in zip(x.stride(), x.shape, strict=True))
 
 
 NUMPY: Family = _Numpy()
+_NUMPY_BY_ADDRESS: Family = _NumpyByAddress()
 TORCH: Family = _Torch()
 
 
@@ -144,12 +180,17 @@ def family_of(x: Array, name: str = "x") -> Family:
     """Who handles `x`.
 
     Raises:
-        TypeError: it is neither a numpy array nor a torch tensor.
+        TypeError: it is neither a numpy array nor a dense torch tensor.
     """
     if isinstance(x, np.ndarray):
+        if hasattr(x, "mask"):
+            raise TypeError(f"{name}: masked arrays are not carried; send its data and its mask")
         return NUMPY
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor):
+        if x.layout is not torch.strided or x.is_nested:
+            found = "a nested one" if x.is_nested else f"layout {x.layout}"
+            raise TypeError(f"{name}: expected a dense tensor, found {found}")
         return TORCH
     kind = type(x)
     hint = "" if x is not None else " (only the root's array may be left out, and only in scatter)"
@@ -162,3 +203,36 @@ def family_of(x: Array, name: str = "x") -> Family:
 def shape_of(x: Array) -> tuple[int, ...]:
     """The shape, as a plain tuple."""
     return tuple(x.shape)
+
+
+def is_same_memory(family: Family, x: Array, out: Array) -> bool:
+    """Whether every element of `out` lies where that of `x` does, shapes aside."""
+    if family.address_of(x) != family.address_of(out) or family.count_of(x) != family.count_of(out):
+        return False
+    if family.is_contiguous(x) and family.is_contiguous(out):
+        return True
+    return shape_of(x) == shape_of(out) and family.strides_of(x) == family.strides_of(out)
+
+
+def share_memory(family: Family, x: Array, out: Array) -> bool:
+    """Whether some byte belongs to both, or may: where that is hard to tell it counts as shared."""
+    if family.count_of(x) == 0 or family.count_of(out) == 0:
+        return False
+    footprints = (np.asarray(_Footprint(family, each)) for each in (x, out))
+    try:
+        return np.shares_memory(*footprints, max_work=100_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+class _Footprint:
+    """Where an array lies, as numpy reads it: elements of so many bytes, whatever they mean."""
+
+    def __init__(self, family: Family, x: Array) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (family.address_of(x), True),
+            "shape": shape_of(x),
+            "strides": family.strides_of(x),
+            "typestr": f"|V{family.itemsize_of(x)}",
+        }

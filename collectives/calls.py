@@ -16,6 +16,7 @@ from collectives.catalogue import find
 from collectives.lowering import lower
 from collectives.schedule import Algorithm, Copy
 from collectives.selection import SelectionTable
+from collectives.specs import spec_named
 from transports import _native
 from transports.plan import split_evenly
 
@@ -78,7 +79,10 @@ class Calls:
             TypeError: the operation is not defined for the type.
             ProofError: an algorithm of the user's does not hold.
         """
-        call = self._calls.get(request)
+        try:
+            call = self._calls.get(request)
+        except TypeError:  # op or algorithm cannot be hashed: no name, and refused as such
+            return self._make(request)
         if call is None:
             if len(self._calls) >= _MOST_CALLS:
                 self._calls.clear()
@@ -119,6 +123,18 @@ class Calls:
             )
         return algo
 
+    def proved_algorithm_for(self, request: Request) -> Algorithm:
+        """As `algorithm_for`; one of the user's is proved first, by a call of all ranks.
+
+        Raises:
+            ProofError: it does not hold.
+            ValueError: as `algorithm_for`.
+        """
+        algo = self.algorithm_for(request)
+        if isinstance(request.algorithm, Algorithm):
+            self._prove(algo, request.root)
+        return algo
+
     def _relays(self, algo: Algorithm) -> bool:
         """Whether any rank handles chunks that neither come from it nor end with it."""
         return any(
@@ -138,11 +154,9 @@ class Calls:
 
     def _make(self, request: Request) -> _native.Call:
         reduction = None
-        if request.op is not None:
+        if spec_named(request.collective).reduces:
             reduction = dtypes.reduction(request.dtype, request.op)
-        algo = self.algorithm_for(request)
-        if isinstance(request.algorithm, Algorithm):
-            self._prove(algo, request.root)
+        algo = self.proved_algorithm_for(request)
         plan = _native_plan(algo, self._rank, self._size, request.root, self._hosts)
         # What is only moved is moved as bytes, so that any element fits any slot.
         unit = 1 if reduction is None else request.itemsize

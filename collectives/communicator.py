@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import socket
 import traceback
@@ -9,10 +10,11 @@ import weakref
 from types import TracebackType
 from typing import Any
 
+from collectives.arrays import Family
 from collectives.calls import Calls
 from collectives.messages import Messages
 from collectives.proof import ProofError, verify
-from collectives.schedule import Algorithm
+from collectives.schedule import Algorithm, ScheduleError
 from collectives.selection import SelectionTable
 from collectives.version import __version__
 from collectives.work import WorkQueue
@@ -94,7 +96,7 @@ class Communicator(Messages):
         self._point_to_point = _native.PointToPoint(connection.engine)
         self._queue = WorkQueue(f"collectives-{job}-{rank}")
         self._table = SelectionTable.from_settings(connection.settings["table"])
-        self._ready: dict[Any, _native.Call] = {}
+        self._ready: dict[Any, tuple[_native.Call, Family]] = {}
         self._proved: set[tuple[Algorithm, int]] = set()
         self._calls = Calls(
             rank, size, self.hosts, self._table, connection.engine.slot_bytes, self._prove_once
@@ -153,9 +155,9 @@ class Communicator(Messages):
         Raises:
             TypeError: color or key is no integer.
         """
-        for name, value in (("color", color), ("key", key)):
-            if not isinstance(value, int) and not (name == "color" and value is None):
-                raise TypeError(f"{name} must be an integer, found {value!r}")
+        if color is not None:
+            color = _whole_number(color, "color")
+        key = _whole_number(key, "key")
         everyone: list[tuple[int | None, int]] = self.allgather_object((color, key))
         self._splits += 1
         if color is None:
@@ -185,7 +187,18 @@ class Communicator(Messages):
                 verify(algo, self.size, root, self.hosts)
             except (ProofError, ValueError) as error:
                 failure = error
+            except Exception as error:  # the author's own; the others must not wait for the proof
+                failure = ScheduleError(
+                    f"{algo.collective} {algo.name} raised {type(error).__name__}: {error}"
+                )
         failure = self.broadcast_object(failure)
         if failure is not None:
             raise failure
         self._proved.add((algo, root))
+
+
+def _whole_number(value: int, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, found {value!r}") from None

@@ -42,13 +42,15 @@ OPS = (*KERNEL_OPS, "avg")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def reduction(dtype: str, op: str) -> tuple[int, int, bool]:
+def reduction(dtype: str, op: str | None) -> tuple[int, int, bool]:
     """The native (dtype, op, average) of a reduction.
 
     Raises:
         ValueError: there is no such op; the text lists the valid ones.
-        TypeError: the op is not defined for the dtype.
+        TypeError: the op is no name, or not defined for the dtype.
     """
+    if not isinstance(op, str):
+        raise TypeError(f"op must be one of {', '.join(OPS)}, found {op!r}")
     if op not in OPS:
         raise ValueError(f"op must be one of {', '.join(OPS)}, found {op!r}" + nearest(op, OPS))
     if dtype not in KERNEL_DTYPES:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from collectives.arguments import check_out, check_rank, input_array
-from collectives.arrays import Array, Family, shape_of
+from collectives.arguments import (
+    check_rank,
+    check_timeout,
+    input_array,
+    refuse_out,
+    refuse_overlap,
+)
+from collectives.arrays import Array, Family, family_of, shape_of, share_memory
 from collectives.objects import Objects
 from transports import _native
 
@@ -67,7 +73,7 @@ class MessageWork:
             MismatchError: the message has another length than the array.
             PeerLostError: the peer ended.
         """
-        seconds = self._owner.timeout if timeout is None else timeout
+        seconds = self._owner.timeout if timeout is None else check_timeout(timeout)
         self._owner._point_to_point.wait(self._operation, seconds)
         if self._result is not None and self._buffer is not self._result:
             self._family.copy_into(self._result, self._buffer)
@@ -98,7 +104,8 @@ class Messages(Objects):
         what = f"{family.dtype_of(x)}{list(shape_of(x))}"
         whole = family.contiguous(x)
         nbytes = _nbytes(whole, family)
-        operation = self._point_to_point.post_send(family.memory(whole), nbytes, dest, tag, what)
+        memory = family.for_memory_of(whole).memory(whole)
+        operation = self._point_to_point.post_send(memory, nbytes, dest, tag, what)
         return MessageWork(self, operation, family, None, whole)
 
     def irecv(self, x: Array, source: int = ANY, tag: int = ANY) -> MessageWork:
@@ -111,23 +118,26 @@ class Messages(Objects):
         """
         source = source if source == ANY else check_rank(source, self.size, "source")
         tag = tag if tag == ANY else _check_tag(tag)
-        family, x = input_array(x)
-        check_out(x, shape_of(x), x, family)
+        family = family_of(x)
+        refuse_out(x, shape_of(x), x, family)
         what = f"{family.dtype_of(x)}{list(shape_of(x))}"
         buffer = x if family.is_contiguous(x) else family.empty(shape_of(x), x)
         nbytes = _nbytes(buffer, family)
-        operation = self._point_to_point.post_recv(family.memory(buffer), nbytes, source, tag, what)
+        memory = family.for_memory_of(buffer).memory(buffer)
+        operation = self._point_to_point.post_recv(memory, nbytes, source, tag, what)
         return MessageWork(self, operation, family, x, buffer)
 
     def send(self, x: Array, dest: int, tag: int = 0, timeout: float | None = None) -> None:
         """Send `x`; arguments as `isend`, errors as `MessageWork.wait`."""
-        self.isend(x, dest, tag).wait(timeout)
+        seconds = self.timeout if timeout is None else check_timeout(timeout)
+        self.isend(x, dest, tag).wait(seconds)
 
     def recv(
         self, x: Array, source: int = ANY, tag: int = ANY, timeout: float | None = None
     ) -> Array:
         """Receive into `x` and return it; arguments as `irecv`, errors as `MessageWork.wait`."""
-        return self.irecv(x, source, tag).wait(timeout)
+        seconds = self.timeout if timeout is None else check_timeout(timeout)
+        return self.irecv(x, source, tag).wait(seconds)
 
     def sendrecv(
         self,
@@ -146,7 +156,7 @@ class Messages(Objects):
             x: what is sent.
             dest: to whom.
             source: from whom; ANY is from anyone.
-            out: what is filled; left out: a new array as `x`.
+            out: what is filled, may be `x`; left out: a new array as `x`.
             tag: of what is sent.
             recv_tag: of what is received; left out: `tag`.
             timeout: seconds; None is the communicator's.
@@ -154,12 +164,23 @@ class Messages(Objects):
         Returns:
             `out`, filled.
         """
+        # All is checked before the receive is posted, which would otherwise stay behind.
+        check_rank(dest, self.size, "dest")
+        _check_tag(tag)
+        seconds = self.timeout if timeout is None else check_timeout(timeout)
         family, x = input_array(x)
-        target = family.empty(shape_of(x), x) if out is None else out
-        receive = self.irecv(target, source, tag if recv_tag is None else recv_tag)
+        family.dtype_of(x)
+        if out is None:
+            out = family.empty(shape_of(x), x)
+        elif family_of(out, "out") is family and share_memory(family, x, out):
+            refuse_overlap(x, out, family)
+            sent = family.empty(shape_of(x), x)
+            family.copy_into(sent, x)
+            x = sent
+        receive = self.irecv(out, source, tag if recv_tag is None else recv_tag)
         send = self.isend(x, dest, tag)
-        result = receive.wait(timeout)
-        send.wait(timeout)
+        result = receive.wait(seconds)
+        send.wait(seconds)
         return result
 
 

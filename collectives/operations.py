@@ -24,9 +24,12 @@ from collectives.arguments import (
     check_leading_axis,
     check_out,
     check_root,
+    check_timeout,
     input_array,
+    refuse_out,
+    refuse_overlap,
 )
-from collectives.arrays import Array, Family, shape_of
+from collectives.arrays import Array, Family, is_same_memory, shape_of
 from collectives.calls import Calls, Request
 from collectives.schedule import Algorithm
 from collectives.work import WorkQueue
@@ -64,7 +67,7 @@ class Operations:
     _engine: _native.Engine
     _calls: Calls
     _queue: WorkQueue
-    _ready: dict[Any, _native.Call]
+    _ready: dict[Any, tuple[_native.Call, Family]]
 
     def allreduce(
         self,
@@ -284,22 +287,13 @@ class Operations:
             check_leading_axis(x, self.size, "the number of ranks")
             shape, count, chunks = shape_of(x), family.count_of(x) // self.size, None
         else:
-            if len(counts) != 2:
-                raise ValueError(
-                    f"counts: expected (sent, received), found {len(counts)} entries: {counts!r}"
-                )
-            sent, received = (check_counts(part, self.size) for part in counts)
+            sent, received = _both_counts(counts, self.size)
             check_leading_axis(x, sum(sent), "sum(counts[0])")
             row = _row(x)
             shape, count = (sum(received), *shape_of(x)[1:]), 0
             chunks = tuple(part * row for part in (*sent, *received))
-        # Chunks lie elsewhere in the output than in the input, so the input must be kept apart.
-        source = x
-        if out is x:
-            source = family.empty(shape_of(x), x)
-            family.copy_into(source, x)
         return self._start(
-            "alltoall", family, x, source, shape, out, async_op, timeout,
+            "alltoall", family, x, x, shape, out, async_op, timeout,
             count=count, counts=chunks, algorithm=algorithm,
         )  # fmt: skip
 
@@ -335,35 +329,48 @@ class Operations:
     ) -> Any:
         """Run a call from `source` to an array of `shape`, or to nothing where it is None."""
         key = (collective, family.kind_of(x), count, op, root, algorithm, counts)
-        call = self._ready.get(key)
-        if call is None:
+        try:
+            ready = self._ready.get(key)
+        except TypeError:  # something in it cannot be hashed, hence is no name
+            ready = None
+        if ready is None:
             dtype, itemsize = family.dtype_of(x), family.itemsize_of(x)
             request = Request(collective, dtype, itemsize, count, op, root, algorithm, counts)
-            call = self._calls.get(request)
+            ready = self._calls.get(request), family.for_memory_of(x)
             if len(self._ready) >= _MOST_READY:
                 self._ready.clear()
-            self._ready[key] = call
-        if source is not None and not family.is_contiguous(source):
-            source = family.contiguous(source)
-        if shape is None:
-            return self._launch(call, _Given(family, source), None, async_op, timeout)
-        if out is None:
-            target = out = family.empty(shape, x)
-        elif check_out(out, shape, x, family):
-            target = out
+            self._ready[key] = ready
+        call, family = ready
+        plain = source is None or family.is_contiguous(source)
+        if out is None or shape is None:
+            target = None if shape is None else family.empty(shape, x)
+            out = target
         else:
-            target = family.empty(shape, x)
-        if async_op or target is not out or not self._queue.idle:
-            return self._launch(
-                call, _Given(family, source), _Given(family, target, out), async_op, timeout
+            target = out if check_out(out, shape, x, family) else family.empty(shape, x)
+            if collective == "alltoall" and is_same_memory(family, x, target):
+                # Chunks lie elsewhere in the output than in the input, so that is kept apart.
+                source = family.empty(shape_of(x), x)
+                family.copy_into(source, x)
+            if not (plain and source is x and target is out and not async_op and self._queue.idle):
+                # What the engine itself refuses where it works on x and out at once.
+                refuse_out(out, shape, x, family)
+                refuse_overlap(x, out, family)
+        if not plain:
+            source = family.contiguous(source)
+        if target is None or target is not out or async_op or not self._queue.idle:
+            taken = None if target is None else _Given(family, target, out)
+            return self._launch(call, _Given(family, source), taken, async_op, timeout)
+        try:
+            self._engine.execute(
+                call,
+                None if source is None else family.memory(source),
+                family.memory(target),
+                self.timeout if timeout is None else check_timeout(timeout),
+                False,
             )
-        self._engine.execute(
-            call,
-            None if source is None else family.memory(source),
-            family.memory(target),
-            self.timeout if timeout is None else timeout,
-            False,
-        )
+        except ValueError:
+            refuse_out(out, shape, x, family)  # if it was that, in our words
+            raise
         return out
 
     def _launch(
@@ -375,7 +382,7 @@ class Operations:
         timeout: float | None,
     ) -> Any:
         """Run `call` in its turn; what it reads and writes is kept alive until it has run."""
-        seconds = self.timeout if timeout is None else timeout
+        seconds = self.timeout if timeout is None else check_timeout(timeout)
 
         def job() -> Any:
             given = source.memory() if source is not None else None
@@ -421,3 +428,18 @@ class Operations:
 def _row(x: Array) -> int:
     """Elements of one entry of the leading axis."""
     return int(np.prod(shape_of(x)[1:], dtype=np.int64))
+
+
+def _both_counts(
+    counts: tuple[Counts, Counts], size: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What an alltoall sends and receives, checked."""
+    try:
+        sent, received = counts
+    except TypeError:
+        raise TypeError(f"counts: expected (sent, received), found {counts!r}") from None
+    except ValueError:
+        raise ValueError(
+            f"counts: expected (sent, received), found {len(counts)} entries: {counts!r}"
+        ) from None
+    return check_counts(sent, size), check_counts(received, size)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from typing import Any
 
 import numpy as np
 
-from collectives.arguments import check_counts, check_out, check_root, input_array
-from collectives.arrays import TORCH, Array, Family, family_of, shape_of
+from collectives.arguments import (
+    check_counts,
+    check_root,
+    check_timeout,
+    input_array,
+    refuse_out,
+    refuse_overlap,
+)
+from collectives.arrays import Array, family_of, shape_of
 from collectives.calls import Request
 from collectives.operations import Counts, Operations
 from collectives.schedule import Algorithm
@@ -47,13 +54,23 @@ class Scatter(Operations):
         """
         root = check_root(root, self.size)
         parts = None if counts is None else check_counts(counts, self.size)
+        seconds = self.timeout if timeout is None else check_timeout(timeout)
+        # Proved here, not in the job: a proof takes a call of its own.
+        self._calls.proved_algorithm_for(
+            Request("scatter", "", 1, 0, root=root, algorithm=algorithm, counts=parts)
+        )
         if self.rank == root:
             family, x = input_array(x)
             family.dtype_of(x)
-            self._share_of(family, x, counts)
+            shape, _, _ = self._share_of(family, x, counts)
+            if out is not None:
+                refuse_out(out, shape, x, family)
+                refuse_overlap(x, out, family)
+        elif out is not None:
+            family_of(out, "out")
 
         def job() -> Any:
-            return self._scatter(x, root, out, parts, algorithm, timeout)
+            return self._scatter(x, root, out, parts, algorithm, seconds)
 
         return self._queue.submit("scatter", job) if async_op else self._in_turn("scatter", job)
 
@@ -64,22 +81,11 @@ class Scatter(Operations):
         out: Array | None,
         parts: tuple[int, ...] | None,
         algorithm: str | Algorithm | None,
-        timeout: float | None,
+        seconds: float,
     ) -> Any:
-        header = np.zeros(_HEADER_BYTES, np.uint8)
-        if self.rank == root:
-            family = family_of(x)
-            told = json.dumps([family.name, _spelled(x, family), shape_of(x)]).encode()
-            if len(told) > _HEADER_BYTES:
-                raise ValueError(f"scatter of arrays with a dtype that takes {len(told)} bytes")
-            header[: len(told)] = np.frombuffer(told, np.uint8)
-        call = self._calls.get(Request("broadcast", "scatter header", 1, _HEADER_BYTES, root=root))
-        seconds = self.timeout if timeout is None else timeout
-        self._engine.execute(call, header if self.rank == root else None, header, seconds, False)
-        name, dtype, whole = json.loads(header.tobytes().rstrip(b"\0"))
-        like = x if self.rank == root else _example(name, dtype)
+        like, whole = self._told_by_root(x, root, seconds)
         family = family_of(like)
-        rest = tuple(whole[1:])
+        rest = whole[1:]
         row = int(np.prod(rest, dtype=np.int64))
         shape = rest if parts is None else (parts[self.rank], *rest)
         counts = None if parts is None else tuple(part * row for part in parts)
@@ -91,39 +97,50 @@ class Scatter(Operations):
         call = self._calls.get(request)
         if out is not None:
             try:
-                check_out(out, shape, like, family)
+                refuse_out(out, shape, like, family)
             except (TypeError, ValueError) as error:
                 # The others are in the collective already: they must hear of it.
                 self._engine.mismatch(f"{call.text}: rank {self.rank}: {error}")
         result = family.empty(shape, like) if out is None else out
         target = result if family.is_contiguous(result) else family.empty(shape, like)
         source = family.contiguous(x) if self.rank == root else None
-        given = None if source is None else family.memory(source)
-        self._engine.execute(call, given, family.memory(target), seconds, False)
+        memory = family.for_memory_of(like).memory
+        given = None if source is None else memory(source)
+        self._engine.execute(call, given, memory(target), seconds, False)
         if target is not result:
             family.copy_into(result, target)
         return result
 
+    def _told_by_root(
+        self, x: Array | None, root: int, seconds: float
+    ) -> tuple[Array, tuple[int, ...]]:
+        """An array of the type of the root's x, and that one's shape."""
+        note = b""
+        if self.rank == root:
+            family = family_of(x)
+            note = pickle.dumps((family.name, x.dtype, shape_of(x)))  # type: ignore[union-attr]
+        header = np.zeros(_HEADER_BYTES, np.uint8)
+        header[:8] = np.frombuffer(len(note).to_bytes(8, "little"), np.uint8)
+        short = note[: _HEADER_BYTES - 8]
+        header[8 : 8 + len(short)] = np.frombuffer(short, np.uint8)
+        self._tell(header, root, seconds)
+        length = int.from_bytes(header[:8].tobytes(), "little")
+        told = header[8 : 8 + length]
+        if length > told.size:  # a record of many fields, say
+            told = np.frombuffer(bytearray(note or length), np.uint8)
+            self._tell(told, root, seconds)
+        name, dtype, shape = pickle.loads(told.tobytes())
+        return (x if self.rank == root else _example(name, dtype)), shape
 
-def _spelled(x: Array, family: Family) -> Any:
-    """The dtype so that another process can make it."""
-    if family is TORCH:
-        return family.dtype_of(x)
-    if family.dtype_of(x) == "bfloat16":
-        return "bfloat16"
-    return np.dtype(x.dtype).descr if x.dtype.names is not None else x.dtype.str
+    def _tell(self, note: Array, root: int, seconds: float) -> None:
+        call = self._calls.get(Request("broadcast", "scatter header", 1, note.size, root=root))
+        self._engine.execute(call, note if self.rank == root else None, note, seconds, False)
 
 
 def _example(family: str, dtype: Any) -> Array:
-    """An empty array of a family and dtype that another rank spelled."""
+    """An empty array of the family and type of another rank's."""
     if family == "torch":
         import torch
 
-        return torch.empty(0, dtype=getattr(torch, dtype))
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return np.empty(0, ml_dtypes.bfloat16)
-    if isinstance(dtype, list):
-        return np.empty(0, np.dtype([tuple(part) for part in dtype]))
-    return np.empty(0, np.dtype(dtype))
+        return torch.empty(0, dtype=dtype, device="cpu")
+    return np.empty(0, dtype)

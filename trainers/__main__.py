@@ -1,4 +1,4 @@
-"""What one rank of `collectives train` runs: `python -m trainers CONFIG [--set key=value] [--resume]`."""
+"""One rank of `collectives train`: `python -m trainers CONFIG [--set key=value] [--resume]`."""
 
 from __future__ import annotations
 

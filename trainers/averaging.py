@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -20,8 +20,8 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = model if decay == 0 else copy.deepcopy(model).requires_grad_(False)
-        self._theirs = list(model.parameters())
-        self._ours = list(self.model.parameters())
+        self._theirs: list[Tensor] = list(model.parameters())
+        self._ours: list[Tensor] = list(self.model.parameters())
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()

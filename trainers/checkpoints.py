@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, written whole or not at all, read without running anything.
+"""Checkpoints: one safetensors file each, written whole or not at all, read without running code.
 
 A file `checkpoint-00003000.safetensors` holds the state after 3000 steps:
 
@@ -8,8 +8,8 @@ A file `checkpoint-00003000.safetensors` holds the state after 3000 steps:
     metadata             format, task, step, and the whole configuration as JSON
 
 There is no random state in it because there is none to keep: whatever is random in a step follows
-from (seed, step, rank). A file is written beside its place, flushed to the disk and then renamed, so
-that whatever happens the file of that name is whole.
+from (seed, step, rank). A file is written beside its place, flushed to the disk and then renamed,
+so that whatever happens the file of that name is whole.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def write_whole(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
         raise CheckpointError(
-            f"cannot write {path} ({len(data):,} bytes): {error.strerror}; what was there before is "
-            "intact"
+            f"cannot write {path} ({len(data):,} bytes): {error.strerror}; what was there before "
+            "is intact"
         ) from error
 
 

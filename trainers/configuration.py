@@ -1,8 +1,8 @@
-"""Settings of a run: typed dataclasses, filled from a YAML file and `key=value` on the command line.
+"""Settings of a run: typed dataclasses, filled from a YAML file and `key=value` settings.
 
 The dataclasses stand beside what they configure and are the only definition: the keys of the file,
-those of `--set`, the types and the defaults shown by `--print_config` all come from them. A key that
-does not exist is refused with the nearest one that does.
+those of `--set`, the types and the defaults shown by `--print_config` all come from them. A key
+that does not exist is refused with the nearest one that does.
 """
 
 from __future__ import annotations
@@ -170,7 +170,9 @@ def _parsed(setting: str) -> tuple[str, Any]:
         )
     try:
         # 1e-3 is a number to people and, for want of a dot, a text to YAML.
-        return key, float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(text)
+        return key, float(text) if re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", text) else yaml.safe_load(
+            text
+        )
     except yaml.YAMLError as error:
         raise ConfigurationError(f"--set {key}: not a YAML value: {text!r}") from error
 
@@ -180,7 +182,7 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         inner = data.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ConfigurationError(f"--set {key}: {section!r} is a value, it has no keys below it")
+            raise ConfigurationError(f"--set {key}: {section!r} is a value, with no keys below it")
         data = inner
     data[last] = value
 

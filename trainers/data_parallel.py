@@ -14,6 +14,7 @@ All ranks get the same bits from an allreduce, hence the same parameters from th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,7 @@ class DataParallel(nn.Module):
 
         Called after `average_gradients` it does the same on every rank.
         """
-        norm = sum(float(bucket.flat.double().square().sum()) for bucket in self.buckets) ** 0.5
+        norm = math.sqrt(sum(bucket.flat.double().square().sum().item() for bucket in self.buckets))
         if norm > limit:
             for bucket in self.buckets:
                 bucket.flat.mul_(limit / norm)

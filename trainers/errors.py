@@ -1,4 +1,4 @@
-"""What can be wrong with a run that its user can put right; every message names expected and found."""
+"""What its user can put right about a run; every message names what was expected and found."""
 
 from __future__ import annotations
 

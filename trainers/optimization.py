@@ -1,7 +1,7 @@
-"""How gradients become steps: Adam, or momentum made orthogonal beside it, and a rate that changes.
+"""How gradients become steps: Adam, or momentum made orthogonal beside it, and a changing rate.
 
-`muon` is for the inner weights of a network: the momentum of a weight, seen as a matrix of outputs x
-inputs, is replaced by the nearest orthogonal matrix before it is applied, so that every direction
+`muon` is for the inner weights of a network: the momentum of a weight, seen as a matrix of outputs
+x inputs, is replaced by the nearest orthogonal matrix before it is applied, so that every direction
 moves alike and none is starved (K. Jordan et al. 2024, after Bernstein & Newhouse 2024). The first
 and last layer and all vectors go by Adam, as the authors advise.
 """
@@ -64,7 +64,7 @@ class OptimizerConfig:
 
 
 def rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """What the highest rate is multiplied with at `step` of `steps`: linear up, then a cosine down."""
+    """What the highest rate is multiplied with at `step`: linear up, then a cosine down."""
     warmup = max(1, round(config.warmup * steps))
     if step < warmup:
         return (step + 1) / warmup
@@ -110,7 +110,8 @@ def orthogonalized(weight: Tensor, iterations: int = 5) -> Tensor:
         matrix = 3.4445 * matrix + (-4.7750 * square + 2.0315 * square @ square) @ matrix
     if rows.shape[0] > rows.shape[1]:
         matrix = matrix.T
-    return matrix.reshape(weight.shape).to(weight.dtype)
+    shaped: Tensor = matrix.reshape(weight.shape).to(weight.dtype)
+    return shaped
 
 
 class Optimization:
@@ -125,7 +126,9 @@ class Optimization:
     def __init__(self, model: nn.Module, config: OptimizerConfig, steps: int) -> None:
         self.config = config
         self.steps = steps
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        self._names: dict[Tensor, str] = {
+            parameter: name for name, parameter in model.named_parameters()
+        }
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         weights = [parameter for parameter in trained if parameter.ndim >= 2]
         inner = weights[1:-1] if config.kind == "muon" else []

@@ -1,4 +1,4 @@
-"""In which type a model computes: float32, or bfloat16 where every rank's processor is good at it."""
+"""In which type a model computes: float32, or bfloat16 where all ranks' processors have it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a run shows while it trains: one line that is redrawn, and a file of metrics.
 
-The line ends in a carriage return, not a line end: the launcher redraws it in place on a terminal and
-thins it out elsewhere. Metrics are JSON lines; resuming removes those of steps that are done anew.
+The line ends in a carriage return, not a line end: the launcher redraws it in place on a terminal
+and thins it out elsewhere. Metrics are JSON lines; resuming removes those of steps done anew.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trainers.checkpoints import unpacked
 from trainers.configuration import as_data, as_yaml
 from trainers.data_parallel import share_of
-from trainers.errors import CheckpointError
+from trainers.errors import ConfigurationError
 from trainers.training import (
     RunConfig,
     Trainer,
@@ -43,7 +43,7 @@ def carry_out(config: RunConfig, comm: Communicator, *, resume: bool) -> Trainer
         origin, data = _opened(config, resume)
     everyones = comm.broadcast_object(as_data(config), root=0)
     if everyones != as_data(config):
-        raise CheckpointError("the ranks were started with different configurations")
+        raise ConfigurationError("the ranks were started with different configurations")
     origin, data = comm.broadcast_object((origin, data), root=0)
     checkpoint = unpacked(data, origin) if data is not None and origin is not None else None
     task = config.build()

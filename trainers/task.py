@@ -1,7 +1,7 @@
 """What a task is to the trainer: a model, the samples of a step, a loss, and a judgement.
 
-The trainer knows nothing else about what it trains; a new task is a configuration with `build` and a
-class with these methods, and a line in `configuration.TASKS`.
+The trainer knows nothing else about what it trains; a new task is a configuration with `build` and
+a class with these methods, and a line in `configuration.TASKS`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The trainer: steps over a task's batches on all ranks, with checkpoints, from start or from resume.
+"""The trainer: steps over a task's batches on all ranks, with checkpoints to resume from.
 
-Everything random follows from (seed, step, rank), and a checkpoint holds all the rest: a run that was
-broken off and resumed ends with the same bits as one that was not.
+Everything random follows from (seed, step, rank), and a checkpoint holds all the rest: a run that
+was broken off and resumed ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class TrainConfig:
             )
         if self.device != "cpu":
             raise ConfigurationError(
-                f"train.device: expected 'cpu', found {self.device!r}; training on other devices is "
-                "not carried yet"
+                f"train.device: expected 'cpu', found {self.device!r}; training on other devices "
+                "is not carried yet"
             )
 
     @property
@@ -238,7 +238,8 @@ class _Meter:
         passed = time.perf_counter() - self._began
         facts = {
             "images_per_second": self.steps * self._batch / passed,
-            "communication_share": (self._model.communication_seconds - self._communicated) / passed,
+            "communication_share": (self._model.communication_seconds - self._communicated)
+            / passed,
         }
         self.restart()
         return facts

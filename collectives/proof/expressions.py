@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NewType
+from typing import Literal, NewType, TypeAlias
 
 Expression = NewType("Expression", int)
 """A number for each distinct tree: equal trees, equal number."""
+
+_Key: TypeAlias = tuple[Literal["leaf", "fold"], tuple[int, ...]]
 
 Leaf = tuple[int, int]
 """(rank, chunk): what a rank holds of a chunk at the start."""
@@ -23,43 +25,51 @@ class Expressions:
 
     def __init__(self) -> None:
         """No expression yet."""
-        self._numbers: dict[tuple[object, ...], Expression] = {}
-        self._parts: list[Counter[Leaf]] = []
-        self._texts: list[tuple[object, ...]] = []
+        self._numbers: dict[_Key, Expression] = {}
+        self._keys: list[_Key] = []
 
     def leaf(self, rank: int, chunk: int) -> Expression:
         """The value of `chunk` that `rank` starts with."""
-        return self._number(("leaf", rank, chunk), Counter({(rank, chunk): 1}))
+        return self._number(("leaf", (rank, chunk)))
 
     def fold(self, operands: Sequence[Expression]) -> Expression:
         """((x0 + x1) + x2) + ... in one pass; the first two commute."""
         if len(operands) == 1:
             return operands[0]
         first, second, *rest = operands
-        key = ("fold", *sorted((first, second)), *rest)
-        if key in self._numbers:
-            return self._numbers[key]
-        parts: Counter[Leaf] = Counter()
-        for each in operands:
-            parts.update(self._parts[each])
-        return self._number(key, parts)
+        if second < first:
+            first, second = second, first
+        return self._number(("fold", (first, second, *rest)))
 
     def contributions(self, expression: Expression) -> Counter[Leaf]:
         """How often each leaf is in it."""
-        return self._parts[expression]
+        counts: Counter[Leaf] = Counter()
+        times = {int(expression): 1}
+        while times:
+            # An expression has a higher number than any it is made of, so the highest that is
+            # left has been met as often as it ever will be.
+            highest = max(times)
+            often = times.pop(highest)
+            kind, operands = self._keys[highest]
+            if kind == "leaf":
+                counts[operands[0], operands[1]] += often
+                continue
+            for operand in operands:
+                times[operand] = times.get(operand, 0) + often
+        return counts
 
     def describe(self, expression: Expression) -> str:
         """The tree as text, such as ((x0 + x1) + x2), cut where it gets long."""
-        kind, *operands = self._texts[expression]
+        kind, operands = self._keys[expression]
         if kind == "leaf":
             rank, chunk = operands
             return f"x{rank}[{chunk}]"
-        text = "(" + " + ".join(self.describe(Expression(int(str(e)))) for e in operands) + ")"
+        text = "(" + " + ".join(self.describe(Expression(each)) for each in operands) + ")"
         return text if len(text) <= 120 else text[:117] + "..."
 
-    def _number(self, key: tuple[object, ...], parts: Counter[Leaf]) -> Expression:
-        if key not in self._numbers:
-            self._numbers[key] = Expression(len(self._parts))
-            self._parts.append(parts)
-            self._texts.append(key)
-        return self._numbers[key]
+    def _number(self, key: _Key) -> Expression:
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = Expression(len(self._keys))
+            self._keys.append(key)
+        return number

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transports.errors import CollectiveError
 
 
@@ -33,8 +35,19 @@ class ProofError(CollectiveError):
         if chunk is not None:
             place += f", chunk {chunk}"
         super().__init__(f"{what}: {place}: expected {expected}, found {found}")
+        self._what = what
         self.rank = rank
         self.step = step
         self.chunk = chunk
         self.expected = expected
         self.found = found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made again of its parts: it travels to the ranks that did not prove."""
+        return _made_again, (self._what, self.rank, self.step, self.chunk, self.expected, self.found)
+
+
+def _made_again(
+    what: str, rank: int, step: int | None, chunk: int | None, expected: str, found: str
+) -> ProofError:
+    return ProofError(what, rank=rank, step=step, chunk=chunk, expected=expected, found=found)

@@ -34,10 +34,11 @@ def moved(comm, name, rows):
 
 def raw(x):
     """The bytes, whatever the type."""
-    return None if x is None else np.ascontiguousarray(x).view(np.uint8).tobytes()
+    # tobytes() does not keep what lies between the fields of a record.
+    return x if x is None else x.tolist() if x.dtype == PADDED else x.tobytes()
 
 
-@ranks(1, 3)
+@ranks(1, 2)
 def test_numpy_types_that_are_only_moved(comm):
     for dtype in (
         "complex64", "complex128", "M8[ns]", "m8[s]", "S5", "U3", ">f4", ">i8", "longdouble", "V7",
@@ -239,8 +240,8 @@ def test_tensors_that_are_refused_by_name(comm):
 @ranks(1, 2)
 def test_arrays_that_are_refused_by_name(comm):
     for x, words in (
-        (np.array([{}, 1]), ["object", "broadcast_object"]),
-        (np.zeros(2, [("a", "O")]), ["broadcast_object"]),
+        (np.array([{}] * comm.size), ["object", "broadcast_object"]),
+        (np.zeros(comm.size, [("a", "O")]), ["broadcast_object"]),
         (np.ma.array([1.0, 2.0], mask=[0, 1]), ["masked"]),
         ([1.0, 2.0], ["numpy array", "torch CPU tensor", "builtins.list"]),
         (1.5, ["builtins.float"]),
@@ -311,10 +312,10 @@ def test_partly_overlapping_x_and_out_are_refused(comm):
                         lambda c=call, x=x, o=out, a=asynchronous: c(x, out=o, async_op=a)
                         )  # fmt: skip
         assert np.array_equal(memory, kept)
-    refused(comm, ValueError, ["overlap"],
-            lambda: comm.alltoall(memory[: comm.size], out=memory[1 : comm.size + 1])
-            )  # fmt: skip
     if comm.size > 1:
+        refused(comm, ValueError, ["overlap"],
+                lambda: comm.alltoall(memory[: comm.size], out=memory[1 : comm.size + 1])
+                )  # fmt: skip
         rows = np.zeros((comm.size, 3))
         refused(comm, ValueError, ["overlap"], lambda: comm.allgather(rows[0], out=rows))
         refused(comm, ValueError, ["overlap"], lambda: comm.reduce_scatter(rows, out=rows[1]))

@@ -26,7 +26,7 @@ def parts_of(size):
 
 
 def whole_of(counts, row, dtype):
-    return (np.arange(sum(counts) * int(np.prod(row))) % 100).astype(dtype).reshape(-1, *row)
+    return (np.arange(sum(counts) * int(np.prod(row))) % 100).astype(dtype).reshape(sum(counts), *row)
 
 
 def pieces(whole, counts):
@@ -152,12 +152,12 @@ def test_wrong_counts_are_refused(comm):
             lambda: comm.alltoall(x, counts=(even, even), out=out))  # fmt: skip
 
 
-@ranks(3)
+@ranks(4)
 def test_an_alltoall_that_relays_refuses_counts(comm):
     even = [1] * comm.size
     for name in ("bruck", "tree"):
         refused(comm, ValueError, ["relays", "pairwise"],
-                lambda n=name: comm.alltoall(np.zeros(3), counts=(even, even), algorithm=n)
+                lambda n=name: comm.alltoall(np.zeros(4), counts=(even, even), algorithm=n)
                 )  # fmt: skip
 
 
@@ -191,7 +191,8 @@ def test_any_counts(comm):
         types,
         st.integers(0, comm.size - 1),
     )
-    def draw(*example):
+    def draw(counts, row, dtype, root):
+        example = counts, row, dtype, root
         comm.broadcast_object(example)
         run(example)
 

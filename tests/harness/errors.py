@@ -43,7 +43,9 @@ def still_works(comm: Any) -> None:
     assert found.tolist() == wanted.tolist(), found
 
 
-def refused(comm: Any, kind: type[BaseException], words: list[str], call: Callable[[], Any]) -> None:
+def refused(
+    comm: Any, kind: type[BaseException], words: list[str], call: Callable[[], Any]
+) -> None:
     """Passes if `call` raises before anything is sent, and the communicator works afterwards."""
     before = comm._engine.calls
     with raising(kind, *words):

@@ -200,7 +200,7 @@ def test_close_with_pending_operations(place):
 
 @pytest.fixture
 def pair():
-    """Two ranks in this thread, and their memory; a list, emptied at last, since pytest keeps it."""
+    """Two ranks in this thread, and their memory: a list, emptied at last, as pytest keeps it."""
     with region(2) as fd:
         engines = [_native.Engine(fd, rank, [("here", 1, -1)] * 2, True) for rank in range(2)]
         ends = [_native.PointToPoint(engine) for engine in engines]

@@ -1,0 +1,95 @@
+"""`collectives train`: trains what a configuration says, on several ranks of this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.commands import CommandError
+
+HELP = "train a network on several ranks, as a configuration says"
+DESCRIPTION = """\
+Train what a configuration says, data-parallel on several ranks of this machine:
+
+    collectives train configs/espcn.yaml -n 2
+    collectives train configs/espcn.yaml -n 2 --set train.epochs=3 --set data.path=photographs/
+    collectives train configs/espcn.yaml -n 2 --resume
+
+Any setting can be given with --set; --print_config shows them all with their values. Everything a
+run leaves is in its folder (setting `run`); an earlier run there is moved aside, to FOLDER.1 and so
+on. --resume goes on from the latest checkpoint in the folder."""
+INTERMIXED = True
+
+NEEDED = ("torch", "jsonargparse", "yaml", "PIL", "safetensors", "matplotlib")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/")
+    parser.add_argument("-n", "--ranks", type=int, default=1, metavar="N", help="default 1")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="put a setting over the file's, as in train.epochs=3; any number of times",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the latest checkpoint in the run's folder"
+    )
+    parser.add_argument(
+        "--print_config",
+        "--print-config",
+        action="store_true",
+        help="show the whole configuration, defaults included, and end",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="K", help="per rank (default: cores / ranks)"
+    )
+    parser.add_argument(
+        "--no-bind", action="store_true", help="let every rank use all cores instead of its share"
+    )
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Checks everything that can be checked, then starts the ranks."""
+    check_installed()
+    from launch.jobs import check_counts, module_command, run_job
+    from trainers.configuration import as_yaml, read_config
+    from trainers.errors import TrainerError
+
+    try:
+        check_counts(arguments.ranks, arguments.threads)
+        config = read_config(arguments.config, arguments.settings)
+        if arguments.print_config:
+            print(as_yaml(config), end="")
+            return 0
+        from trainers.run import check_run
+
+        check_run(config, arguments.ranks, resume=arguments.resume)
+    except (TrainerError, ValueError) as error:
+        raise CommandError(str(error)) from error
+    words = [str(arguments.config)]
+    for setting in arguments.settings:
+        words += ["--set", setting]
+    if arguments.resume:
+        words.append("--resume")
+    return run_job(
+        module_command("trainers", words),
+        arguments.ranks,
+        bind=not arguments.no_bind,
+        threads=arguments.threads,
+    )
+
+
+def check_installed() -> None:
+    """Refuses to begin without the packages of the extra `train`, naming those that are missing."""
+    import importlib.util
+
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(
+            f"training needs packages that are not installed ({', '.join(missing)}): "
+            "pip install 'collectives-runtime[train]'"
+        )

@@ -1,0 +1,157 @@
+"""What the decorator and the steps refuse, and how they say so."""
+
+from __future__ import annotations
+
+import pytest
+
+from collectives.schedule import (
+    Copy,
+    Recv,
+    RecvReduce,
+    ScheduleError,
+    Send,
+    algorithm,
+    copy,
+    recv,
+    recv_reduce,
+    send,
+)
+
+
+def yielding(*steps, collective="allreduce", **keywords):
+    """An algorithm of which rank 0 yields just these steps."""
+
+    @algorithm(collective, **keywords)
+    def odd(rank, size):
+        if rank == 0:
+            yield from steps
+
+    return odd
+
+
+def test_steps_are_normalised():
+    algo = yielding(
+        send([2, 1], chunk=range(2)), recv(1, 0), recv_reduce(2, [1]), copy(0, 1), chunks=2
+    )
+    assert algo.schedule(0, 3) == (
+        Send((2, 1), (0, 1)),
+        Recv(1, (0,)),
+        RecvReduce((2,), (1,)),
+        Copy(0, 1),
+    )
+    assert algo.schedule(1, 3) == ()
+
+
+def test_a_pair_is_one_chunk_of_alltoall():
+    algo = yielding(send(1, (0, 1)), send(2, [(0, 2), (0, 0)]), collective="alltoall")
+    assert algo.schedule(0, 3) == (Send((1,), (1,)), Send((2,), (2, 0)))
+
+
+REFUSED = {
+    "no step": ("send", "expected send, recv, recv_reduce or copy, found 'send'"),
+    "no peer": (send([], 0), "expected at least one peer, found none"),
+    "peer too high": (send(3, 0), r"peer must be in 0\.\.2, found 3"),
+    "peer negative": (recv(-1, 0), r"peer must be in 0\.\.2, found -1"),
+    "peer itself": (send(0, 0), "a rank cannot message itself"),
+    "peer twice": (send([1, 1], 0), "a peer is named twice"),
+    "peer no int": (send("a", 0), "peers must be ints, found 'a'"),
+    "two peers": (recv((1, 2), 0), "recv takes one peer, found"),
+    "no chunk": (send(1, []), "expected at least one chunk, found none"),
+    "chunk too high": (send(1, 2), r"chunk must be in 0\.\.1, found 2"),
+    "chunk negative": (send(1, [0, -1]), r"chunk must be in 0\.\.1, found -1"),
+    "chunk no int": (send(1, 0.5), "chunks must be ints, found 0.5"),
+    "chunk twice": (recv(1, [0, 0]), "a chunk is named twice in one message"),
+    "copy outside": (copy(2, 0), r"chunk must be in 0\.\.1, found 2"),
+}
+
+
+@pytest.mark.parametrize("step, text", REFUSED.values(), ids=REFUSED)
+def test_a_wrong_step_is_refused(step, text):
+    with pytest.raises(ScheduleError, match=text) as caught:
+        yielding(step, chunks=2).schedule(0, 3)
+    assert "allreduce odd, rank 0 of 3, step 0" in str(caught.value)
+
+
+@pytest.mark.parametrize("chunk", [1, (0, 1, 2), [(0, "a")]])
+def test_a_chunk_of_alltoall_must_be_pairs(chunk):
+    with pytest.raises(ScheduleError, match=r"\(source, destination\) pairs"):
+        yielding(send(1, chunk), collective="alltoall").schedule(0, 3)
+
+
+def test_a_pair_outside_is_refused():
+    with pytest.raises(ScheduleError, match=r"chunk must be pairs of 0\.\.2, found \(0, 3\)"):
+        yielding(send(1, (0, 3)), collective="alltoall").schedule(0, 3)
+
+
+def test_an_unknown_collective_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown collective 'alreduce'.*did you mean allreduce"):
+        algorithm("alreduce")
+
+
+def test_chunks_are_refused_where_the_collective_fixes_them():
+    with pytest.raises(ValueError, match="allgather fixes its chunks"):
+        algorithm("allgather", chunks=3)
+
+
+def test_a_chunk_count_must_be_positive():
+    with pytest.raises(ValueError, match="allreduce needs at least one chunk, found 0"):
+        yielding(chunks=lambda size: size - 3).schedule(0, 3)
+
+
+def test_an_unknown_argument_is_refused():
+    with pytest.raises(TypeError, match="odd asks for world; an algorithm may ask for rank, size"):
+
+        @algorithm("allreduce")
+        def odd(rank, world):
+            yield send(1, 0)
+
+
+def test_sizes_restrict():
+    for sizes in (range(2, 5), lambda size: 2 <= size < 5):
+        algo = yielding(sizes=sizes)
+        assert [size for size in range(-1, 8) if algo.allows(size)] == [2, 3, 4]
+        with pytest.raises(ValueError, match="allreduce odd is not written for size 5"):
+            algo.schedule(0, 5)
+    with pytest.raises(ValueError, match="not written for size 0"):
+        yielding().schedule(0, 0)
+
+
+def test_rank_root_and_hosts_must_exist():
+    algo = yielding()
+    with pytest.raises(ValueError, match=r"rank must be in 0\.\.2, found 3"):
+        algo.schedule(3, 3)
+    with pytest.raises(ValueError, match=r"root must be in 0\.\.2, found -1"):
+        algo.schedule(0, 3, root=-1)
+    with pytest.raises(ValueError, match="hosts must have 3 entries, found 2"):
+        algo.schedule(0, 3, hosts=[0, 1])
+
+
+def test_an_algorithm_gets_what_it_asks_for():
+    seen = []
+
+    @algorithm("broadcast")
+    def nosy(root, hosts, size, rank):
+        seen.append((rank, size, root, hosts))
+        yield from ()
+
+    nosy.schedule(1, 3, 2, [0, 0, 1])
+    assert seen == [(1, 3, 2, (0, 0, 1))]
+
+
+def test_algorithms_compose():
+    inner = yielding(send(1, 0))
+
+    @algorithm("allreduce", name="twice")
+    def outer(rank, size):
+        yield from inner(rank, size)
+        yield from inner(rank, size)
+
+    assert outer.name == "twice"
+    assert outer.schedule(0, 2) == (Send((1,), (0,)),) * 2
+
+
+def test_the_widest_message_is_found_where_it_is_not_given():
+    algo = yielding(send(1, [0, 1, 2]), send(1, 0), chunks=3)
+    assert algo.widest_message(2) == 3
+    assert yielding(send(1, 0), widest=lambda size: 7).widest_message(2) == 7
+    assert yielding(widest=lambda size: 0).widest_message(2) == 1

@@ -1,0 +1,66 @@
+"""A folder of small photographs and a configuration that trains on it in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import collectives
+from trainers.configuration import config_from
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tests run beside each other; a rank has one thread anyway."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> Path:
+    """Four images of 60 x 72 with structure at every scale; one greyscale, one transparent."""
+    folder = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(7)
+    for name, channels in (("first", 3), ("second", 3), ("grey", 1), ("clear", 4)):
+        noise = random.random((10, 12, channels))
+        image = np.kron(noise, np.ones((6, 6, 1))) * 0.7 + random.random((60, 72, channels)) * 0.3
+        pixels = (image * 255).astype(np.uint8)
+        Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def settings(photographs, tmp_path):
+    """Plain data of a tiny run."""
+    return {
+        "task": "super_resolution",
+        "run": str(tmp_path / "run"),
+        "seed": 3,
+        "model": {"upscale_factor": 2},
+        "data": {"path": str(photographs), "held_out": ["grey"], "crop": 8, "edge": 1},
+        "train": {
+            "epochs": 3,
+            "steps_per_epoch": 2,
+            "batch": 7,
+            "precision": "float32",
+            "average": 0.9,
+            "keep": 9,
+            "log_every": 1,
+        },
+        "optimizer": {"kind": "muon", "rate": 1e-3},
+    }
+
+
+@pytest.fixture
+def config(settings):
+    return config_from(settings, "settings")
+
+
+@pytest.fixture
+def alone():
+    """A world of one."""
+    with collectives.init() as comm:
+        yield comm

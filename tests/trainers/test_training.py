@@ -1,0 +1,189 @@
+"""A run is the same on any number of ranks and, resumed, the same as if it had not been broken off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import launch
+from trainers.checkpoints import all_checkpoints, read_checkpoint
+from trainers.configuration import config_from
+from trainers.errors import CheckpointError, ConfigurationError, DivergedError
+from trainers.run import carry_out, check_run
+from trainers.training import RunConfig, Trainer, begin_folder, check_folder, check_ranks
+
+
+def trained_weights(comm, settings):
+    """One whole run, report included; the weights of every rank."""
+    torch.set_num_threads(1)
+    trainer = carry_out(config_from(settings, "settings"), comm, resume=False)
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def test_ranks_are_one_rank_and_resuming_leaves_no_trace(settings, tmp_path):
+    alone = launch.spawn(trained_weights, 1, {**settings, "run": str(tmp_path / "ranks1")})[0]
+    for size in (2, 3):
+        folder = tmp_path / f"ranks{size}"
+        ranks = launch.spawn(trained_weights, size, {**settings, "run": str(folder)})
+        for weights in ranks:
+            for name, tensor in weights.items():
+                torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-5)
+                assert torch.equal(tensor, ranks[0][name]), "ranks differ in bits"
+        steps = [read_checkpoint(path).step for path in all_checkpoints(folder)]
+        assert steps == [2, 4, 6]
+        assert (folder / "comparison.png").stat().st_size > 10_000
+    whole, broken = tmp_path / "ranks2", tmp_path / "broken"
+    broken.mkdir()
+    shutil.copy(whole / "checkpoint-00000004.safetensors", broken)
+    records = (whole / "metrics.jsonl").read_text().splitlines()
+    (broken / "metrics.jsonl").write_text("\n".join([*records, '{"step": 99, "lo']))
+    launch.spawn(resumed, 2, {**settings, "run": str(broken)})
+    expected = read_checkpoint(whole).tensors
+    found = read_checkpoint(broken).tensors
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert losses(broken) == losses(whole)
+
+
+def resumed(comm, settings):
+    torch.set_num_threads(1)
+    carry_out(config_from(settings, "settings"), comm, resume=True)
+
+
+def losses(folder: Path):
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [
+        (record["step"], {k: v for k, v in record.items() if k == "loss" or "psnr" in k})
+        for record in records
+    ]
+
+
+def test_resuming_a_finished_run_judges_it_again(settings, alone, capsys):
+    config = config_from(settings, "settings")
+    first = carry_out(config, alone, resume=False)
+    again = carry_out(config, alone, resume=True)
+    assert again.step == first.step == 6
+    assert "mean" in capsys.readouterr().out
+
+
+def test_learning_lowers_the_loss(settings, alone):
+    settings["train"]["epochs"] = 20
+    config = config_from(settings, "settings")
+    carry_out(config, alone, resume=False)
+    history = [values["loss"] for _, values in losses(config.run) if "loss" in values]
+    assert history[-1] < history[0] / 2
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"average": 0.0}])
+def test_other_ways_to_train(settings, alone, change):
+    settings["train"] |= {"epochs": 1} | change
+    settings["optimizer"] = {"kind": "adam", "clip": 0.1}
+    trainer = carry_out(config_from(settings, "settings"), alone, resume=False)
+    assert trainer.step == 2
+    assert (trainer.average.model is trainer.model.module) == (change == {"average": 0.0})
+
+
+def test_settings_changed_before_resuming_are_named(settings, alone, capsys):
+    carry_out(config_from(settings, "settings"), alone, resume=False)
+    settings["train"]["epochs"] = 4
+    trainer = carry_out(config_from(settings, "settings"), alone, resume=True)
+    assert trainer.step == 8
+    assert "settings changed since: train.epochs" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_no_number_ends_the_run(settings, alone):
+    settings["optimizer"]["rate"] = 1e30
+    with pytest.raises(DivergedError, match=r"steps \d+ to \d+ is (nan|inf); rank 0"):
+        carry_out(config_from(settings, "settings"), alone, resume=False)
+
+
+def test_an_earlier_run_is_moved_aside(tmp_path):
+    folder = tmp_path / "run"
+    assert begin_folder(folder) is None
+    assert begin_folder(folder) is None  # nothing was trained there yet
+    for number in (1, 2):
+        (folder / "checkpoint-00000001.safetensors").touch()
+        assert begin_folder(folder) == tmp_path / f"run.{number}"
+        assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("make", [begin_folder, check_folder])
+def test_a_folder_that_cannot_be_written(tmp_path, make):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file/run: Not a directory"):
+        make(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_cannot_be_moved_aside(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint-00000001.safetensors").touch()
+
+    def refuse(path, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match="cannot make the run's folder"):
+        begin_folder(tmp_path)
+
+
+def test_a_batch_smaller_than_the_ranks(config, alone):
+    check_ranks(config, 7)
+    with pytest.raises(ConfigurationError, match="each of the 8 ranks, found 7"):
+        check_run(config, 8, resume=False)
+
+
+def test_nothing_to_resume(config):
+    with pytest.raises(CheckpointError, match=r"checkpoint-\*.safetensors in .* does not exist"):
+        check_run(config, 1, resume=True)
+    config.run.mkdir()
+    with pytest.raises(CheckpointError, match="but the folder has none"):
+        check_run(config, 1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("model", {"upscale_factor": 3}, "upscale_factor: expected 3 as configured, found 2"),
+        ("optimizer", {"kind": "adam"}, "kind: expected 'adam' as configured, found 'muon'"),
+        ("train", {"average": 0.0}, "average: expected 0.0 as configured, found 0.9"),
+        ("train", {"epochs": 1}, "expected at most 2 steps, found 6"),
+    ],
+)
+def test_a_checkpoint_of_another_run(settings, alone, section, change, message):
+    trainer = Trainer(*_parts(settings), alone)
+    trainer.step = 6
+    trainer.config.run.mkdir()
+    trainer.save()
+    settings[section] |= change
+    with pytest.raises(CheckpointError, match=message):
+        check_run(config_from(settings, "settings"), 1, resume=True)
+
+
+def test_a_checkpoint_of_another_task(settings, alone):
+    config, task = _parts(settings)
+    task.name = "cooking"
+    config.run.mkdir()
+    Trainer(config, task, alone).save()
+    with pytest.raises(CheckpointError, match="expected 'super_resolution', found 'cooking'"):
+        check_run(config, 1, resume=True)
+
+
+def test_ranks_with_different_settings_are_refused(settings):
+    def differing(comm, settings):
+        carry_out(config_from({**settings, "seed": comm.rank}, "settings"), comm, resume=False)
+
+    with pytest.raises(ConfigurationError, match="different configurations"):
+        launch.spawn(differing, 2, settings)
+
+
+def test_a_task_must_be_buildable(tmp_path):
+    with pytest.raises(NotImplementedError, match="RunConfig has no build"):
+        RunConfig(task="none", run=tmp_path).build()
+
+
+def _parts(settings):
+    config = config_from(settings, "settings")
+    return config, config.build()
