@@ -218,9 +218,9 @@ def share_memory(family: Family, x: Array, out: Array) -> bool:
     """Whether some byte belongs to both, or may: where that is hard to tell it counts as shared."""
     if family.count_of(x) == 0 or family.count_of(out) == 0:
         return False
-    footprints = (np.asarray(_Footprint(family, each)) for each in (x, out))
+    one, other = (np.asarray(_Footprint(family, each)) for each in (x, out))
     try:
-        return np.shares_memory(*footprints, max_work=100_000)
+        return np.shares_memory(one, other, max_work=100_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 

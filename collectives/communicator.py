@@ -23,7 +23,6 @@ from transports.rendezvous.identity import host_identity
 from transports.rendezvous.local import Introduction
 from transports.shm.connection import Geometry, connect
 
-
 _ALIVE: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 

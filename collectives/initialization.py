@@ -7,6 +7,7 @@ import platform
 import sys
 
 from collectives import settings
+from collectives.arguments import check_timeout
 from collectives.communicator import Communicator
 from collectives.selection import default_table
 from collectives.specs import nearest
@@ -39,10 +40,9 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
             raise ValueError(f"transport {transport!r} does not exist yet; expected auto or shm")
         raise ValueError(
             f"transport must be one of {', '.join(_TRANSPORTS)}, found {transport!r}"
-            + nearest(transport, _TRANSPORTS)
+            + nearest(str(transport), _TRANSPORTS)
         )
-    if not timeout > 0:
-        raise ValueError(f"timeout must be positive seconds, found {timeout!r}")
+    timeout = check_timeout(timeout)
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         raise OSError(
             "collectives runs on Linux on x86-64 and aarch64, found "
@@ -63,6 +63,6 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
         secret=place.secret,
         geometry=settings.geometry(),
         table=default_table(),
-        timeout=float(timeout),
+        timeout=timeout,
         host_id=settings.host_id_override(),
     )

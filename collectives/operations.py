@@ -14,7 +14,7 @@ Every method checks its arguments before anything is sent. Common to all:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,52 +22,19 @@ import numpy as np
 from collectives.arguments import (
     check_counts,
     check_leading_axis,
-    check_out,
     check_root,
-    check_timeout,
     input_array,
-    refuse_out,
-    refuse_overlap,
 )
-from collectives.arrays import Array, Family, is_same_memory, shape_of
-from collectives.calls import Calls, Request
+from collectives.arrays import Array, Family, shape_of
+from collectives.calls import Request
+from collectives.execution import Execution
 from collectives.schedule import Algorithm
-from collectives.work import WorkQueue
-from transports import _native
 
 Counts = Sequence[int]
-_MOST_READY = 4096
 
 
-class _Given:
-    """Memory of a call: an array the engine uses, and the array it stands for."""
-
-    def __init__(
-        self, family: Family, array: Array | None, stands_for: Array | None = None
-    ) -> None:
-        self._family = family
-        self._array = array
-        self._stands_for = array if stands_for is None else stands_for
-
-    def memory(self) -> Any:
-        return None if self._array is None else self._family.memory(self._array)
-
-    def finish(self) -> Array:
-        if self._array is not self._stands_for:
-            self._family.copy_into(self._stands_for, self._array)
-        return self._stands_for
-
-
-class Operations:
-    """Collective operations over an engine; `Communicator` adds how ranks come and go."""
-
-    rank: int
-    size: int
-    timeout: float
-    _engine: _native.Engine
-    _calls: Calls
-    _queue: WorkQueue
-    _ready: dict[Any, tuple[_native.Call, Family]]
+class Operations(Execution):
+    """Collective operations; `Communicator` adds how ranks come and go."""
 
     def allreduce(
         self,
@@ -307,96 +274,6 @@ class Operations:
         """Return once every rank has come here."""
         call = self._calls.get(Request("barrier", "", 1, 0, algorithm=algorithm))
         return self._launch(call, None, None, async_op, timeout)
-
-    # --- how a call gets to the engine
-
-    def _start(
-        self,
-        collective: str,
-        family: Family,
-        x: Array,
-        source: Array | None,
-        shape: tuple[int, ...] | None,
-        out: Array | None,
-        async_op: bool,
-        timeout: float | None,
-        *,
-        count: int,
-        op: str | None = None,
-        root: int = 0,
-        counts: tuple[int, ...] | None = None,
-        algorithm: str | Algorithm | None = None,
-    ) -> Any:
-        """Run a call from `source` to an array of `shape`, or to nothing where it is None."""
-        key = (collective, family.kind_of(x), count, op, root, algorithm, counts)
-        try:
-            ready = self._ready.get(key)
-        except TypeError:  # something in it cannot be hashed, hence is no name
-            ready = None
-        if ready is None:
-            dtype, itemsize = family.dtype_of(x), family.itemsize_of(x)
-            request = Request(collective, dtype, itemsize, count, op, root, algorithm, counts)
-            ready = self._calls.get(request), family.for_memory_of(x)
-            if len(self._ready) >= _MOST_READY:
-                self._ready.clear()
-            self._ready[key] = ready
-        call, family = ready
-        plain = source is None or family.is_contiguous(source)
-        if out is None or shape is None:
-            target = None if shape is None else family.empty(shape, x)
-            out = target
-        else:
-            target = out if check_out(out, shape, x, family) else family.empty(shape, x)
-            if collective == "alltoall" and is_same_memory(family, x, target):
-                # Chunks lie elsewhere in the output than in the input, so that is kept apart.
-                source = family.empty(shape_of(x), x)
-                family.copy_into(source, x)
-            if not (plain and source is x and target is out and not async_op and self._queue.idle):
-                # What the engine itself refuses where it works on x and out at once.
-                refuse_out(out, shape, x, family)
-                refuse_overlap(x, out, family)
-        if not plain:
-            source = family.contiguous(source)
-        if target is None or target is not out or async_op or not self._queue.idle:
-            taken = None if target is None else _Given(family, target, out)
-            return self._launch(call, _Given(family, source), taken, async_op, timeout)
-        try:
-            self._engine.execute(
-                call,
-                None if source is None else family.memory(source),
-                family.memory(target),
-                self.timeout if timeout is None else check_timeout(timeout),
-                False,
-            )
-        except ValueError:
-            refuse_out(out, shape, x, family)  # if it was that, in our words
-            raise
-        return out
-
-    def _launch(
-        self,
-        call: _native.Call,
-        source: _Given | None,
-        target: _Given | None,
-        async_op: bool,
-        timeout: float | None,
-    ) -> Any:
-        """Run `call` in its turn; what it reads and writes is kept alive until it has run."""
-        seconds = self.timeout if timeout is None else check_timeout(timeout)
-
-        def job() -> Any:
-            given = source.memory() if source is not None else None
-            taken = target.memory() if target is not None else None
-            self._engine.execute(call, given, taken, seconds, async_op)
-            return target.finish() if target is not None else None
-
-        if not async_op and self._queue.idle:
-            return job()
-        work = self._queue.submit(call.text, job)
-        return work if async_op else work.wait()
-
-    def _in_turn(self, text: str, job: Callable[[], Any]) -> Any:
-        return job() if self._queue.idle else self._queue.submit(text, job).wait()
 
     # --- shapes
 

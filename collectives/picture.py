@@ -45,6 +45,8 @@ def draw(
     Raises:
         ValueError: the algorithm is not written for this size, or the root does not exist.
     """
+    if not algo.allows(size):
+        raise ValueError(f"{algo.collective} {algo.name} is not written for size {size}")
     timeline = _Timeline([algo.schedule(rank, size, root, hosts) for rank in range(size)])
     timeline.run()
     labels = _Labels(algo, size)

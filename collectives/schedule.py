@@ -217,7 +217,7 @@ def _widest(algo: Algorithm, size: int, root: int, hosts: tuple[int, ...]) -> in
 def _checked(
     algo: Algorithm, step: Any, rank: int, size: int, chunk_count: int, index: int
 ) -> Step:
-    """The step with peers and chunks as tuples of ints, or a ScheduleError that says what is off."""
+    """The step with peers and chunks as tuples of ints, or a ScheduleError saying what is off."""
     where = f"{algo.collective} {algo.name}, rank {rank} of {size}, step {index}"
     if not isinstance(step, _Written):
         raise ScheduleError(f"{where}: expected send, recv, recv_reduce or copy, found {step!r}")

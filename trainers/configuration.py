@@ -61,7 +61,9 @@ def config_from(data: dict[str, Any], origin: str) -> RunConfig:
     _check_keys(kind, data, origin)
     parser = _parser(kind)
     try:
-        config = parser.instantiate_classes(parser.parse_object(data))
+        # The name before version 4.49 is an older one.
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        config = instantiate(parser.parse_object(data))
         made = typing.cast("RunConfig", kind(**vars(config)))
     except TrainerError:
         raise

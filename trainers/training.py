@@ -188,7 +188,8 @@ class Trainer:
 
     def _one_step(self, share: range) -> float:
         """One optimizer step; returns this rank's part of the global batch's mean loss."""
-        torch.manual_seed(_mixed(self.config.seed, self.step, self.comm.rank))
+        # Not torch.manual_seed, which looks after every other device too, for 0.3 ms.
+        torch.default_generator.manual_seed(_mixed(self.config.seed, self.step, self.comm.rank))
         samples = self.task.samples(self.step, share)
         self.model.zero_gradients()
         with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):

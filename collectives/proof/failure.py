@@ -44,7 +44,14 @@ class ProofError(CollectiveError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Made again of its parts: it travels to the ranks that did not prove."""
-        return _made_again, (self._what, self.rank, self.step, self.chunk, self.expected, self.found)
+        return _made_again, (
+            self._what,
+            self.rank,
+            self.step,
+            self.chunk,
+            self.expected,
+            self.found,
+        )
 
 
 def _made_again(

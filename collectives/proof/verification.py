@@ -114,7 +114,7 @@ def verify_schedules(algo: Algorithm, schedules: Sequence[Sequence[Step]], root:
             _complete(title, machine.expressions, rank, chunk, value, wanted)
             assert value is not None
             first, same = agreed.setdefault(chunk, (rank, value))
-            if False:
+            if same != value:
                 raise ProofError(
                     f"{title}: ranks end with different sums, so with different bits",
                     rank=rank,

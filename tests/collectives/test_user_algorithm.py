@@ -48,7 +48,7 @@ def through_the_first(rank, size):
         yield recv(0, chunk=0)
     else:
         for peer in range(1, size):
-            yield recv_reduce(peer, chunk=0)
+            yield recv(peer, chunk=0)
         if size > 1:
             yield send(range(1, size), chunk=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,6 @@ def config(settings):
 
 @pytest.fixture
 def alone():
-    """A world of one."""
+    """A world of one; lent weakly, since pytest keeps what a fixture yields beyond the test."""
     with collectives.init() as comm:
-        yield comm
+        yield weakref.proxy(comm)

@@ -1,4 +1,4 @@
-"""A run is the same on any number of ranks and, resumed, the same as if it had not been broken off."""
+"""A run is the same on any number of ranks and, resumed, the same as if never broken off."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def test_16_bit_floats_round_once(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_every_16_bit_float_survives_its_conversion(dtype: str) -> None:
-    """All 65536 go to float32 and back: x + -0.0 is x; NaNs stay NaNs and become quiet."""
+    """All 65536 go to float32 and back: x + -0.0 is x, and so is max(-inf, x)."""
     kind = DTYPES[dtype][1]
     every = np.arange(65536, dtype=np.uint16)
     quiet = np.uint16(0x0200 if dtype == "float16" else 0x0040)
@@ -240,6 +240,9 @@ def test_every_16_bit_float_survives_its_conversion(dtype: str) -> None:
         out = np.empty_like(every)
         reduce(dtype, "sum", [every, np.full_like(every, 0x8000)], out)
         assert np.array_equal(out, wanted), instruction_set
+        lowest = np.full_like(every, 0xFC00 if dtype == "float16" else 0xFF80)
+        reduce(dtype, "max", [lowest, every], out)
+        assert np.array_equal(out | is_nan * quiet, wanted), instruction_set
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -42,8 +42,8 @@ bool supports(DType dtype, Op op);
 //   n >= 1; with n == 1 the bytes are copied as they are. count may be 0. No address need be
 //   aligned. `out` and `also` may each be exactly one of the inputs; otherwise nothing may overlap.
 //   16-bit floats accumulate in float32 and are rounded once, to nearest even. Integers wrap.
-//   min and max: a NaN wins over every number; of +0 and -0 the later operand wins. A NaN that
-//   results is quiet; which sign and payload a sum or product of two NaNs keeps is not fixed.
+//   min and max: a NaN wins over every number; of +0 and -0 the later operand wins. Which
+//   sign and payload a sum or product of two NaNs keeps is not fixed.
 //   boolean: any byte but 0 is true, results are 0 or 1; sum, max, bor are "or", prod, min, band
 //   are "and". Logical operations of integers likewise give 0 or 1.
 using ReduceKernel = void (*)(std::byte* out, std::byte* also, const std::byte* const* inputs,

@@ -4,8 +4,9 @@
 //     #define TRANSPORTS_KERNEL_TABLE avx2_kernels
 //     #define TRANSPORTS_KERNEL_NAME "avx2"
 //
-// All instruction sets run the same operations on the same lanes in the same order, in vectors of
-// different length, so all give the same bits.
+// All instruction sets run the same operations on each element in the same order, in vectors of
+// different length, so all give the same bits; but for the NaN of two NaNs, where compilers may
+// swap the operands of a sum or product.
 #include "kernels_halves.hpp"
 #include "kernels_table.hpp"
 #include "kernels_vectors.hpp"

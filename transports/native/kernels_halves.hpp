@@ -57,7 +57,8 @@ struct PairCodec {
 };
 
 // The upper half of a float32. The carry of the rounding runs into the exponent, as it should, up
-// to infinity; a NaN must not be rounded into infinity: it is cut and made quiet.
+// to infinity. It cannot make infinity of a NaN: the lower half of a NaN that came from bfloat16 or
+// from the processor is 0, and then nothing is carried.
 struct BFloat16 {
   template <class Words>
   TRANSPORTS_INLINE static auto decode(Words word) {
@@ -66,8 +67,7 @@ struct BFloat16 {
   template <class Words, class Floats>
   TRANSPORTS_INLINE static Words encode(Floats value) {
     const auto word = as<Vector<std::uint32_t, sizeof(Words) / 4>>(value);
-    const auto rounded = word + 0x7fff + ((word >> 16) & 1);
-    return as<Words>(value != value ? word | 0x00400000 : rounded);
+    return as<Words>(word + 0x7fff + ((word >> 16) & 1));
   }
 };
 

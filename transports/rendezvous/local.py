@@ -32,7 +32,9 @@ from transports.errors import CollectiveTimeout, MismatchError, PeerLostError
 
 _RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
 _HANDSHAKE_SECONDS = 20.0  # for one answer of a rank that is connected
+_GRACE_SECONDS = 5.0  # longer than one's own deadline, for rank 0 to say who is missing
 _LONGEST_NOTE = 1 << 24
+_LONGEST_HELLO = 1 << 16  # of somebody who has yet to show that he knows the secret
 _UCRED = struct.Struct("3i")
 
 
@@ -160,19 +162,27 @@ def _receive_everyone(
         except (OSError, MemoryError) as error:
             _refuse([c for _, c, _ in guests.values()], f"rank 0 has no shared memory: {error}")
             raise
+        held = stack.enter_context(contextlib.ExitStack())
+        held.callback(os.close, descriptor)
         welcome = {"ranks": [asdict(rank) for rank in ranks], "settings": settings}
-        for rank, (_, connection, answer) in guests.items():
-            with _losing(rank):
-                _say(connection, {**welcome, "proof": _proof(secret, answer)})
-                socket.send_fds(connection, [b"d"], [descriptor])
-        pidfds = _watch(ranks)
-        for word in ("ready", "go"):
-            for rank, (_, connection, _) in guests.items():
+        try:
+            for rank, (_, connection, answer) in guests.items():
                 with _losing(rank):
-                    if word == "ready":
-                        _hear(connection, word)
-                    else:
-                        _say(connection, {word: True})
+                    _say(connection, {**welcome, "proof": _proof(secret, answer)})
+                    socket.send_fds(connection, [b"d"], [descriptor])
+            pidfds = _watch(ranks)
+            held.callback(_close_all, pidfds)
+            for word in ("ready", "go"):
+                for rank, (_, connection, _) in guests.items():
+                    with _losing(rank):
+                        if word == "ready":
+                            _hear(connection, word)
+                        else:
+                            _say(connection, {word: True})
+        except PeerLostError as error:
+            _refuse([c for _, c, _ in guests.values()], str(error))
+            raise
+        held.pop_all()  # the caller's from here on
         return Meeting(ranks=ranks, settings=settings, descriptor=descriptor, pidfds=pidfds)
 
 
@@ -202,15 +212,18 @@ def _greet(connection: socket.socket, secret: str) -> tuple[Introduction, str] |
     challenge = secrets.token_hex(16)
     try:
         _say(connection, {"challenge": challenge})
-        hello = _hear(connection, "hello")
-    except (OSError, ValueError):
+        hello = _hear(connection, "hello", _LONGEST_HELLO)
+    except (OSError, EOFError, ValueError):
         return None
     if not hmac.compare_digest(str(hello.get("proof")), _proof(secret, challenge)):
         with contextlib.suppress(OSError):
             _say(connection, {"refusal": "the job's secret is another one", "secret": False})
         return None
-    fields = dict(hello["hello"])
-    fields["cores"] = tuple(fields.get("cores", ()))
+    # Another version of this package may say more or less of itself; that is told by its version.
+    said = dict(hello["hello"])
+    unsaid = Introduction(rank=0, size=0, pid=0, host="?", host_id="", version="?")
+    fields = {name: said.get(name, default) for name, default in asdict(unsaid).items()}
+    fields["cores"] = tuple(fields["cores"])
     return Introduction(**fields), str(hello["challenge"])
 
 
@@ -253,7 +266,8 @@ def _report_to_rank_zero(
             hello = {"hello": asdict(me), "proof": _proof(secret, asked), "challenge": challenge}
             _say(connection, hello)
             # Rank 0 answers only when all are there, so this may take as long as the timeout.
-            connection.settimeout(max(0.001, deadline - time.monotonic()) + 1.0)
+            # The deadline is rank 0's to declare, since it knows who is missing.
+            connection.settimeout(max(0.001, deadline - time.monotonic()) + _GRACE_SECONDS)
             try:
                 welcome = _hear(connection, "ranks")
             except TimeoutError:
@@ -267,6 +281,7 @@ def _report_to_rank_zero(
             if not descriptors:
                 raise ConnectionError("no descriptor came")
         descriptor = descriptors[0]
+        pidfds: list[int] = []
         try:
             fields = ({**rank, "cores": tuple(rank["cores"])} for rank in welcome["ranks"])
             ranks = tuple(Introduction(**each) for each in fields)
@@ -275,7 +290,7 @@ def _report_to_rank_zero(
                 _say(connection, {"ready": True})
                 _hear(connection, "go")
         except BaseException:
-            os.close(descriptor)
+            _close_all([descriptor, *pidfds])
             raise
         return Meeting(
             ranks=ranks, settings=welcome["settings"], descriptor=descriptor, pidfds=pidfds
@@ -286,6 +301,7 @@ def _connect(job: str, deadline: float, timeout: float) -> socket.socket:
     pause, longest = _RETRY_SECONDS
     while True:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_HANDSHAKE_SECONDS)  # a full backlog is refused, not waited for
         try:
             connection.connect(_address(job))
         except (ConnectionRefusedError, FileNotFoundError, BlockingIOError):
@@ -294,7 +310,6 @@ def _connect(job: str, deadline: float, timeout: float) -> socket.socket:
             connection.close()
             raise
         else:
-            connection.settimeout(_HANDSHAKE_SECONDS)
             return connection
         if time.monotonic() + pause > deadline:
             raise CollectiveTimeout(f"rank 0 did not come to the rendezvous in {timeout:g} s")
@@ -303,6 +318,12 @@ def _connect(job: str, deadline: float, timeout: float) -> socket.socket:
 
 
 # --- both
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _listed(ranks: list[int]) -> str:
@@ -349,17 +370,22 @@ def _say(connection: socket.socket, note: dict[str, Any]) -> None:
     connection.sendall(struct.pack("!I", len(data)) + data)
 
 
-def _hear(connection: socket.socket, wanted: str) -> dict[str, Any]:
+def _hear(
+    connection: socket.socket, wanted: str, longest: int = _LONGEST_NOTE
+) -> dict[str, Any]:
     """The next note, which must hold `wanted`; a refusal is raised as what it is."""
     (length,) = struct.unpack("!I", _exactly(connection, 4))
-    if length > _LONGEST_NOTE:
+    if length > longest:
         raise ValueError(f"a note of {length} bytes")
     note: dict[str, Any] = json.loads(_exactly(connection, length))
+    if not isinstance(note, dict):
+        raise ValueError(f"expected {wanted}, found a note of another kind")
     if "refusal" in note:
         text = str(note["refusal"])
         if note.get("secret") is False:
             raise PermissionError(f"rank 0 refuses this rank: {text}")
-        raise (CollectiveTimeout if "did not come" in text else MismatchError)(text)
+        kinds = {"did not come": CollectiveTimeout, "ended during": PeerLostError}
+        raise next((kind for words, kind in kinds.items() if words in text), MismatchError)(text)
     if wanted not in note:
         raise ValueError(f"expected {wanted}, found {sorted(note)}")
     return note

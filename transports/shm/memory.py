@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import tempfile
+from pathlib import Path
 
 
 def allocate(size: int, name: str = "collectives") -> int:
@@ -20,6 +21,11 @@ def allocate(size: int, name: str = "collectives") -> int:
     Raises:
         MemoryError: there is not as much; the text says how much was asked for.
     """
+    room = available_bytes()
+    if size > room:  # else the kernel would hand out page after page and kill somebody at the end
+        raise MemoryError(
+            f"{size} bytes of shared memory cannot be had: this machine has {room} left"
+        )
     try:
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         sealed = True
@@ -42,6 +48,15 @@ def allocate(size: int, name: str = "collectives") -> int:
             os.close(descriptor)
         raise
     return descriptor
+
+
+def available_bytes() -> int:
+    """Memory and swap that this machine can still give."""
+    fields = dict(
+        line.split(":", 1)
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    )
+    return sum(int(fields[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
 
 
 def _unlinked_file(name: str) -> int:

@@ -1,0 +1,116 @@
+"""The environment, read in one place: who we are, and how much memory channels have."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from collectives import settings
+from collectives.settings import Place
+from transports.shm.connection import Geometry
+
+OURS = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "LOCAL_RANK": "1",
+        "COLLECTIVES_JOB": "job", "COLLECTIVES_SECRET": "abc"}  # fmt: skip
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500",
+            "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"}  # fmt: skip
+
+
+def test_nobody_started_us():
+    assert settings.place_in_job({}) == Place(job=f"alone-{os.getpid()}")
+    assert settings.place_in_job({"COLLECTIVES_JOB": "stray"}).size == 1
+
+
+def test_our_launcher_started_us():
+    place = settings.place_in_job(OURS)
+    assert place == Place(
+        rank=1, size=3, local_size=3, job="job", secret="abc", launcher="collectives"
+    )
+
+
+def test_torchrun_started_us():
+    place = settings.place_in_job(TORCHRUN)
+    assert (place.rank, place.size, place.launcher) == (0, 2, "torchrun")
+    jobs = {place.job}
+    for name in ("MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
+        jobs.add(settings.place_in_job({**TORCHRUN, name: "7"}).job)
+    assert len(jobs) == 4  # each makes another job of it
+    only_master = {name: TORCHRUN[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    assert settings.place_in_job(only_master).size == 2
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"RANK": "3"}, ["RANK must be below WORLD_SIZE = 3", "found 3"]),
+        ({"RANK": "-1"}, ["RANK must be an integer of at least 0", "'-1'"]),
+        ({"RANK": "one"}, ["RANK must be an integer", "'one'"]),
+        ({"WORLD_SIZE": "0"}, ["WORLD_SIZE must be an integer of at least 1", "'0'"]),
+        ({"WORLD_SIZE": None}, ["the environment has no WORLD_SIZE"]),
+        ({"RANK": None}, ["the environment has no RANK"]),
+        ({"LOCAL_WORLD_SIZE": "x"}, ["LOCAL_WORLD_SIZE", "'x'"]),
+        ({"COLLECTIVES_JOB": None}, ["nothing to find each other by", "MASTER_PORT"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change, words):
+    environment = {name: text for name, text in {**OURS, **change}.items() if text is not None}
+    with pytest.raises(ValueError) as caught:
+        settings.place_in_job(environment)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_lone_rank_needs_nothing_to_be_found_by():
+    assert settings.place_in_job({"RANK": "0", "WORLD_SIZE": "1"}).size == 1
+
+
+def test_the_channels_memory():
+    assert settings.geometry({}) == Geometry()
+    assert settings.geometry({"COLLECTIVES_SLOTS": "2", "COLLECTIVES_SLOT_BYTES": "128"}) == (
+        Geometry(slots=2, slot_bytes=128)
+    )
+    found = settings.geometry(
+        {"COLLECTIVES_DEPTH": "4", "COLLECTIVES_LANE_SLOTS": "3", "COLLECTIVES_LANE_BYTES": "64"}
+    )
+    assert found == Geometry(depth=4, lane_slots=3, lane_bytes=64)
+    assert found.for_ranks(5) == {
+        "ranks": 5, "depth": 4, "slots": Geometry().slots, "slot_bytes": Geometry().slot_bytes,
+        "lane_slots": 3, "lane_bytes": 64,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("COLLECTIVES_SLOTS", "1", "at least 2, found '1'"),
+        ("COLLECTIVES_DEPTH", "many", "at least 2, found 'many'"),
+        ("COLLECTIVES_SLOT_BYTES", "32", "at least 64, found '32'"),
+        ("COLLECTIVES_SLOT_BYTES", "100", "multiple of 64, found 100"),
+        ("COLLECTIVES_LANE_BYTES", "65", "multiple of 64, found 65"),
+    ],
+)
+def test_memory_that_no_engine_can_use_is_refused(name, text, words):
+    with pytest.raises(ValueError, match=f"{name} must be .*{words}"):
+        settings.geometry({name: text})
+
+
+def test_the_host_may_be_named():
+    assert settings.host_id_override({}) is None
+    assert settings.host_id_override({"COLLECTIVES_HOST_ID": "a"}) == "a"
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_ranks_of_mpiexec_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is 2: .*mpiexec.*collectives run"):
+        settings.refuse_foreign_launchers({name: "2"})
+    settings.refuse_foreign_launchers({name: "1"})
+    settings.refuse_foreign_launchers({})
+
+
+def test_the_real_environment_is_read_by_default(monkeypatch):
+    for name, text in OURS.items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setenv("COLLECTIVES_HOST_ID", "this one")
+    monkeypatch.setenv("COLLECTIVES_SLOTS", "5")
+    assert settings.place_in_job().job == "job"
+    assert settings.host_id_override() == "this one"
+    assert settings.geometry().slots == 5

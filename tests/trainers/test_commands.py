@@ -1,0 +1,183 @@
+"""`collectives train` and `collectives upscale` as users start them, killed ranks included."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import launch
+from launch.command_line import main
+from launch.commands import train
+from trainers.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from trainers.super_resolution.network import Net
+from trainers.super_resolution.upscaling import trained_network
+
+SOURCES = str(Path(launch.__file__).parents[1])
+FAIL = 2
+
+
+@pytest.fixture
+def file(settings, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts `collectives train` as a process of its own."""
+    started = []
+
+    def start_it(*words):
+        environment = {**os.environ, "PYTHONPATH": SOURCES, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launch", "train", *map(str, words)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start_it
+    for process in started:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_rank_ends_the_job_and_the_run_can_go_on(start, file, settings):
+    run = Path(settings["run"])
+    job = start(file, "-n", 2, "--set", "train.epochs=100000")
+    for line in job.stdout:  # until a checkpoint has been written
+        if "gain" in line:
+            break
+    (victim,) = (
+        child
+        for child in psutil.Process(job.pid).children(recursive=True)
+        if child.environ().get("RANK") == "1" and "trainers" in child.cmdline()
+    )
+    victim.send_signal(signal.SIGKILL)
+    _, errors = job.communicate()
+    assert job.returncode == 128 + signal.SIGKILL
+    assert "rank 1" in errors
+    assert "SIGKILL" in errors
+    left = read_checkpoint(run)
+    assert left.step >= 2
+    assert not list(run.glob(".*"))
+    epochs = left.step // 2 + 1
+    job = start(file, "-n", 2, "--resume", "--set", f"train.epochs={epochs}")
+    output, errors = job.communicate()
+    assert job.returncode == 0, errors
+    assert "resuming from" in output
+    assert "mean" in output
+    assert read_checkpoint(run).step == 2 * epochs
+
+
+def test_print_config_is_a_configuration(file, capsys):
+    assert main(["train", str(file), "--print_config", "--set", "train.epochs=4"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["train"]["epochs"] == 4
+    assert shown["optimizer"]["betas"] == [0.9, 0.99]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "train.epoch=3"], "unknown key 'train.epoch' (did you mean 'train.epochs'?)"),
+        (["--set", "train.device=cuda"], "expected 'cpu', found 'cuda'"),
+        (["-n", "8"], "at least one sample for each of the 8 ranks, found 7"),
+        (["-n", "0"], "the number of ranks must be at least 1, not 0"),
+        (["--resume"], "expected a file checkpoint-*.safetensors in "),
+        (["--set", "data.path=/nowhere"], "expected a folder of images, found nothing at /nowhere"),
+        (["--set", "data.crop=40"], "expected at least 88 x 88 pixels"),
+        (["--set", "run=/proc/run"], "cannot write into the run's folder /proc/run"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_rank_starts(file, capsys, words, message):
+    assert main(["train", str(file), *words]) == FAIL
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("collectives train: error: ")
+    assert message in output.err
+
+
+def test_an_unreadable_image_is_named(file, photographs, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("first.png", "grey.png"):
+        (folder / name).write_bytes((photographs / name).read_bytes())
+    (folder / "broken.jpg").write_text("no image")
+    assert main(["train", str(file), "--set", f"data.path={folder}"]) == FAIL
+    assert "broken.jpg: expected an image" in capsys.readouterr().err
+
+
+def test_missing_packages_are_named(file, monkeypatch, capsys):
+    monkeypatch.setattr(train, "NEEDED", ("torch", "no_such_package"))
+    assert main(["train", str(file)]) == FAIL
+    assert "(no_such_package): pip install 'collectives-runtime[train]'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Of an untrained network that enlarges by 2."""
+    torch.manual_seed(0)
+    weights = {f"model/{name}": value for name, value in Net(2).state_dict().items()}
+    config = {"model": {"upscale_factor": 2}}
+    saved = Checkpoint(task="super_resolution", step=1, config=config, tensors=weights)
+    return write_checkpoint(tmp_path, saved, keep=1)
+
+
+def test_upscale_a_picture(checkpoint, photographs, tmp_path, capsys):
+    target = tmp_path / "large.png"
+    source = photographs / "first.png"
+    for origin in (checkpoint, checkpoint.parent):
+        assert main(["upscale", str(origin), str(source), "-o", str(target)]) == 0
+        assert Image.open(target).size == (144, 120)
+        target.unlink()
+    assert "(72 x 60) -> " in capsys.readouterr().out
+    assert trained_network(checkpoint).upscale_factor == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "output", "message"),
+    [
+        ("none.png", "out.png", "none.png: cannot be read as an image: No such file"),
+        ("text.png", "out.png", "text.png: expected an image"),
+        ("first.png", "out", "expected a name that ends as an image's does"),
+        ("first.png", "nowhere/out.png", "the folder "),
+        ("clear.png", "out.jpg", "cannot hold an image of mode RGBA"),
+    ],
+)
+def test_what_cannot_be_upscaled(checkpoint, photographs, tmp_path, capsys, image, output, message):
+    (tmp_path / "text.png").write_text("words")
+    source = next((f / image for f in (photographs, tmp_path) if (f / image).exists()), image)
+    words = ["upscale", str(checkpoint), str(source), "-o", str(tmp_path / output)]
+    assert main(words) == FAIL
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / output).exists()
+
+
+def test_a_checkpoint_of_something_else(photographs, tmp_path, capsys):
+    other = Checkpoint(task="cooking", step=1, config={}, tensors={"model/x": torch.ones(1)})
+    path = write_checkpoint(tmp_path, other, keep=1)
+    words = [str(photographs / "first.png"), "-o", str(tmp_path / "out.png")]
+    assert main(["upscale", str(path), *words]) == FAIL
+    assert "expected 'super_resolution', found 'cooking'" in capsys.readouterr().err
+    np.save(tmp_path / "x.npy", np.ones(1))
+    assert main(["upscale", str(tmp_path / "x.npy"), *words]) == FAIL
+    assert "expected a checkpoint" in capsys.readouterr().err
+    assert main(["upscale", str(tmp_path / "empty"), *words]) == FAIL
+    assert "cannot read the checkpoint" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""Shared memory without a name: sealed, zeroed, and refused clearly where it cannot be had."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+from harness.processes import shared_memory_left
+
+from transports.shm import memory
+
+
+def test_it_is_zeroed_shared_and_of_the_size():
+    descriptor = memory.allocate(10_000)
+    try:
+        assert os.fstat(descriptor).st_size == 10_000
+        with mmap.mmap(descriptor, 10_000) as one, mmap.mmap(descriptor, 10_000) as other:
+            assert one[:] == bytes(10_000)
+            one[9_999] = 7
+            assert other[9_999] == 7
+    finally:
+        os.close(descriptor)
+
+
+def test_nobody_can_change_its_size():
+    descriptor = memory.allocate(4096)
+    try:
+        for size in (0, 8192):
+            with pytest.raises(PermissionError):
+                os.ftruncate(descriptor, size)
+        assert not os.get_inheritable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def test_it_needs_no_name(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "no memfd here")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    before = set(os.listdir("/dev/shm"))
+    descriptor = memory.allocate(10_000, "collectives-test")
+    try:
+        assert set(os.listdir("/dev/shm")) == before  # the file has lost its name already
+        assert str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith("/dev/shm/")
+        with mmap.mmap(descriptor, 10_000) as one:
+            assert one[:] == bytes(10_000)
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("size", [1 << 45, 1 << 62])
+def test_more_than_there_is_is_refused_before_it_is_taken(size):
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(MemoryError, match=f"{size} bytes of shared memory cannot be had.*left"):
+        memory.allocate(size)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (OSError(errno.ENOSPC, "full"), MemoryError),
+        (OSError(errno.ENOMEM, "none"), MemoryError),
+        (OSError(errno.EIO, "broken"), OSError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_the_descriptor_is_closed_whatever_happens(monkeypatch, error, kind):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(kind) as caught:
+        memory.allocate(4096)
+    if kind is MemoryError:
+        assert "4096 bytes of shared memory cannot be had" in str(caught.value)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert shared_memory_left() == []

@@ -1,0 +1,363 @@
+"""How ranks find each other: everyone once, of one size, version, user and secret, or no one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from harness.processes import Ranks, say, told
+
+from transports.errors import CollectiveError, CollectiveTimeout, MismatchError, PeerLostError
+from transports.rendezvous import local
+from transports.rendezvous.identity import host_identity
+from transports.rendezvous.local import Introduction, meet
+from transports.shm.memory import allocate
+
+SECRET = "0123456789abcdef" * 2
+
+
+def introduction(rank, size, **more):
+    return Introduction(
+        rank=rank, size=size, pid=os.getpid(), host="here", host_id="one", version="1", **more
+    )
+
+
+def offer(ranks):
+    return allocate(4096 * len(ranks), "test-meeting")
+
+
+@pytest.fixture
+def job(request):
+    return f"test {os.getpid()} {request.node.name}"
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_stays_open():
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    left = set(os.listdir("/proc/self/fd")) - before
+    found = []
+    for name in left:
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:
+            continue  # what listed the folder
+    assert not found
+
+
+def arrive(who, job, secret=SECRET, settings=None, timeout=20.0, make=offer):
+    return meet(who, job=job, secret=secret, settings=settings or {}, offer=make, timeout=timeout)
+
+
+def gather(*calls):
+    """What each call returns or raises, run at once; descriptors are closed."""
+
+    def run(call):
+        try:
+            meeting = call()
+        except Exception as error:
+            return error
+        for descriptor in (meeting.descriptor, *meeting.pidfds):
+            if descriptor >= 0:
+                os.close(descriptor)
+        return meeting
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, calls))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_everyone_learns_of_everyone(job, size):
+    people = [introduction(rank, size, cores=(rank, 7)) for rank in range(size)]
+    found = gather(
+        *(lambda p=p: arrive(p, job, settings={"told by": p.rank}) for p in reversed(people))
+    )
+    for meeting in found:
+        assert meeting.ranks == tuple(people)
+        assert meeting.settings == {"told by": 0}
+        assert meeting.pidfds == [-1] * size  # threads of this very process
+
+
+def test_two_jobs_at_once(job):
+    pairs = [(name, rank) for name in ("a", "b", "c") for rank in (0, 1)]
+    found = gather(
+        *(lambda n=n, r=r: arrive(introduction(r, 2), job + n, settings={"job": n})
+          for n, r in pairs)
+    )  # fmt: skip
+    assert [meeting.settings["job"] for meeting in found] == [name for name, _ in pairs]
+
+
+def test_who_is_missing_is_named(job):
+    found = gather(*(lambda r=r: arrive(introduction(r, 4), job, timeout=0.5) for r in (0, 2)))
+    for error in found:
+        assert isinstance(error, CollectiveTimeout), error
+        assert "ranks 1, 3 of 4 did not come to the rendezvous in 0.5 s" in str(error)
+    (error,) = gather(lambda: arrive(introduction(1, 2), job, timeout=0.2))
+    assert isinstance(error, CollectiveTimeout)
+    assert "rank 0 did not come to the rendezvous in 0.2 s" in str(error)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"size": 4}, ["rank 1", "expects 4 ranks", "rank 0 expects 3"]),
+        ({"version": "0.9"}, ["rank 1", "version 0.9", "rank 0 runs 1"]),
+        ({"host_id": "two"}, ["rank 1", "another host"]),
+        ({"rank": 3}, ["rank 3", "expected a rank in 1..2", "found 3"]),
+    ],
+)
+def test_ranks_that_do_not_fit_are_refused_everywhere(job, change, words):
+    other = replace(introduction(1, 3), **change)
+    found = gather(
+        lambda: arrive(introduction(0, 3), job),
+        lambda: arrive(introduction(2, 3), job, timeout=5),
+        lambda: arrive(other, job, timeout=5),
+    )
+    assert isinstance(found[0], MismatchError) and isinstance(found[2], MismatchError), found
+    for error in (found[0], found[2]):
+        assert all(word in str(error) for word in words), error
+    # Rank 2 was there already, or comes too late to find anyone.
+    assert isinstance(found[1], CollectiveError), found
+
+
+def test_a_rank_that_is_there_twice_is_refused(job):
+    found = gather(
+        lambda: arrive(introduction(0, 3), job),
+        *(lambda: arrive(introduction(1, 3), job, timeout=5) for _ in range(2)),
+    )
+    for error in found:
+        assert isinstance(error, MismatchError) and "both say that they are that rank" in str(error)
+
+
+def test_a_second_rank_0_is_refused(job):
+    there = threading.Event()
+
+    def first(ranks):
+        there.set()
+        return offer(ranks)
+
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lambda: gather(lambda: arrive(introduction(0, 2), job, make=first)))
+        while True:  # until the first one listens
+            (error,) = gather(lambda: arrive(introduction(0, 2), job, timeout=0.01))
+            if isinstance(error, MismatchError):
+                break
+        assert "another rank 0" in str(error) and repr(job) in str(error)
+        gather(lambda: arrive(introduction(1, 2), job))
+        assert not isinstance(waiting.result()[0], Exception)
+    assert there.is_set()
+
+
+def test_without_the_secret_nobody_joins(job):
+    def intrude():
+        with pytest.raises(PermissionError, match="secret is another one"):
+            arrive(introduction(1, 2), job, secret="guessed")
+        return arrive(introduction(1, 2), job)
+
+    found = gather(lambda: arrive(introduction(0, 2), job), intrude)
+    assert not any(isinstance(each, Exception) for each in found), found
+
+
+def test_a_rank_0_that_does_not_know_the_secret_is_refused(job):
+    """Somebody listens in its place, and accepts whatever it is told."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(local._address(job))
+        listener.listen()
+
+        def pretend():
+            connection, _ = listener.accept()
+            with connection:
+                local._say(connection, {"challenge": "00"})
+                hello = local._hear(connection, "hello")
+                ranks = [hello["hello"] | {"rank": 0}, hello["hello"]]
+                local._say(connection, {"ranks": ranks, "settings": {}, "proof": "invented"})
+
+        thread = threading.Thread(target=pretend)
+        thread.start()
+        (error,) = gather(lambda: arrive(introduction(1, 2), job))
+        thread.join()
+    assert isinstance(error, PermissionError) and "does not know the job's secret" in str(error)
+
+
+GARBAGE = [
+    b"",
+    b"\0",
+    b"GET / HTTP/1.1\r\n\r\n",
+    struct.pack("!I", 1 << 31),
+    struct.pack("!I", 1 << 20) + b"[" * (1 << 20),
+    struct.pack("!I", 60_000) + b"[" * 60_000,
+    struct.pack("!I", 4) + b"\xff\xfe\xfd\xfc",
+    struct.pack("!I", 2) + b"[]",
+    struct.pack("!I", 1) + b"7",
+    struct.pack("!I", 4) + b"null",
+    struct.pack("!I", 2) + b"{}",
+    struct.pack("!I", 11) + b'{"hello":1}',
+    json.dumps({"hello": {}, "proof": None}).encode(),
+]
+
+
+def test_garbage_on_the_socket_disturbs_nobody(job):
+    def disturb():
+        for garbage in GARBAGE:
+            with local._connect(job, 1e9 + 1e9, 20) as connection:
+                try:
+                    connection.sendall(garbage)
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1000):  # until rank 0 has had enough of it
+                        pass
+                except ConnectionError:
+                    pass  # it did not even read on
+        return arrive(introduction(1, 2), job)
+
+    found = gather(lambda: arrive(introduction(0, 2), job), disturb)
+    assert not any(isinstance(each, Exception) for each in found), found
+
+
+def test_memory_that_cannot_be_had_is_told_to_all(job):
+    def fail(ranks):
+        raise MemoryError(f"not for {len(ranks)}")
+
+    first, second = gather(
+        lambda: arrive(introduction(0, 2), job, make=fail),
+        lambda: arrive(introduction(1, 2), job),
+    )
+    assert isinstance(first, MemoryError)
+    assert isinstance(second, MismatchError) and "no shared memory: not for 2" in str(second)
+
+
+def come(job, rank, size):
+    """A rank that says when it is about to, and may be killed."""
+    say("comes")
+    meeting = arrive(replace(introduction(rank, size), pid=os.getpid()), job)
+    return len([each for each in meeting.pidfds if each >= 0])
+
+
+def come_in_order(job, size):
+    rank = int(os.environ["RANK"])
+    if rank:
+        told()
+    return come(job, rank, size)
+
+
+def connections(job):
+    """How many ends of the job's sockets are connected."""
+    name = "@" + local._address(job)[1:]
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as lines:
+        return sum(line.split()[-1] == name and line.split()[5] == "03" for line in lines)
+
+
+def test_processes_watch_each_other(job):
+    with Ranks(come_in_order, 3, job, 3) as ranks:
+        for index in (1, 2):
+            ranks.tell(index)
+        assert [outcome.value for outcome in ranks.outcomes()] == [2, 2, 2]
+
+
+def test_rank_0_dies_in_the_rendezvous(job):
+    with Ranks(come_in_order, 3, job, 3) as ranks:
+        assert ranks.said(0) == "comes"
+        ranks.tell(1)
+        assert ranks.said(1) == "comes"
+        while connections(job) == 0:
+            pass
+        ranks.kill(0)
+        outcome = ranks.outcome(1)
+        assert outcome.error == "PeerLostError"
+        assert "rank 0 ended during the rendezvous" in outcome.text
+
+
+def test_another_rank_dies_in_the_rendezvous(job):
+    """Rank 1 has introduced itself and is gone before the last one comes."""
+    with Ranks(come_in_order, 3, job, 3, only=[0, 2]) as ranks:
+        with local._connect(job, 1e9 + 1e9, 20) as connection:
+            challenge = local._hear(connection, "challenge")["challenge"]
+            me = local.asdict(introduction(1, 3))
+            proof = local._proof(SECRET, challenge)
+            local._say(connection, {"hello": me, "proof": proof, "challenge": "0"})
+        ranks.tell(1)
+        for outcome in ranks.outcomes():
+            assert outcome.error == "PeerLostError", outcome
+            assert "rank 1 ended during the rendezvous" in outcome.text
+
+
+def test_another_user_is_not_let_in(job):
+    if os.getuid() != 0:
+        pytest.skip("no privilege: needs a second user")
+    address = local._address(job)
+    program = (
+        "import os, socket, sys\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1].encode().decode())\n"
+    )
+    del program
+
+    def intrude():
+        with local._connect(job, 1e9 + 1e9, 20):
+            pass  # rank 0 listens
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.connect(address)
+                os.write(writing, b"heard: " + stranger.recv(100))
+            os._exit(0)
+        os.waitpid(child, 0)
+        heard = os.read(reading, 1000)
+        os.close(reading)
+        os.close(writing)
+        assert heard == b"heard: "  # not even a challenge
+        return arrive(introduction(1, 2), job)
+
+    found = gather(lambda: arrive(introduction(0, 2), job), intrude)
+    assert not any(isinstance(each, Exception) for each in found), found
+
+
+def test_a_rank_0_of_another_user_is_refused(job, monkeypatch):
+    if os.getuid() != 0:
+        pytest.skip("no privilege: needs a second user")
+    monkeypatch.setattr(local, "_address", lambda job, name=local._address(job): name)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(local._address(job))
+            listener.listen()
+            os.write(writing, b"listens")
+            connection, _ = listener.accept()
+            connection.recv(1)
+        os._exit(0)
+    os.read(reading, 10)
+    (error,) = gather(lambda: arrive(introduction(1, 2), job))
+    os.waitpid(child, 0)
+    os.close(reading)
+    os.close(writing)
+    assert isinstance(error, PermissionError) and "under another user" in str(error)
+
+
+def test_a_host_is_itself_unless_told_otherwise():
+    assert host_identity() == host_identity() == host_identity("")
+    assert len(host_identity()) > 30
+    assert host_identity("pretended") == "pretended"
+
+
+def test_a_process_that_is_gone_cannot_be_watched():
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    assert local._watch((replace(introduction(0, 1), pid=gone),)) == [-1]
+
+
+def test_errors_are_of_one_family():
+    for kind in (CollectiveTimeout, MismatchError, PeerLostError):
+        assert issubclass(kind, CollectiveError)
