@@ -100,25 +100,31 @@ def orthogonalized(weight: Tensor, iterations: int = 5) -> Tensor:
     """Nearly the orthogonal matrix nearest to `weight`, seen as (first axis) x (all others).
 
     A Newton-Schulz iteration on singular values: its quintic takes any of them in (0, 1] into
-    0.7–1.2 within five rounds. Needs no exactness, only the same bits on every rank. All factors are
-    polynomials of one small square matrix, so they are multiplied among themselves, and only once
-    with the wide one.
+    0.7–1.2 within five rounds. Needs no exactness, only the same bits on every rank. All factors
+    are polynomials of one small square matrix, so they are multiplied among themselves, and only
+    once with the wide one.
     """
     rows = weight.reshape(weight.shape[0], -1).float()
     matrix = rows if rows.shape[0] <= rows.shape[1] else rows.T
     matrix = matrix / (matrix.norm() + 1e-7)
     square = matrix @ matrix.T
-    product = torch.eye(len(square))
-    for _ in range(iterations):
-        factor = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        factor.diagonal().add_(3.4445)
-        product = factor @ product
+    product = factor = _quintic(square)
+    for _ in range(iterations - 1):
         square = factor @ square @ factor
+        factor = _quintic(square)
+        product = factor @ product
     matrix = product @ matrix
     if rows.shape[0] > rows.shape[1]:
         matrix = matrix.T
     shaped: Tensor = matrix.reshape(weight.shape).to(weight.dtype)
     return shaped
+
+
+def _quintic(square: Tensor) -> Tensor:
+    """3.4445 - 4.7750 A + 2.0315 A², which times X is the quintic of X where A = X Xᵀ."""
+    factor = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+    factor.diagonal().add_(3.4445)
+    return factor
 
 
 class Optimization:

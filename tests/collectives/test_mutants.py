@@ -114,13 +114,15 @@ def run_on_numbers(algo, schedules, root, seed):
 
 
 def total(values):
+    """All values as one pass makes them: in the order given, rounded once, at the end."""
     heard, mark, floating = values[0]
+    wide = floating.astype(np.float64)
     for more_heard, more_mark, more_floating in values[1:]:
         heard = heard | more_heard
         with np.errstate(over="ignore"):
             mark = mark + more_mark
-        floating = floating + more_floating
-    return heard, mark, floating
+        wide = wide + more_floating
+    return heard, mark, wide.astype(np.float32)
 
 
 def drop(steps, place, dice, size, count):
@@ -175,6 +177,17 @@ def other_receive(steps, place, dice, size, count):
     return (*steps[:place], step, *steps[place + 1 :])
 
 
+def split(steps, place, dice, size, count):
+    """A reduction from several peers becomes several: the same sum, in another order."""
+    several = [i for i, s in enumerate(steps) if isinstance(s, RecvReduce) and len(s.peers) > 1]
+    if not several:
+        return steps
+    place = dice.choice(several)
+    peers = dice.sample(steps[place].peers, len(steps[place].peers))
+    singly = tuple(RecvReduce((peer,), steps[place].chunks) for peer in peers)
+    return (*steps[:place], *singly, *steps[place + 1 :])
+
+
 def overwrite(steps, place, dice, size, count):
     extra = Copy(dice.randrange(count), dice.randrange(count))
     return (*steps[:place], extra, *steps[place:])
@@ -185,7 +198,7 @@ def both(steps, place, dice, size, count):
     return swap(changed, dice.randrange(len(changed)), dice, size, count)
 
 
-MUTATIONS = (drop, double, swap, move, redirect, other_chunk, other_receive, overwrite, both)
+MUTATIONS = (drop, double, swap, move, redirect, other_chunk, other_receive, split, overwrite, both)
 
 
 def mutants(algo, size, seed, rounds):
@@ -250,3 +263,14 @@ def test_every_dropped_step_is_found():
                     schedules[rank] = drop(true[rank], place, None, size, 0)
                     with pytest.raises(ProofError):
                         verify_schedules(algo, schedules, 0)
+
+
+def test_the_same_sum_in_another_order_is_told_by_its_bits_alone():
+    # Every contribution is there once; only the order of adding is another on one rank.
+    algo = ALGORITHMS["allreduce one_shot"]
+    schedules = [algo.schedule(rank, 4) for rank in range(4)]
+    schedules[2] = split(schedules[2], 0, random.Random(0), 4, 1)
+    with pytest.raises(Wrong, match="ranks 0 and 2 differ in bits"):
+        run_on_numbers(algo, schedules, 0, seed=1)
+    with pytest.raises(ProofError, match=r"rank 2, chunk 0: .* as on rank 0"):
+        verify_schedules(algo, schedules, 0)

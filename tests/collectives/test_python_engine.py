@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectives.catalogue import CATALOGUE, find
+from collectives.catalogue import CATALOGUE, find, names
 from collectives.lowering import lower
 from collectives.schedule import algorithm, recv, send
 from transports.errors import MismatchError
@@ -187,6 +187,41 @@ def test_alltoall_needs_only_the_lengths_that_a_rank_knows(size):
         column = [values(s, s * size + rank, lengths[s * size + rank], "int32", None)
                   for s in range(size)]  # fmt: skip
         np.testing.assert_array_equal(results[rank], flat(column, "int32"))
+
+
+def run_on_floats(algo, size, floats):
+    """Every rank's result of an allreduce of one float32 array a rank."""
+    channels, results, executions = connected_channels(size), [], []
+    lengths = equal_lengths(algo, size, floats.shape[1])
+    for rank in range(size):
+        plan = lower(algo, rank, size)
+        layout = Layout(plan, lengths, 7 * plan.widest)
+        results.append(np.zeros_like(floats[rank]))
+        executions.append(
+            execute(plan, layout, channels[rank], floats[rank].copy(), results[-1], "sum")
+        )
+    run_together(executions)
+    return results
+
+
+@pytest.mark.parametrize("name", names("allreduce"))
+@pytest.mark.parametrize("size", [3, 4, 6])
+def test_all_ranks_get_the_same_bits(name, size):
+    dice = np.random.default_rng(size)
+    floats = dice.standard_normal((size, 40)) * 2.0 ** dice.integers(-12, 13, (size, 40))
+    results = run_on_floats(find("allreduce", name), size, floats.astype(np.float32))
+    assert len({result.tobytes() for result in results}) == 1
+    np.testing.assert_allclose(results[0], floats.sum(0), rtol=1e-3, atol=1e-2)
+
+
+def test_one_pass_adds_in_rank_order():
+    dice = np.random.default_rng(0)
+    floats = dice.standard_normal((5, 200)) * 2.0 ** dice.integers(-12, 13, (5, 200))
+    floats = floats.astype(np.float32)
+    in_order = (((floats[0] + floats[1]) + floats[2]) + floats[3]) + floats[4]
+    assert (in_order != (((floats[4] + floats[3]) + floats[2]) + floats[1]) + floats[0]).any()
+    for result in run_on_floats(find("allreduce", "one_shot"), 5, floats):
+        assert result.tobytes() == in_order.tobytes()
 
 
 def test_sixteen_bit_floats_round_once_a_pass():

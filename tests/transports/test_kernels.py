@@ -290,7 +290,9 @@ def test_min_and_max_agree_with_numpy(dtype: str) -> None:
     """Ours is numpy's rule, but that numpy leaves zeros of either sign to the processor."""
     values = special_values(DTYPES[dtype][1])
     a, b = (x.reshape(-1) for x in np.meshgrid(values, values))
-    for op, numpys in (("min", np.minimum), ("max", np.maximum)):
+    both = (("min", np.minimum), ("max", np.maximum))
+    for instruction_set, (op, numpys) in itertools.product(instruction_sets(), both):
+        _native.use_instruction_set(instruction_set)
         out = np.empty_like(a)
         reduce(dtype, op, [bits(a), bits(b)], bits(out))
         with np.errstate(invalid="ignore"):
@@ -336,7 +338,10 @@ def test_divide(dtype: str) -> None:
 
 
 def test_supports_says_what_is_carried() -> None:
-    for name, (number, _) in DTYPES.items():
+    for instruction_set, (name, (number, _)) in itertools.product(
+        instruction_sets(), DTYPES.items()
+    ):
+        _native.use_instruction_set(instruction_set)
         carried = [op for index, op in enumerate(OPS) if _native.supports(number, index)]
         assert carried == ops_of(name)
 

@@ -25,8 +25,8 @@ TRANSPORTS_INLINE Pair<V> operator/(Pair<V> values, float divisor) {
   return {values.low / divisor, values.high / divisor};
 }
 
-// A format says how the upper half of a word becomes a float32, whatever the lower half was set to
-// 0; and which word's upper half a float32 becomes, its lower half being of no account.
+// A format decodes the upper half of a word whose lower half is 0 into a float32, and encodes a
+// float32 into the upper half of a word, whatever it leaves in the lower.
 template <class Format>
 struct PairCodec {
   using Number = float;

@@ -20,6 +20,8 @@ constexpr Patience kOwnCore{4000, 200};
 constexpr Patience kCrowded{20, 200};
 constexpr Patience kBackground{20, 10};
 constexpr int kLookEveryMs = 5;
+constexpr int kLooksPerCensus = 20;  // between looks at the ranks that are not waited for
+constexpr std::int64_t kTellingNs = 100'000'000;  // for another rank to write its trouble down
 
 std::int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -69,7 +71,7 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
     sched_yield();
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
   }
-  while (!reached(counter.load(std::memory_order_acquire), wanted)) {
+  for (int looks = 1; !reached(counter.load(std::memory_order_acquire), wanted); ++looks) {
     sleep(counter, wanted, kLookEveryMs);
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
     const bool ended = has_ended(peer);
@@ -77,6 +79,20 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
     look(peer, what);
     if (ended) fail_lost(peer, what);
+    if (looks % kLooksPerCensus == 0) look_for_lost();
+  }
+}
+
+void Waiter::look_for_lost() const {
+  const auto call = region_.standing(rank_).entered.load(std::memory_order_relaxed);
+  for (std::uint32_t peer = 0; peer < pids_.size(); ++peer) {
+    if (peer == rank_ || !has_ended(peer)) continue;
+    // Looked at after its end was seen. The rank that is waited for may be late for the call, and
+    // so not know yet what it will never get.
+    if (region_.standing(peer).completed.load(std::memory_order_acquire) < call) {
+      fail(FailureKind::peer_lost, name_of(peer) + " ended before it completed " + call_of(rank_) +
+                                       "; its own last call was " + call_of(peer));
+    }
   }
 }
 
@@ -109,8 +125,21 @@ void Waiter::look(std::uint32_t peer, const char* what) {
   if (waited >= timeout_) {
     fail(FailureKind::timeout, call_of(rank_) + ": rank " + std::to_string(rank_) + " has waited " +
                                    seconds_text(waited) + " s for a " + what + " " + name_of(peer) +
-                                   ", which is last known in " + call_of(peer));
+                                   ", which is last known in " + call_of(peer) +
+                                   others_missing(peer));
   }
+}
+
+std::string Waiter::others_missing(std::uint32_t peer) const {
+  const auto call = region_.standing(rank_).entered.load(std::memory_order_relaxed);
+  std::string text;
+  for (std::uint32_t other = 0; other < pids_.size(); ++other) {
+    if (other == peer || other == rank_) continue;
+    if (region_.standing(other).entered.load(std::memory_order_acquire) < call) {
+      text += "; " + name_of(other) + " has not come to it, last known in " + call_of(other);
+    }
+  }
+  return text;
 }
 
 void Waiter::fail_lost(std::uint32_t peer, const char* what) const {
@@ -145,7 +174,14 @@ bool Waiter::report(FailureKind kind, const std::string& text) const {
 }
 
 void Waiter::fail(FailureKind kind, const std::string& text) const {
-  if (!report(kind, text)) look_at_trouble();
+  if (!report(kind, text)) {
+    // Another rank was faster; all raise the same, once it has written that down.
+    const auto began = now_ns();
+    do {
+      look_at_trouble();
+      sched_yield();
+    } while (now_ns() - began < kTellingNs);
+  }
   throw Failure(kind, text);
 }
 

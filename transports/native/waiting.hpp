@@ -105,6 +105,10 @@ class Waiter {
              int milliseconds) const;
   // Whether the peer's process, or its communicator, is gone.
   bool has_ended(std::uint32_t peer) const;
+  // Throws if any rank ended before it completed the call this rank is in.
+  void look_for_lost() const;
+  // Who else has not come to the call this rank is in, for the text of a time-out.
+  std::string others_missing(std::uint32_t peer) const;
   [[noreturn]] void fail_lost(std::uint32_t peer, const char* what) const;
   std::string name_of(std::uint32_t peer) const;
   std::string call_of(std::uint32_t rank) const;

@@ -147,6 +147,7 @@ def _receive_everyone(
                 stack.enter_context(connection)
                 guest = _greet(connection, secret)
                 if guest is None:
+                    connection.close()
                     continue
                 hello, answer = guest
                 problem = _problem_with(hello, me, guests)
@@ -270,6 +271,8 @@ def _report_to_rank_zero(
             connection.settimeout(max(0.001, deadline - time.monotonic()) + _GRACE_SECONDS)
             try:
                 welcome = _hear(connection, "ranks")
+            except CollectiveTimeout:
+                raise
             except TimeoutError:
                 raise CollectiveTimeout(
                     f"rank 0 is there, but some other rank is not, after {timeout:g} s"
@@ -377,7 +380,10 @@ def _hear(
     (length,) = struct.unpack("!I", _exactly(connection, 4))
     if length > longest:
         raise ValueError(f"a note of {length} bytes")
-    note: dict[str, Any] = json.loads(_exactly(connection, length))
+    try:
+        note: dict[str, Any] = json.loads(_exactly(connection, length))
+    except RecursionError:
+        raise ValueError("a note without end") from None
     if not isinstance(note, dict):
         raise ValueError(f"expected {wanted}, found a note of another kind")
     if "refusal" in note:
