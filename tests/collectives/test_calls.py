@@ -110,7 +110,9 @@ def test_texts_say_what_ranks_must_agree_on():
     assert text("allreduce", "float32", 4, 8, "sum") == "allreduce float32[8] sum by one_shot"
     assert text("broadcast", "int8", 1, 8, root=2) == "broadcast int8[8] root 2 by tree"
     assert text("barrier", "", 1, 0) == "barrier dissemination"
-    assert text("allgather", "int8", 1, 0, counts=(1, 2, 3, 4)).startswith("allgather int8[1,2,3,4]")
+    assert text("allgather", "int8", 1, 0, counts=(1, 2, 3, 4)).startswith(
+        "allgather int8[1,2,3,4]"
+    )
     assert text("alltoall", "int8", 1, 0, counts=(1,) * 8) == "alltoall int8 by pairwise"
     assert text("broadcast", "a record of very many fields", 8, 1) != text(
         "broadcast", "a record of very MANY fields", 8, 1

@@ -79,7 +79,8 @@ def test_calls_that_do_not_fit_together(comm):
             part.barrier()
         assert time.monotonic() - began < SOON, name
         text = str(caught)
-        assert any(word in text for word in both), (name, text)
+        if name != "root":  # roots that only post are in their next call when it is noticed
+            assert any(word in text for word in both), (name, text)
         assert len(set(re.findall(r"rank (\d+) has", text))) == 2, (name, text)  # both sides
         assert re.search(r"#\d+", text), (name, text)
         for call in (part.barrier, lambda p=part: p.allreduce(x)):

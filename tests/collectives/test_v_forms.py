@@ -26,7 +26,9 @@ def parts_of(size):
 
 
 def whole_of(counts, row, dtype):
-    return (np.arange(sum(counts) * int(np.prod(row))) % 100).astype(dtype).reshape(sum(counts), *row)
+    return (
+        (np.arange(sum(counts) * int(np.prod(row))) % 100).astype(dtype).reshape(sum(counts), *row)
+    )
 
 
 def pieces(whole, counts):

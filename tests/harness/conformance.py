@@ -1,34 +1,48 @@
 """The conformance suite: one program that every rank runs, over whatever transport connects them.
 
-Every collective × every algorithm × types × counts, against the definition.
+Every collective × every algorithm × kinds of arrays × types × counts, against the definition.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
-from harness.references import contribution, expected
 
 from collectives.catalogue import CATALOGUE
+from collectives.conformance import Cell, Results
 from collectives.specs import SPECS
+from harness.references import contribution, expected
 
-DTYPES = (
-    "float32", "float64", "float16", "int8", "int16", "int32", "int64",
-    "uint8", "uint16", "uint32", "uint64", "bool",
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+INTEGERS = (
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool",
 )  # fmt: skip
 OPS_OF = {
-    "f": ("sum", "prod", "min", "max", "avg"),
-    "i": ("sum", "prod", "min", "max", "band", "bor", "bxor", "land", "lor", "lxor"),
-    "u": ("sum", "prod", "min", "max", "band", "bor", "bxor", "land", "lor", "lxor"),
-    "b": ("sum", "prod", "min", "max", "band", "bor", "bxor", "land", "lor", "lxor"),
+    **dict.fromkeys(FLOATS, ("sum", "prod", "min", "max", "avg")),
+    **dict.fromkeys(
+        INTEGERS, ("sum", "prod", "min", "max", "band", "bor", "bxor", "land", "lor", "lxor")
+    ),
 }
 TAKES_A_MATRIX = ("reduce_scatter", "scatter", "alltoall")
 
 
-def cases(size: int, counts: tuple[int, ...], full: bool) -> list[tuple[Any, ...]]:
-    """(collective, algorithm, dtype, count, op, root), in an order every rank agrees on."""
+class Case(NamedTuple):
+    """One call: what every rank does."""
+
+    collective: str
+    algorithm: str
+    kind: str  # of array: numpy or torch
+    dtype: str
+    count: int  # type: ignore[assignment]
+    op: str
+    root: int
+
+
+def cases(size: int, counts: tuple[int, ...], kinds: tuple[str, ...], full: bool) -> list[Case]:
+    """All cases, in an order every rank agrees on."""
     found = []
     for collective, name in sorted(CATALOGUE):
         spec = SPECS[collective]
@@ -37,39 +51,63 @@ def cases(size: int, counts: tuple[int, ...], full: bool) -> list[tuple[Any, ...
         roots = range(size) if spec.rooted else (0,)
         for number, count in enumerate(counts):
             for root in roots if full or number == 0 else [number % len(roots)]:
-                found.append((collective, name, "float32", count, "sum", root))
-        for number, dtype in enumerate(DTYPES):
-            ops = OPS_OF[np.dtype(dtype).kind] if spec.reduces else ("sum",)
-            if not full and name != "ring":
-                ops = ops[number % len(ops) :][:1]
-            for op in ops:
-                found.append((collective, name, dtype, counts[-2], op, number % len(roots)))
+                found.append(Case(collective, name, kinds[0], "float32", count, "sum", root))
+        for kind in kinds:
+            for number, dtype in enumerate(OPS_OF):
+                ops = OPS_OF[dtype] if spec.reduces else ("sum",)
+                if not full and name != "ring":
+                    ops = ops[number % len(ops) :][:1]
+                root = number % len(roots)
+                found += [Case(collective, name, kind, dtype, counts[-2], op, root) for op in ops]
     return found
 
 
-def run_case(comm: Any, case: tuple[Any, ...]) -> str | None:
+def as_kind(kind: str, x: np.ndarray | None) -> Any:
+    """The array as the kind that a case is for."""
+    if x is None or kind == "numpy":
+        return x
+    import torch
+
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def as_numpy(kind: str, x: Any) -> Any:
+    """The reverse of `as_kind`; None, and what is of another kind, stays as it is."""
+    if kind == "numpy" or x is None or isinstance(x, np.ndarray):
+        return x
+    import torch
+
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return x.numpy()
+
+
+def run_case(comm: Any, case: Case) -> str | None:
     """One case on this rank; what is wrong, or None."""
-    collective, name, dtype, count, op, root = case
+    collective, name, kind, dtype_name, count, op, root = case
     size = comm.size
-    if collective in TAKES_A_MATRIX:
-        inputs = [contribution(r, count * size, dtype, op).reshape(size, count) for r in range(size)]
-    else:
-        inputs = [contribution(r, count, dtype, op) for r in range(size)]
+    dtype = np.dtype(ml_dtypes.bfloat16 if dtype_name == "bfloat16" else dtype_name)
+    shape = (size, count) if collective in TAKES_A_MATRIX else (count,)
+    places = int(np.prod(shape))
+    inputs = [contribution(rank, places, dtype, op).reshape(shape) for rank in range(size)]
     keywords: dict[str, Any] = {"algorithm": name}
     if SPECS[collective].reduces:
         keywords["op"] = op
     if SPECS[collective].rooted:
         keywords["root"] = root
-    mine: Any = inputs[comm.rank]
-    kept = mine.copy()
-    if collective == "scatter" and comm.rank != root:
-        mine = None
-    found = getattr(comm, collective)(mine, **keywords)
+    mine = None if collective == "scatter" and comm.rank != root else inputs[comm.rank].copy()
+    given = as_kind(kind, mine)
+    result = getattr(comm, collective)(given, **keywords)
     wanted = expected(collective, inputs, comm.rank, root, op)
-    if mine is not None and not np.array_equal(mine, kept):
+    if mine is not None and mine.tobytes() != inputs[comm.rank].tobytes():
         return f"rank {comm.rank}: the input was changed"
-    if wanted is None or found is None:
-        return None if found is wanted else f"rank {comm.rank}: expected {wanted}, found {found}"
+    if wanted is None or result is None:
+        return None if result is wanted else f"rank {comm.rank}: expected {wanted}, found {result}"
+    if given is not None and type(result) is not type(given):
+        return f"rank {comm.rank}: expected a {kind} array, found {type(result)}"
+    found = as_numpy(kind, result)
     if found.dtype != wanted.dtype or found.shape != wanted.shape:
         return (
             f"rank {comm.rank}: expected {wanted.dtype}{wanted.shape}, "
@@ -81,16 +119,30 @@ def run_case(comm: Any, case: tuple[Any, ...]) -> str | None:
     return None
 
 
-def sweep(comm: Any, counts: tuple[int, ...], full: bool) -> tuple[list[str], dict[str, Any]]:
+Tally = dict[tuple[str, str], tuple[int, int]]
+"""(collective, algorithm) -> cases passed and failed."""
+
+
+def sweep(
+    comm: Any, counts: tuple[int, ...], kinds: tuple[str, ...], full: bool
+) -> tuple[list[str], Tally]:
     """All cases on this rank: what failed, and how often each algorithm passed and failed."""
     failures = []
-    tally: Counter[tuple[str, str, bool]] = Counter()
-    for case in cases(comm.size, counts, full):
+    passed: Counter[tuple[str, str]] = Counter()
+    failed: Counter[tuple[str, str]] = Counter()
+    for case in cases(comm.size, counts, kinds, full):
         problem = run_case(comm, case)
-        tally[case[0], case[1], problem is None] += 1
+        (failed if problem else passed)[case.collective, case.algorithm] += 1
         if problem:
             failures.append(f"{case}: {problem}")
     for name in sorted(name for collective, name in CATALOGUE if collective == "barrier"):
         comm.barrier(algorithm=name)
-        tally["barrier", name, True] += 1
-    return failures, {f"{c} {a} {ok}": n for (c, a, ok), n in tally.items()}
+        passed["barrier", name] += 1
+    return failures, {cell: (passed[cell], failed[cell]) for cell in passed | failed}
+
+
+def record(results: Results, transport: str, size: int, tallies: list[Tally]) -> None:
+    """Add what the ranks of one sweep found."""
+    for tally in tallies:
+        for (collective, name), (passed, failed) in tally.items():
+            results.record(Cell(transport, collective, name), size, passed=passed, failed=failed)

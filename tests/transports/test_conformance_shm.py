@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import pytest
-from harness.conformance import sweep
+from harness.conformance import record, sweep
 
 import launch
+from collectives.conformance import Results, write_results
 
+USUAL = {}
 FEWEST = {"COLLECTIVES_SLOTS": "2", "COLLECTIVES_SLOT_BYTES": "1024"}
 """Two slots are the least an engine has; 1 KiB holds an element of each chunk of any message."""
 
-
-def check(size: int, counts: tuple[int, ...], full: bool, environment: dict[str, str]) -> None:
-    results = launch.spawn(
-        sweep, size, counts, full, environment=environment, timeout=600 if full else 100
-    )
-    failures = [problem for problems, _ in results for problem in problems]
-    assert not failures, "\n".join(failures[:20])
-    for _, tally in results:
-        assert sum(tally.values()) > 100  # a sweep that ran nothing proves nothing
-        assert tally == results[0][1]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
-def test_every_algorithm_with_the_usual_slots(size, full):
-    check(size, (0, 1, 10, 11, 1009, 70001), full, {})
-
-
-@pytest.mark.parametrize("size", [2, 3, 4, 5, 9])
-def test_every_algorithm_with_the_fewest_slots(size, full):
+SWEEPS = [
+    *((size, ("numpy",), (0, 1, 10, 11, 1009, 70001), USUAL) for size in (1, 4, 5, 9)),
+    *((size, ("numpy", "torch"), (0, 1, 10, 11, 1009, 70001), USUAL) for size in (2, 3)),
     # Messages above the 40 bytes that travel inline, and of many segments.
-    check(size, (0, 1, 11, 256, 257, 1009), full, FEWEST)
+    *((size, ("numpy",), (0, 1, 11, 256, 257, 1009), FEWEST) for size in (2, 3, 4, 5, 9)),
+]
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Written down at the end for `collectives algorithms --matrix`, if all sweeps were run."""
+    found, swept = Results(), []
+    yield found, swept
+    if len(swept) == len(SWEEPS):
+        write_results(found)
+
+
+@pytest.mark.parametrize(
+    "size, kinds, counts, environment",
+    SWEEPS,
+    ids=[f"{size}-{'usual' if slots is USUAL else 'fewest'}" for size, _, _, slots in SWEEPS],
+)
+def test_every_algorithm(size, kinds, counts, environment, full, results):
+    ranks = launch.spawn(
+        sweep, size, counts, kinds, full, environment=environment, timeout=600 if full else 100
+    )
+    failures = [problem for problems, _ in ranks for problem in problems]
+    tallies = [tally for _, tally in ranks]
+    record(results[0], "shm", size, tallies)
+    results[1].append(size)
+    assert not failures, "\n".join(failures[:20])
+    assert all(sum(passed for passed, _ in tally.values()) > 100 for tally in tallies)
+    assert all(tally == tallies[0] for tally in tallies)

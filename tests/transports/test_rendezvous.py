@@ -15,7 +15,7 @@ import pytest
 from harness.processes import Ranks, say, told
 
 from transports.errors import CollectiveError, CollectiveTimeout, MismatchError, PeerLostError
-from transports.rendezvous import local
+from transports.rendezvous import local, notes
 from transports.rendezvous.identity import host_identity
 from transports.rendezvous.local import Introduction, meet
 from transports.shm.memory import allocate
@@ -172,10 +172,10 @@ def test_a_rank_0_that_does_not_know_the_secret_is_refused(job):
         def pretend():
             connection, _ = listener.accept()
             with connection:
-                local._say(connection, {"challenge": "00"})
-                hello = local._hear(connection, "hello")
+                notes.say(connection, {"challenge": "00"})
+                hello = notes.hear(connection, "hello")
                 ranks = [hello["hello"] | {"rank": 0}, hello["hello"]]
-                local._say(connection, {"ranks": ranks, "settings": {}, "proof": "invented"})
+                notes.say(connection, {"ranks": ranks, "settings": {}, "proof": "invented"})
 
         thread = threading.Thread(target=pretend)
         thread.start()
@@ -275,10 +275,10 @@ def test_another_rank_dies_in_the_rendezvous(job):
     """Rank 1 has introduced itself and is gone before the last one comes."""
     with Ranks(come_in_order, 3, job, 3, only=[0, 2]) as ranks:
         with connected(job) as connection:
-            challenge = local._hear(connection, "challenge")["challenge"]
+            challenge = notes.hear(connection, "challenge")["challenge"]
             me = local.asdict(introduction(1, 3))
-            proof = local._proof(SECRET, challenge)
-            local._say(connection, {"hello": me, "proof": proof, "challenge": "0"})
+            proof = notes.proof_of(SECRET, challenge)
+            notes.say(connection, {"hello": me, "proof": proof, "challenge": "0"})
         ranks.tell(1)
         for outcome in ranks.outcomes():
             assert outcome.error == "PeerLostError", outcome

@@ -1,4 +1,4 @@
-"""Enlarges whole images with a network, tile by tile, in memory that does not grow with the image.
+"""Enlarges whole images with a network, tile by tile: memory for one tile beside image and result.
 
 An output pixel depends on REACH low-resolution pixels to each side, so a tile computed with that
 much of its surroundings has the values the whole image would give. Beyond the image's border its

@@ -18,24 +18,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import json
 import os
 import secrets
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transports.errors import CollectiveTimeout, MismatchError, PeerLostError
+from transports.rendezvous.notes import hear, proof_of, say, user_of
 
 _RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
 _HANDSHAKE_SECONDS = 20.0  # for one answer of a rank that is connected
 _GRACE_SECONDS = 5.0  # longer than one's own deadline, for rank 0 to say who is missing
-_LONGEST_NOTE = 1 << 24
 _LONGEST_HELLO = 1 << 16  # of somebody who has yet to show that he knows the secret
-_UCRED = struct.Struct("3i")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +166,7 @@ def _receive_everyone(
         try:
             for rank, (_, connection, answer) in guests.items():
                 with _losing(rank):
-                    _say(connection, {**welcome, "proof": _proof(secret, answer)})
+                    say(connection, {**welcome, "proof": proof_of(secret, answer)})
                     socket.send_fds(connection, [b"d"], [descriptor])
             pidfds = _watch(ranks)
             held.callback(_close_all, pidfds)
@@ -177,9 +174,9 @@ def _receive_everyone(
                 for rank, (_, connection, _) in guests.items():
                     with _losing(rank):
                         if word == "ready":
-                            _hear(connection, word)
+                            hear(connection, word)
                         else:
-                            _say(connection, {word: True})
+                            say(connection, {word: True})
         except PeerLostError as error:
             _refuse([c for _, c, _ in guests.values()], str(error))
             raise
@@ -208,17 +205,17 @@ def _accept(
 
 def _greet(connection: socket.socket, secret: str) -> tuple[Introduction, str] | None:
     """The introduction of who connected, and its challenge; None if it does not belong here."""
-    if _user_of(connection) != os.getuid():
+    if user_of(connection) != os.getuid():
         return None
     challenge = secrets.token_hex(16)
     try:
-        _say(connection, {"challenge": challenge})
-        hello = _hear(connection, "hello", _LONGEST_HELLO)
+        say(connection, {"challenge": challenge})
+        hello = hear(connection, "hello", _LONGEST_HELLO)
     except (OSError, EOFError, ValueError):
         return None
-    if not hmac.compare_digest(str(hello.get("proof")), _proof(secret, challenge)):
+    if not hmac.compare_digest(str(hello.get("proof")), proof_of(secret, challenge)):
         with contextlib.suppress(OSError):
-            _say(connection, {"refusal": "the job's secret is another one", "secret": False})
+            say(connection, {"refusal": "the job's secret is another one", "secret": False})
         return None
     # Another version of this package may say more or less of itself; that is told by its version.
     said = dict(hello["hello"])
@@ -249,7 +246,7 @@ def _problem_with(
 def _refuse(connections: list[socket.socket], text: str) -> None:
     for connection in connections:
         with contextlib.suppress(OSError):
-            _say(connection, {"refusal": text})
+            say(connection, {"refusal": text})
 
 
 # --- every other rank
@@ -259,18 +256,18 @@ def _report_to_rank_zero(
     me: Introduction, job: str, secret: str, deadline: float, timeout: float
 ) -> Meeting:
     with _connect(job, deadline, timeout) as connection:
-        if _user_of(connection) != os.getuid():
+        if user_of(connection) != os.getuid():
             raise PermissionError(f"rank 0 of job {job!r} runs under another user")
         with _losing(0):
             challenge = secrets.token_hex(16)
-            asked = str(_hear(connection, "challenge")["challenge"])
-            hello = {"hello": asdict(me), "proof": _proof(secret, asked), "challenge": challenge}
-            _say(connection, hello)
+            asked = str(hear(connection, "challenge")["challenge"])
+            hello = {"hello": asdict(me), "proof": proof_of(secret, asked), "challenge": challenge}
+            say(connection, hello)
             # Rank 0 answers only when all are there, so this may take as long as the timeout.
             # The deadline is rank 0's to declare, since it knows who is missing.
             connection.settimeout(max(0.001, deadline - time.monotonic()) + _GRACE_SECONDS)
             try:
-                welcome = _hear(connection, "ranks")
+                welcome = hear(connection, "ranks")
             except CollectiveTimeout:
                 raise
             except TimeoutError:
@@ -278,7 +275,7 @@ def _report_to_rank_zero(
                     f"rank 0 is there, but some other rank is not, after {timeout:g} s"
                 ) from None
             connection.settimeout(_HANDSHAKE_SECONDS)
-            if not hmac.compare_digest(str(welcome.get("proof")), _proof(secret, challenge)):
+            if not hmac.compare_digest(str(welcome.get("proof")), proof_of(secret, challenge)):
                 raise PermissionError(f"rank 0 of job {job!r} does not know the job's secret")
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
             if not descriptors:
@@ -290,8 +287,8 @@ def _report_to_rank_zero(
             ranks = tuple(Introduction(**each) for each in fields)
             pidfds = _watch(ranks)
             with _losing(0):
-                _say(connection, {"ready": True})
-                _hear(connection, "go")
+                say(connection, {"ready": True})
+                hear(connection, "go")
         except BaseException:
             _close_all([descriptor, *pidfds])
             raise
@@ -344,15 +341,6 @@ def _watch(ranks: tuple[Introduction, ...]) -> list[int]:
     return found
 
 
-def _user_of(connection: socket.socket) -> int:
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(raw)[1])
-
-
-def _proof(secret: str, challenge: str) -> str:
-    return hmac.new(secret.encode(), challenge.encode(), hashlib.sha256).hexdigest()
-
-
 @contextlib.contextmanager
 def _losing(rank: int) -> Iterator[None]:
     """Turn a broken connection into the loss of `rank`."""
@@ -366,42 +354,3 @@ def _losing(rank: int) -> Iterator[None]:
         raise CollectiveTimeout(
             f"rank {rank} did not answer in the rendezvous for {_HANDSHAKE_SECONDS:g} s"
         ) from None
-
-
-def _say(connection: socket.socket, note: dict[str, Any]) -> None:
-    data = json.dumps(note).encode()
-    connection.sendall(struct.pack("!I", len(data)) + data)
-
-
-def _hear(
-    connection: socket.socket, wanted: str, longest: int = _LONGEST_NOTE
-) -> dict[str, Any]:
-    """The next note, which must hold `wanted`; a refusal is raised as what it is."""
-    (length,) = struct.unpack("!I", _exactly(connection, 4))
-    if length > longest:
-        raise ValueError(f"a note of {length} bytes")
-    try:
-        note: dict[str, Any] = json.loads(_exactly(connection, length))
-    except RecursionError:
-        raise ValueError("a note without end") from None
-    if not isinstance(note, dict):
-        raise ValueError(f"expected {wanted}, found a note of another kind")
-    if "refusal" in note:
-        text = str(note["refusal"])
-        if note.get("secret") is False:
-            raise PermissionError(f"rank 0 refuses this rank: {text}")
-        kinds = {"did not come": CollectiveTimeout, "ended during": PeerLostError}
-        raise next((kind for words, kind in kinds.items() if words in text), MismatchError)(text)
-    if wanted not in note:
-        raise ValueError(f"expected {wanted}, found {sorted(note)}")
-    return note
-
-
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < length:
-        part = connection.recv(length - len(parts))
-        if not part:
-            raise EOFError("the connection ended")
-        parts += part
-    return bytes(parts)
