@@ -48,9 +48,6 @@ class Family(Protocol):
     def memory(self, x: Array) -> Any:
         """What the native engine takes: an object with the buffer protocol, or an address."""
 
-    def for_memory_of(self, x: Array) -> Family:
-        """The family whose `memory` knows this type of element."""
-
     def strides_of(self, x: Array) -> tuple[int, ...]:
         """Bytes from an element to the next, along each axis."""
 
@@ -96,9 +93,6 @@ class _Numpy:
     def memory(self, x: Array) -> Any:
         return x
 
-    def for_memory_of(self, x: Array) -> Family:
-        return NUMPY if x.dtype.num in _IN_BUFFERS else _NUMPY_BY_ADDRESS
-
     def strides_of(self, x: Array) -> tuple[int, ...]:
         return tuple(x.strides)
 
@@ -107,16 +101,6 @@ class _Numpy:
 
     def is_writable(self, x: Array) -> bool:
         return bool(x.flags.writeable)
-
-
-class _NumpyByAddress(_Numpy):
-    """Arrays whose type the buffer protocol has no name for: dates, bfloat16, records of those."""
-
-    def memory(self, x: Array) -> Any:
-        return x.ctypes.data
-
-
-_IN_BUFFERS = frozenset(np.dtype(code).num for code in "?bBhHiIlLqQefdgFDG")
 
 
 class _Torch:
@@ -157,9 +141,6 @@ class _Torch:
     def memory(self, x: Array) -> Any:
         return x.data_ptr()
 
-    def for_memory_of(self, x: Array) -> Family:
-        return self
-
     def strides_of(self, x: Array) -> tuple[int, ...]:
         return tuple(step * x.element_size() for step in x.stride())
 
@@ -172,7 +153,6 @@ class _Torch:
 
 
 NUMPY: Family = _Numpy()
-_NUMPY_BY_ADDRESS: Family = _NumpyByAddress()
 TORCH: Family = _Torch()
 
 

@@ -6,6 +6,7 @@ agree on is its text, whose hash travels with every message.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -60,15 +61,16 @@ class Calls:
         hosts: tuple[int, ...],
         table: SelectionTable,
         slot_bytes: int,
-        prove: Callable[[Algorithm, int], None],
+        prove: Callable[[Algorithm, int], str],
     ) -> None:
-        """`prove` is called with each algorithm of the user's, and root, before its first use."""
+        """`prove` proves an algorithm of the user's for a root and gives its digest."""
         self._rank = rank
         self._size = size
         self._hosts = hosts
         self._table = table
         self._slot_bytes = slot_bytes
         self._prove = prove
+        self._digests: dict[Algorithm, str] = {}
         self._calls: dict[Request, _native.Call] = {}
 
     def get(self, request: Request) -> _native.Call:
@@ -132,7 +134,7 @@ class Calls:
         """
         algo = self.algorithm_for(request)
         if isinstance(request.algorithm, Algorithm):
-            self._prove(algo, request.root)
+            self._digests[algo] = self._prove(algo, request.root)
         return algo
 
     def _relays(self, algo: Algorithm) -> bool:
@@ -182,10 +184,15 @@ class Calls:
         lengths[self._rank :: size] = request.counts[size:]
         return lengths
 
+    def _name(self, algo: Algorithm) -> str:
+        """Names are unique in the catalogue only; a user's algorithm is known by what it does."""
+        digest = self._digests.get(algo)
+        return _short(algo.name) + (f"#{digest}" if digest else "")
+
     def _text(self, request: Request, algo: Algorithm) -> str:
         """What all ranks must agree on, as people read it in errors."""
         if algo.collective == "barrier":
-            return f"barrier {algo.name}"
+            return f"barrier by {self._name(algo)}"
         words = [request.collective, _short(request.dtype)]
         if request.counts is None:
             words[1] += f"[{request.count}]"
@@ -198,7 +205,7 @@ class Calls:
             words.append(request.op)
         if algo.spec.rooted:
             words.append(f"root {request.root}")
-        words.append(f"by {algo.name}")
+        words.append(f"by {self._name(algo)}")
         return " ".join(words)
 
 
@@ -225,3 +232,7 @@ def _native_plan(
         plan.widest,
         [(i.chunks, i.sources, i.targets, i.reads, i.writes, i.own_at) for i in plan.instructions],
     )
+
+
+# Not left to the interpreter's end, when the module whose objects these are may be gone already.
+atexit.register(_native_plan.cache_clear)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import operator
 import os
 import socket
@@ -10,7 +12,6 @@ import weakref
 from types import TracebackType
 from typing import Any
 
-from collectives.arrays import Family
 from collectives.calls import Calls
 from collectives.messages import Messages
 from collectives.proof import ProofError, verify
@@ -19,10 +20,12 @@ from collectives.selection import SelectionTable
 from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
-from transports.rendezvous.identity import host_identity
+from transports.rendezvous.identity import host_identity, pid_namespace
 from transports.rendezvous.local import Introduction
 from transports.shm.connection import Geometry, connect
 
+_LONGEST_TRACEBACK = 3000  # characters, of at most 4 bytes, that every rank can be told
+_EXIT_SECONDS = 5.0
 _ALIVE: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
@@ -32,7 +35,15 @@ def _forsake_in_child() -> None:
         each._engine.forsake()
 
 
+def _close_at_exit() -> None:
+    """Threads of ours that still run must have ended before the interpreter goes away."""
+    for each in list(_ALIVE):
+        each.close()
+        each._queue.join(_EXIT_SECONDS)
+
+
 os.register_at_fork(after_in_child=_forsake_in_child)
+atexit.register(_close_at_exit)
 
 
 class Communicator(Messages):
@@ -71,6 +82,7 @@ class Communicator(Messages):
             host_id=host_identity(host_id),
             version=__version__,
             cores=tuple(sorted(os.sched_getaffinity(0))),
+            pid_namespace=pid_namespace(),
         )
         connection = connect(
             me,
@@ -95,10 +107,18 @@ class Communicator(Messages):
         self._point_to_point = _native.PointToPoint(connection.engine)
         self._queue = WorkQueue(f"collectives-{job}-{rank}")
         self._table = SelectionTable.from_settings(connection.settings["table"])
-        self._ready: dict[Any, tuple[_native.Call, Family]] = {}
-        self._proved: set[tuple[Algorithm, int]] = set()
+        self._ready: dict[Any, _native.Call] = {}
+        self._proved: dict[tuple[Algorithm, int], str] = {}
+        # Weak: else a closed communicator would live, and hold its memory, until a collection.
+        weak = weakref.ref(self)
+
+        def prove(algo: Algorithm, root: int) -> str:
+            myself = weak()
+            assert myself is not None, "a call outlives its communicator"
+            return myself._prove_once(algo, root)
+
         self._calls = Calls(
-            rank, size, self.hosts, self._table, connection.engine.slot_bytes, self._prove_once
+            rank, size, self.hosts, self._table, connection.engine.slot_bytes, prove
         )
 
     def __repr__(self) -> str:
@@ -114,7 +134,8 @@ class Communicator(Messages):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None:
+        leaves = isinstance(error, SystemExit) and error.code in (None, 0)
+        if error is not None and not leaves:
             self.abort(error)
         self.close()
 
@@ -127,6 +148,9 @@ class Communicator(Messages):
         if self._engine.closed:
             return
         text = "".join(traceback.format_exception(error))
+        if len(text) > _LONGEST_TRACEBACK:  # its end says what happened, its begin where
+            half = _LONGEST_TRACEBACK // 2
+            text = f"{text[:half]}\n[... cut ...]\n{text[-half:]}"
         self._engine.abort(f"rank {self.rank} raised {type(error).__name__}:\n{text}")
 
     def close(self) -> None:
@@ -175,25 +199,46 @@ class Communicator(Messages):
             host_id=self._host_id,
         )
 
-    def _prove_once(self, algo: Algorithm, root: int) -> None:
-        """Prove an algorithm of the user's before its first use: rank 0 does, all learn of it."""
+    def _prove_once(self, algo: Algorithm, root: int) -> str:
+        """Prove an algorithm of the user's before its first use: rank 0 does, all learn of it.
+
+        Returns:
+            A digest of the schedules that were proved, the same on every rank.
+
+        Raises:
+            ProofError: it does not hold.
+            MismatchError: some rank's schedule is not the one that rank 0 has proved.
+        """
         root = root if algo.spec.rooted else 0
         if (algo, root) in self._proved:
-            return
-        failure: Any = None
+            return self._proved[algo, root]
+        digests: list[str] = []
+        failure: Exception | None = None
         if self.rank == 0:
             try:
                 verify(algo, self.size, root, self.hosts)
-            except (ProofError, ValueError) as error:
+                digests = [self._digest(algo, rank, root) for rank in range(self.size)]
+            except ProofError as error:
                 failure = error
             except Exception as error:  # the author's own; the others must not wait for the proof
                 failure = ScheduleError(
                     f"{algo.collective} {algo.name} raised {type(error).__name__}: {error}"
                 )
-        failure = self.broadcast_object(failure)
+        digests, failure = self.broadcast_object((digests, failure))
         if failure is not None:
             raise failure
-        self._proved.add((algo, root))
+        if digests[self.rank] != self._digest(algo, self.rank, root):
+            self._engine.mismatch(
+                f"{algo.collective} {algo.name}: the schedule on rank {self.rank} is another than "
+                "the one that rank 0 has proved for it"
+            )
+        whole = hashlib.sha256("".join(digests).encode()).hexdigest()[:8]
+        self._proved[algo, root] = whole
+        return whole
+
+    def _digest(self, algo: Algorithm, rank: int, root: int) -> str:
+        steps = algo.schedule(rank, self.size, root, self.hosts)
+        return hashlib.sha256(repr((algo.chunk_count(self.size), steps)).encode()).hexdigest()
 
 
 def _whole_number(value: int, name: str) -> int:

@@ -43,7 +43,7 @@ class Execution:
     _engine: _native.Engine
     _calls: Calls
     _queue: WorkQueue
-    _ready: dict[Any, tuple[_native.Call, Family]]
+    _ready: dict[Any, _native.Call]
 
     def _start(
         self,
@@ -65,10 +65,10 @@ class Execution:
         """Run a call from `source` to an array of `shape`, or to nothing where it is None."""
         key = (collective, family.kind_of(x), count, op, root, algorithm, counts)
         try:
-            ready = self._ready.get(key)
+            call = self._ready.get(key)
         except TypeError:  # something in it cannot be hashed, hence is no name
-            ready = None
-        call, family = ready or self._make_ready(key, family, x)
+            call = None
+        call = call or self._make_ready(key, family, x)
         plain = source is None or family.is_contiguous(source)
         if out is None or shape is None:
             target = None if shape is None else family.empty(shape, x)
@@ -102,18 +102,16 @@ class Execution:
             raise
         return out
 
-    def _make_ready(
-        self, key: tuple[Any, ...], family: Family, x: Array
-    ) -> tuple[_native.Call, Family]:
+    def _make_ready(self, key: tuple[Any, ...], family: Family, x: Array) -> _native.Call:
         """The call of a key seen for the first time; all that is slow happens here."""
         collective, _, count, op, root, algorithm, counts = key
         dtype, itemsize = family.dtype_of(x), family.itemsize_of(x)
         request = Request(collective, dtype, itemsize, count, op, root, algorithm, counts)
-        ready = self._calls.get(request), family.for_memory_of(x)
+        call = self._calls.get(request)
         if len(self._ready) >= _MOST_READY:
             self._ready.clear()
-        self._ready[key] = ready
-        return ready
+        self._ready[key] = call
+        return call
 
     def _launch(
         self,

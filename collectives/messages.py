@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from typing import Any
 
@@ -20,6 +21,7 @@ ANY = -1
 """As `source` of a receive: whoever sends; as its `tag`: any tag."""
 
 _LARGEST_TAG = 2**31 - 1
+_LONGEST_LABEL = 24
 
 
 class MessageWork:
@@ -63,18 +65,24 @@ class MessageWork:
         """Wait for its end.
 
         Args:
-            timeout: seconds; None is the communicator's.
+            timeout: seconds to wait here, after which it goes on; None waits as long as the
+                communicator allows, and then it has failed.
 
         Returns:
             After a receive the array, after a send None.
 
         Raises:
             CollectiveTimeout: it did not end in time.
-            MismatchError: the message has another length than the array.
+            MismatchError: the message has another length or type than the array.
             PeerLostError: the peer ended.
         """
-        seconds = self._owner.timeout if timeout is None else check_timeout(timeout)
-        self._owner._point_to_point.wait(self._operation, seconds)
+        if timeout is None:
+            return self.end_within(self._owner.timeout, fatal=True)
+        return self.end_within(check_timeout(timeout), fatal=False)
+
+    def end_within(self, seconds: float, *, fatal: bool) -> Any:
+        """As `wait`; a `fatal` deadline is one of the communicator's, and breaks it."""
+        self._owner._point_to_point.wait(self._operation, seconds, fatal)
         if self._result is not None and self._buffer is not self._result:
             self._family.copy_into(self._result, self._buffer)
             self._buffer = self._result
@@ -101,11 +109,11 @@ class Messages(Objects):
         """
         dest, tag = check_rank(dest, self.size, "dest"), _check_tag(tag)
         family, x = input_array(x)
-        what = f"{family.dtype_of(x)}{list(shape_of(x))}"
+        what = _label(family.dtype_of(x), shape_of(x))
         whole = family.contiguous(x)
         nbytes = _nbytes(whole, family)
-        memory = family.for_memory_of(whole).memory(whole)
-        operation = self._point_to_point.post_send(memory, nbytes, dest, tag, what)
+        memory = family.memory(whole)
+        operation = self._point_to_point.post_send(memory, nbytes, dest, tag, what, whole)
         return MessageWork(self, operation, family, None, whole)
 
     def irecv(self, x: Array, source: int = ANY, tag: int = ANY) -> MessageWork:
@@ -120,24 +128,24 @@ class Messages(Objects):
         tag = tag if tag == ANY else _check_tag(tag)
         family = family_of(x)
         refuse_out(x, shape_of(x), x, family)
-        what = f"{family.dtype_of(x)}{list(shape_of(x))}"
+        what = _label(family.dtype_of(x), shape_of(x))
         buffer = x if family.is_contiguous(x) else family.empty(shape_of(x), x)
         nbytes = _nbytes(buffer, family)
-        memory = family.for_memory_of(buffer).memory(buffer)
-        operation = self._point_to_point.post_recv(memory, nbytes, source, tag, what)
+        memory = family.memory(buffer)
+        operation = self._point_to_point.post_recv(memory, nbytes, source, tag, what, buffer)
         return MessageWork(self, operation, family, x, buffer)
 
     def send(self, x: Array, dest: int, tag: int = 0, timeout: float | None = None) -> None:
         """Send `x`; arguments as `isend`, errors as `MessageWork.wait`."""
         seconds = self.timeout if timeout is None else check_timeout(timeout)
-        self.isend(x, dest, tag).wait(seconds)
+        self.isend(x, dest, tag).end_within(seconds, fatal=True)
 
     def recv(
         self, x: Array, source: int = ANY, tag: int = ANY, timeout: float | None = None
     ) -> Array:
         """Receive into `x` and return it; arguments as `irecv`, errors as `MessageWork.wait`."""
         seconds = self.timeout if timeout is None else check_timeout(timeout)
-        return self.irecv(x, source, tag).wait(seconds)
+        return self.irecv(x, source, tag).end_within(seconds, fatal=True)
 
     def sendrecv(
         self,
@@ -179,9 +187,17 @@ class Messages(Objects):
             x = sent
         receive = self.irecv(out, source, tag if recv_tag is None else recv_tag)
         send = self.isend(x, dest, tag)
-        result = receive.wait(seconds)
-        send.wait(seconds)
+        result = receive.end_within(seconds, fatal=True)
+        send.end_within(seconds, fatal=True)
         return result
+
+
+def _label(dtype: str, shape: tuple[int, ...]) -> str:
+    """What travels with a message, for both ends to compare: short, so hashed where it is long."""
+    text = f"{dtype}{list(shape)}"
+    if len(text) <= _LONGEST_LABEL:
+        return text
+    return f"{text[:11]}#{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _check_tag(tag: int) -> int:

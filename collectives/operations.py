@@ -52,7 +52,9 @@ class Operations(Execution):
             x: the same shape and dtype on every rank.
             out: of the same shape and dtype; may be `x`.
             op: sum, prod, min, max, avg (floats), band, bor, bxor, land, lor, lxor (integers and
-                bool). Integers wrap; NaN wins in min and max; 16-bit floats add in float32.
+                bool). Integers wrap; NaN wins in min and max; 16-bit floats add in float32 within
+                a pass and are rounded after it; avg divides the rounded sum, so that a sum beyond
+                float16 is inf.
             algorithm: see the module.
             async_op: see the module.
             timeout: see the module.

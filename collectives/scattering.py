@@ -104,9 +104,8 @@ class Scatter(Operations):
         result = family.empty(shape, like) if out is None else out
         target = result if family.is_contiguous(result) else family.empty(shape, like)
         source = family.contiguous(x) if self.rank == root else None
-        memory = family.for_memory_of(like).memory
-        given = None if source is None else memory(source)
-        self._engine.execute(call, given, memory(target), seconds, False)
+        given = None if source is None else family.memory(source)
+        self._engine.execute(call, given, family.memory(target), seconds, False)
         if target is not result:
             family.copy_into(result, target)
         return result

@@ -98,6 +98,10 @@ def geometry(environment: Mapping[str, str] | None = None) -> Geometry:
         value = _whole(environment, name, least, default=default)
         if each.name.endswith("_bytes") and value % 64:
             raise ValueError(f"{name} must be a multiple of 64, found {value}")
+        if each.name in ("slots", "depth") and value & (value - 1):
+            raise ValueError(f"{name} must be a power of two, found {value}")
+        if each.name in ("slots", "depth") and value & (value - 1):
+            raise ValueError(f"{name} must be a power of two, found {value}")
         found = replace(found, **{each.name: value})
     return found
 

@@ -96,6 +96,11 @@ class WorkQueue:
                 work.finish(error=CollectiveError("the communicator was closed before this call"))
             self._changed.notify()
 
+    def join(self, timeout: float) -> None:
+        """After `close`: wait for the running call's end, at most `timeout` seconds."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
     def _run(self) -> None:
         while True:
             with self._changed:

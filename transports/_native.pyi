@@ -90,12 +90,22 @@ class PointToPoint:
 
     def __init__(self, engine: Engine) -> None: ...
     def post_send(
-        self, buffer: Buffer, bytes: int, dest: int, tag: int, what: str
-    ) -> Operation: ...
+        self, buffer: Buffer, bytes: int, dest: int, tag: int, what: str, keep: object = None
+    ) -> Operation:
+        """Begin to send; `keep` is held until the operation is done: what owns an address."""
+
     def post_recv(
-        self, buffer: Buffer, bytes: int, source: int, tag: int, what: str
+        self, buffer: Buffer, bytes: int, source: int, tag: int, what: str, keep: object = None
     ) -> Operation: ...
-    def wait(self, operation: Operation, timeout: float) -> None: ...
+    def send(
+        self, buffer: Buffer, bytes: int, dest: int, tag: int, what: str, timeout: float
+    ) -> None: ...
+    def recv(
+        self, buffer: Buffer, bytes: int, source: int, tag: int, what: str, timeout: float
+    ) -> Operation: ...
+    def wait(self, operation: Operation, timeout: float, fatal: bool = True) -> None:
+        """Wait for its end; a deadline that is not `fatal` leaves the operation under way."""
+
     def test(self, operation: Operation) -> bool: ...
     def close(self) -> None: ...
 

@@ -1,8 +1,9 @@
 """What a chunk's value is made of: a tree of sums, equal only if their bits are sure to be equal.
 
-The one law used is a + b = b + a, which holds for floating point; associativity does not and is
-not used. A fold of three or more operands is one pass in rank order that rounds once, so it is
-kept apart from nested sums of two.
+No law of arithmetic is used, not even a + b = b + a: the maximum of +0 and -0, or which of two
+NaNs a sum keeps, depends on the order of its operands. The engines fold in rank order, and so does
+the proof. A fold of three or more operands is one pass that rounds once, so it is kept apart from
+nested sums of two.
 """
 
 from __future__ import annotations
@@ -33,13 +34,10 @@ class Expressions:
         return self._number(("leaf", (rank, chunk)))
 
     def fold(self, operands: Sequence[Expression]) -> Expression:
-        """((x0 + x1) + x2) + ... in one pass; the first two commute."""
+        """((x0 + x1) + x2) + ... in one pass, in the order given."""
         if len(operands) == 1:
             return operands[0]
-        first, second, *rest = operands
-        if second < first:
-            first, second = second, first
-        return self._number(("fold", (first, second, *rest)))
+        return self._number(("fold", tuple(operands)))
 
     def contributions(self, expression: Expression) -> Counter[Leaf]:
         """How often each leaf is in it."""

@@ -62,6 +62,7 @@ def verify(
     else:
         roots = tuple(range(size)) if algo.spec.rooted else (0,)
     messages = chunks_sent = widest = 0
+    title = f"{algo.collective} {algo.name}, {size} ranks"
     rank_order = True
     for each in roots:
         schedules = [algo.schedule(rank, size, each, hosts) for rank in range(size)]
@@ -70,17 +71,18 @@ def verify(
             sends = [step for step in steps if isinstance(step, Send)]
             messages = max(messages, sum(len(step.peers) for step in sends))
             chunks_sent = max(chunks_sent, sum(len(s.peers) * len(s.chunks) for s in sends))
-            widest = max(widest, *(len(step.chunks) for step in sends), 0)
-    declared = algo.widest_message(size, roots[0], hosts)
-    if widest > declared:
-        raise ProofError(
-            f"{algo.collective} {algo.name}, {size} ranks: a message is wider than declared",
-            rank=0,
-            expected=f"at most {declared} chunks",
-            found=f"{widest} chunks",
-        )
+            width = max((len(step.chunks) for step in sends), default=1)
+            declared = algo.widest_message(size, each, hosts)
+            if width > declared:
+                raise ProofError(
+                    f"{title}: a message is wider than declared",
+                    rank=schedules.index(steps),
+                    expected=f"at most {declared} chunks",
+                    found=f"{width} chunks",
+                )
+            widest = max(widest, width)
     return Certificate(
-        algo.collective, algo.name, size, roots, messages, chunks_sent, max(widest, 1), rank_order
+        algo.collective, algo.name, size, roots, messages, chunks_sent, widest, rank_order
     )
 
 

@@ -1,4 +1,4 @@
-"""Arrays of every kind, layout and element type, numpy's and torch's, and those that are refused."""
+"""Arrays of every kind, layout and element type, numpy's and torch's; and those refused."""
 
 from __future__ import annotations
 

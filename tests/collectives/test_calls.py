@@ -1,4 +1,4 @@
-"""What lies between a user's call and the engine: the scatter's note, texts, caches, fewest slots."""
+"""Between a user's call and the engine: the scatter's note, texts, caches, fewest slots."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_a_wrong_out_off_the_root_is_a_mismatch_everywhere(comm):
             part.barrier()  # where a rank that already has its part learns of it
         part.close()
     part = comm.split(0)
-    with raising(TypeError if part.rank == 1 else collectives.AbortedError, "out", "list"):
-        with part:
-            part.scatter(np.ones((3, 2)) if part.rank == 0 else None,
-                         out=[1] if part.rank == 1 else None)  # fmt: skip
-            part.barrier()
+    kind = TypeError if part.rank == 1 else collectives.AbortedError
+    x, out = np.ones((3, 2)) if part.rank == 0 else None, [1] if part.rank == 1 else None
+    with raising(kind, "out", "list"), part:
+        part.scatter(x, out=out)
+        part.barrier()
 
 
 @ranks(2)
@@ -72,9 +72,9 @@ def test_counts_that_differ_between_ranks_are_a_mismatch(comm):
 
 @ranks(2)
 def test_a_program_that_never_repeats_a_shape_does_not_grow(comm):
-    from collectives import calls, operations
+    from collectives import calls, execution
 
-    calls._MOST_CALLS = operations._MOST_READY = 20
+    calls._MOST_CALLS = execution._MOST_READY = 20
     for count in range(100):
         comm.allreduce(np.zeros(count, np.int8))
     assert len(comm._ready) <= 20 and len(comm._calls._calls) <= 20
@@ -98,7 +98,7 @@ def test_a_message_too_wide_for_a_slot_is_refused(comm):
 
 
 def calls_of(rank=0, size=4, prove=None):
-    return Calls(rank, size, (0,) * size, default_table(), 4096, prove or (lambda *_: None))
+    return Calls(rank, size, (0,) * size, default_table(), 4096, prove)
 
 
 def test_texts_say_what_ranks_must_agree_on():
@@ -109,7 +109,7 @@ def test_texts_say_what_ranks_must_agree_on():
 
     assert text("allreduce", "float32", 4, 8, "sum") == "allreduce float32[8] sum by one_shot"
     assert text("broadcast", "int8", 1, 8, root=2) == "broadcast int8[8] root 2 by tree"
-    assert text("barrier", "", 1, 0) == "barrier dissemination"
+    assert text("barrier", "", 1, 0) == "barrier by dissemination"
     assert text("allgather", "int8", 1, 0, counts=(1, 2, 3, 4)).startswith(
         "allgather int8[1,2,3,4]"
     )
@@ -149,7 +149,11 @@ def test_only_algorithms_of_the_users_are_proved():
         else:
             yield recv(root, chunk=0)
 
-    calls = calls_of(prove=lambda *what: proved.append(what))
+    def prove(*what):
+        proved.append(what)
+        return "digest"
+
+    calls = calls_of(prove=prove)
     calls.get(Request("broadcast", "int8", 1, 8, algorithm="ring"))
     assert proved == []
     calls.get(Request("broadcast", "int8", 1, 8, root=1, algorithm=mine))
@@ -158,9 +162,9 @@ def test_only_algorithms_of_the_users_are_proved():
 
 def test_what_cannot_be_called_is_refused_by_name():
     calls = calls_of(size=8)
-    with pytest.raises(ValueError, match="unknown collective 'allreduc'.*did you mean allreduce"):
+    with pytest.raises(ValueError, match=r"unknown collective 'allreduc'.*did you mean allreduce"):
         calls.get(Request("allreduc", "int8", 1, 8))
     with pytest.raises(TypeError, match="op must be one of"):
         calls.get(Request("reduce", "int8", 1, 8))
-    with pytest.raises(ValueError, match="bruck relays chunks.*use pairwise"):
+    with pytest.raises(ValueError, match=r"bruck relays chunks.*use pairwise"):
         calls.get(Request("alltoall", "int8", 1, 8, algorithm="bruck", counts=(1,) * 16))

@@ -108,6 +108,7 @@ def test_what_is_wrong_is_refused_before_it_is_sent(comm):
         (TypeError, ["numpy array", "float64"], lambda: comm.recv(np.float64(1), 1)),
         (TypeError, ["broadcast_object"], lambda: comm.send(np.array([{}]), 1)),
         (ValueError, ["read-only"], lambda: comm.recv(read_only, 1)),
+        (ValueError, ["read-only"], lambda: comm.recv(read_only[::2], 1)),
         (ValueError, ["timeout"], lambda: comm.send(x, 1, timeout=-1)),
         (ValueError, ["timeout"], lambda: comm.recv(x, 1, timeout=0)),
         (ValueError, ["dest"], lambda: comm.sendrecv(x, 5, source=1)),

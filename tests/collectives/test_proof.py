@@ -75,9 +75,10 @@ def test_a_pass_over_three_is_not_two_passes():
     expressions = Expressions()
     a, b, c = (expressions.leaf(rank, 0) for rank in range(3))
     ab = expressions.fold([a, b])
-    assert ab == expressions.fold([b, a])
-    assert expressions.fold([ab, c]) == expressions.fold([c, ab])
-    assert expressions.fold([a, b, c]) == expressions.fold([b, a, c])
+    assert ab == expressions.fold([a, b])
+    # Which of two NaNs a sum keeps, or whether +0 or -0 is the larger, is a matter of order.
+    assert ab != expressions.fold([b, a])
+    assert expressions.fold([ab, c]) != expressions.fold([c, ab])
     assert expressions.fold([a, b, c]) != expressions.fold([ab, c])
     assert expressions.fold([a, b, c]) != expressions.fold([a, c, b])
     assert expressions.fold([ab, c]) != expressions.fold([a, expressions.fold([b, c])])
@@ -87,7 +88,7 @@ def test_a_pass_over_three_is_not_two_passes():
         (1, 0): 2,
         (2, 0): 1,
     }
-    assert expressions.describe(expressions.fold([ab, c])) == "(x2[0] + (x0[0] + x1[0]))"
+    assert expressions.describe(expressions.fold([ab, c])) == "((x0[0] + x1[0]) + x2[0])"
 
 
 def test_a_long_sum_is_described_in_short():

@@ -83,6 +83,8 @@ def test_the_channels_memory():
     [
         ("COLLECTIVES_SLOTS", "1", "at least 2, found '1'"),
         ("COLLECTIVES_DEPTH", "many", "at least 2, found 'many'"),
+        ("COLLECTIVES_SLOTS", "6", "power of two, found 6"),
+        ("COLLECTIVES_DEPTH", "3", "power of two, found 3"),
         ("COLLECTIVES_SLOT_BYTES", "32", "at least 64, found '32'"),
         ("COLLECTIVES_SLOT_BYTES", "100", "multiple of 64, found 100"),
         ("COLLECTIVES_LANE_BYTES", "65", "multiple of 64, found 65"),
@@ -110,7 +112,7 @@ def test_the_real_environment_is_read_by_default(monkeypatch):
     for name, text in OURS.items():
         monkeypatch.setenv(name, text)
     monkeypatch.setenv("COLLECTIVES_HOST_ID", "this one")
-    monkeypatch.setenv("COLLECTIVES_SLOTS", "5")
+    monkeypatch.setenv("COLLECTIVES_SLOTS", "4")
     assert settings.place_in_job().job == "job"
     assert settings.host_id_override() == "this one"
-    assert settings.geometry().slots == 5
+    assert settings.geometry().slots == 4

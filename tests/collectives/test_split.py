@@ -1,4 +1,4 @@
-"""Communicators made of parts of others: who is in them, in which order, and that all work at once."""
+"""Communicators made of parts of others: who is in them, in which order; all work at once."""
 
 from __future__ import annotations
 

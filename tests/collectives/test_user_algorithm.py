@@ -1,4 +1,4 @@
-"""Algorithms that users write: proved before they run, refused on every rank if they do not hold."""
+"""Algorithms that users write: proved before they run, refused everywhere if they do not hold."""
 
 from __future__ import annotations
 

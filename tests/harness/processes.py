@@ -5,6 +5,7 @@ Each runs a function of no communicator: it may call `collectives.init`, or not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import secrets
@@ -170,9 +171,13 @@ def told() -> None:
     sys.stdin.buffer.readline()
 
 
-def shared_memory_left() -> list[str]:
-    """Files of ours in /dev/shm."""
-    return sorted(entry.name for entry in Path("/dev/shm").glob("collectives*"))
+def open_descriptors() -> dict[int, str]:
+    """The descriptors of this process, and what they are."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
+            found[int(entry.name)] = str(entry.readlink())
+    return found
 
 
 def _pickled(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:

@@ -14,6 +14,7 @@ from trainers.super_resolution.photographs import (
     find_photographs,
     luminance_of,
     open_image,
+    planes_of,
 )
 
 
@@ -128,3 +129,13 @@ def test_luminance_of_every_mode(image, expected):
     found = luminance_of(image)
     assert found.dtype == np.uint8
     assert found[0].tolist() == expected
+
+
+def test_planes_of_colour_only():
+    planes = planes_of(Image.fromarray(RGB))
+    assert {name: plane[0].tolist() for name, plane in planes.items()} == {
+        "red": [255, 0, 0, 10],
+        "green": [0, 255, 0, 20],
+        "blue": [0, 0, 255, 30],
+    }
+    assert planes_of(Image.new("LA", (1, 1))) == planes_of(Image.new("I;16", (1, 1))) == {}

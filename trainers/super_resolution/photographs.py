@@ -55,6 +55,8 @@ class DataConfig:
             network sees its zero padding.
         detail: how much crops are preferred where bicubic errs: the chance of a place goes with
             (mean squared error there) ** detail; 0 for all places alike.
+        planes: whether the red, green and blue plane of a colour image are trained on, too, as if
+            they were photographs of their own.
     """
 
     path: Path | None = None
@@ -63,6 +65,7 @@ class DataConfig:
     crop: int = 20
     edge: int = 2
     detail: float = 0.5
+    planes: bool = True
 
     def __post_init__(self) -> None:
         if self.crop < 4:
@@ -142,6 +145,17 @@ def luminance_of(image: Image.Image) -> Pixels:
     light = np.asarray(image.convert("RGB"), dtype=np.float32) @ LUMINANCE
     result: Pixels = np.rint(light).astype(np.uint8)
     return result
+
+
+def planes_of(image: Image.Image) -> dict[str, Pixels]:
+    """The red, green and blue plane of a colour image by name; none of a grey one."""
+    if image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F")):
+        return {}
+    return dict(zip(("red", "green", "blue"), _channels(image.convert("RGB")), strict=True))
+
+
+def _channels(image: Image.Image) -> list[Pixels]:
+    return [np.asarray(plane) for plane in image.split()]
 
 
 def _scaled(image: Image.Image) -> npt.NDArray[np.float32]:

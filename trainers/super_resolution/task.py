@@ -24,6 +24,7 @@ from trainers.super_resolution.photographs import (
     find_photographs,
     luminance_of,
     open_image,
+    planes_of,
 )
 from trainers.training import RunConfig
 
@@ -65,8 +66,14 @@ class SuperResolution:
             image = open_image(path)
             check_size(str(path), image.width, image.height, factor=factor, crop=data.crop)
             self._held_out.append(HeldOut(name, path, factor))
+        trained = {}
+        for path in files.trained.values():
+            image = open_image(path)
+            trained[str(path)] = luminance_of(image)
+            if data.planes:
+                trained |= {f"{path} ({name})": plane for name, plane in planes_of(image).items()}
         self._sampler = CropSampler(
-            {str(path): luminance_of(open_image(path)) for path in files.trained.values()},
+            trained,
             factor=factor,
             crop=data.crop,
             detail=data.detail,

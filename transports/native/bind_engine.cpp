@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
 #include <memory>
 
@@ -55,6 +56,7 @@ std::optional<Reduction> reduction_of(
 
 // Signal handlers of Python run while a rank waits; only the main thread has any.
 void check_signals() {
+  if (gettid() != getpid()) return;  // and needs no lock to find out
   const nb::gil_scoped_acquire hold;
   if (PyErr_CheckSignals() != 0) throw Interrupted();
 }
@@ -109,8 +111,9 @@ class Rank {
 
 Geometry geometry_of(std::uint32_t ranks, std::uint32_t depth, std::uint32_t slots,
                      std::uint64_t slot_bytes, std::uint32_t lane_slots, std::uint64_t lane_bytes) {
-  if (ranks == 0 || depth < 2 || slots < 2 || lane_slots < 2) {
-    throw std::invalid_argument("expected ranks >= 1, and depth, slots and lane slots >= 2");
+  if (ranks == 0 || !is_ring_length(depth) || !is_ring_length(slots) || lane_slots < 2) {
+    throw std::invalid_argument(
+        "expected ranks >= 1, depth and slots a power of two from 2 on, and lane slots >= 2");
   }
   if (slot_bytes == 0 || slot_bytes % kLine != 0 || slot_bytes > 0x40000000u || lane_bytes == 0 ||
       lane_bytes % kLine != 0 || lane_bytes > 0x40000000u) {
@@ -158,10 +161,7 @@ void register_engine(nb::module_& module) {
       .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input").none(),
            nb::arg("output").none(), nb::arg("timeout"), nb::arg("background"))
       .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })
-      .def("mismatch",
-           [](Rank& self, const std::string& text) {
-             self.engine().waiter().fail(FailureKind::mismatch, text);
-           })
+      .def("mismatch", [](Rank& self, const std::string& text) { self.engine().mismatch(text); })
       .def("close", [](Rank& self) { self.engine().close(); })
       .def("forsake", [](Rank& self) { self.engine().forsake(); })
       .def("check", [](Rank& self) { self.engine().waiter().look_at_trouble(); })

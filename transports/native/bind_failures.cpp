@@ -1,4 +1,6 @@
 // Failures of the engine as the exceptions of transports/errors.py; the only place that translates.
+#include <string_view>
+
 #include "bindings.hpp"
 #include "failure.hpp"
 
@@ -28,7 +30,11 @@ void translate(const std::exception_ptr& pointer, void*) {
     std::rethrow_exception(pointer);
   } catch (const Failure& failure) {
     nb::object error = nb::module_::import_("transports.errors").attr(class_name(failure.kind()));
-    PyErr_SetString(error.ptr(), failure.what());
+    const std::string_view text(failure.what());
+    // What another rank wrote may be cut in the middle of a character.
+    nb::object decoded = nb::steal(
+        PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+    if (decoded.is_valid()) PyErr_SetObject(error.ptr(), decoded.ptr());
   } catch (const Interrupted&) {
     // The signal handler's exception is already set.
   }

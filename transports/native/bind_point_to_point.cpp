@@ -40,20 +40,20 @@ class Messages {
   void send(nb::object buffer, std::uint64_t bytes, std::int32_t dest, std::int32_t tag,
             const char* what, double timeout) {
     wait(post(true, std::move(buffer), bytes, dest, tag, what, nb::none(), Caller::waits_at_once),
-         timeout);
+         timeout, true);
   }
   PointToPoint::Handle recv(nb::object buffer, std::uint64_t bytes, std::int32_t source,
                             std::int32_t tag, const char* what, double timeout) {
     auto receive =
         post(false, std::move(buffer), bytes, source, tag, what, nb::none(), Caller::waits_at_once);
-    wait(receive, timeout);
+    wait(receive, timeout, true);
     return receive;
   }
-  void wait(const PointToPoint::Handle& operation, double timeout) {
+  void wait(const PointToPoint::Handle& operation, double timeout, bool fatal) {
     const Dropping drop(*this, operation.get());
-    if (operation->is_done()) return point_to_point_.wait(*operation, timeout);
+    if (operation->is_done()) return point_to_point_.wait(*operation, timeout, fatal);
     const nb::gil_scoped_release free;
-    point_to_point_.wait(*operation, timeout);
+    point_to_point_.wait(*operation, timeout, fatal);
   }
   bool test(const PointToPoint::Handle& operation) {
     const Dropping drop(*this, operation.get());
@@ -158,7 +158,8 @@ void register_point_to_point(nb::module_& module) {
            nb::arg("tag"), nb::arg("what"), nb::arg("timeout"))
       .def("recv", &Messages::recv, nb::arg("buffer").none(), nb::arg("bytes"), nb::arg("source"),
            nb::arg("tag"), nb::arg("what"), nb::arg("timeout"))
-      .def("wait", &Messages::wait, nb::arg("operation"), nb::arg("timeout"))
+      .def("wait", &Messages::wait, nb::arg("operation"), nb::arg("timeout"),
+           nb::arg("fatal") = true)
       .def("test", &Messages::test, nb::arg("operation"))
       .def("close", &Messages::close);
 }

@@ -76,6 +76,11 @@ void Engine::close() {
                                       std::memory_order_release);
 }
 
+void Engine::mismatch(const std::string& text) {
+  if (forsaken_.load(std::memory_order_relaxed)) throw Failure(FailureKind::mismatch, text);
+  waiter_.fail(FailureKind::mismatch, text);
+}
+
 void Engine::abort(const std::string& text) {
   if (forsaken_.load(std::memory_order_relaxed)) return;
   broken_.store(true, std::memory_order_relaxed);
@@ -99,10 +104,6 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
       call.slot_bytes() != region_.geometry().slot_bytes) {
     throw Failure(FailureKind::misuse, "the call was made for another communicator");
   }
-  if (call.scratch_bytes() > scratch_bytes_) {
-    scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
-    scratch_bytes_ = call.scratch_bytes();
-  }
   ++number_;
   stamp_ = call.fingerprint() ^ (number_ * 0x9e3779b97f4a7c15u);
   auto& standing = region_.standing(rank());
@@ -113,9 +114,19 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
   standing.entered.store(number_, std::memory_order_release);
   waiter_.begin(timeout_seconds, background);
   try {
+    if (call.scratch_bytes() > scratch_bytes_) {
+      scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
+      scratch_bytes_ = call.scratch_bytes();
+    }
     run(call, input, output);
+  } catch (const Failure&) {
+    broken_.store(true, std::memory_order_relaxed);  // the others know, or need not
+    throw;
   } catch (...) {
     broken_.store(true, std::memory_order_relaxed);
+    // A signal's handler, say, whose exception the program may handle: the others must not wait.
+    waiter_.report(FailureKind::aborted, "rank " + std::to_string(rank()) + " was interrupted in " +
+                                             waiter_.call_of(rank()));
     throw;
   }
   standing.completed.store(number_, std::memory_order_release);
@@ -152,6 +163,8 @@ void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
     // Both ends know the lengths, so what is done needs no message; pass 0 always speaks.
     if (bytes == 0 && turn > 0) return;
   }
+  // The length over all passes is part of it: both ends know it, and must agree from pass 0 on.
+  const std::uint64_t fingerprint = stamp_ ^ (step.bytes * 0xff51afd7ed558ccdu);
   const std::uint32_t* const sources = call.peers() + step.sources_begin;
   const std::uint32_t source_count = step.sources_end - step.sources_begin;
   const std::uint32_t* const targets = call.peers() + step.targets_begin;
@@ -160,7 +173,7 @@ void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
   // The slot first, then the messages: see _fuse in collectives/lowering.py.
   std::byte* const outgoing = target_count == 0 ? nullptr : take_slot(targets, target_count, bytes);
   for (std::uint32_t i = 0; i < source_count; ++i) {
-    operands_[i + (i >= step.own_at)] = take(call, sources[i], bytes);
+    operands_[i + (i >= step.own_at)] = take(call, sources[i], bytes, fingerprint);
   }
   std::uint64_t at = 0;  // within the message
   for (auto* item = call.items() + step.items_begin; item != items_end; ++item) {
@@ -184,7 +197,7 @@ void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
     }
     at += length;
   }
-  if (target_count != 0) post(targets, target_count, outgoing, bytes);
+  if (target_count != 0) post(targets, target_count, outgoing, bytes, fingerprint);
   for (std::uint32_t i = 0; i < source_count; ++i) release(sources[i]);
   if (source_count + target_count != 0) wake(sources, source_count, targets, target_count);
 }
@@ -199,11 +212,13 @@ std::byte* Engine::take_slot(const std::uint32_t* targets, std::uint32_t count,
     if (reached(peer.known_released, wanted)) continue;  // spares a cache miss a message
     const auto& released = region_.acks(targets[i], rank()).released;
     waiter_.await(released, wanted, targets[i], "release by");
-    peer.known_released = released.load(std::memory_order_relaxed);
+    peer.known_released = released.load(std::memory_order_acquire);
   }
   if (bytes <= kInlineBytes) return inline_;
   const std::uint32_t slot = next_slot_ % geometry.slots;
   for (const auto& reader : slot_readers_[slot]) {
+    // So many messages ago that it had to be released for a later one; its index may have wrapped.
+    if (peers_[reader.peer].sent - reader.index > geometry.depth) continue;
     waiter_.await(region_.acks(reader.peer, rank()).released, reader.index + 1, reader.peer,
                   "release by");
   }
@@ -212,7 +227,7 @@ std::byte* Engine::take_slot(const std::uint32_t* targets, std::uint32_t count,
 }
 
 void Engine::post(const std::uint32_t* targets, std::uint32_t count, const std::byte* payload,
-                  std::uint64_t bytes) {
+                  std::uint64_t bytes, std::uint64_t fingerprint) {
   const bool is_inline = payload == inline_;
   const std::uint32_t slot = next_slot_ % region_.geometry().slots;
   for (std::uint32_t i = 0; i < count; ++i) {
@@ -220,7 +235,8 @@ void Engine::post(const std::uint32_t* targets, std::uint32_t count, const std::
     const std::uint32_t index = peers_[peer].sent++;
     auto& descriptor = region_.descriptor(rank(), peer, index);
     descriptor.length = static_cast<std::uint32_t>(bytes);
-    descriptor.fingerprint = stamp_;
+    descriptor.fingerprint = fingerprint;
+    descriptor.number = static_cast<std::uint32_t>(number_);
     descriptor.slot = is_inline ? kInlineSlot : slot;
     if (is_inline) {
       std::memcpy(descriptor.payload, payload, bytes);
@@ -245,14 +261,15 @@ void Engine::wake(const std::uint32_t* sources, std::uint32_t source_count,
   }
 }
 
-const std::byte* Engine::take(const Call& call, std::uint32_t peer, std::uint64_t bytes) {
+const std::byte* Engine::take(const Call& call, std::uint32_t peer, std::uint64_t bytes,
+                              std::uint64_t fingerprint) {
   const std::uint32_t index = peers_[peer].received;
   const auto& descriptor = region_.descriptor(peer, rank(), index);
   waiter_.await(descriptor.sequence, index + 1, peer, "message from");
   // Read once: whatever else is written there later, we stay within the slot.
-  const std::uint32_t length = descriptor.length;
-  const std::uint32_t slot = descriptor.slot;
-  if (descriptor.fingerprint != stamp_ || length != bytes) {
+  const std::uint32_t length = __atomic_load_n(&descriptor.length, __ATOMIC_RELAXED);
+  const std::uint32_t slot = __atomic_load_n(&descriptor.slot, __ATOMIC_RELAXED);
+  if (descriptor.fingerprint != fingerprint || length != bytes) {
     fail_mismatch(call, peer, descriptor, bytes);
   }
   if (slot == kInlineSlot && length <= kInlineBytes) return descriptor.payload;
@@ -270,11 +287,13 @@ void Engine::release(std::uint32_t peer) {
 
 void Engine::fail_mismatch(const Call& call, std::uint32_t peer, const Descriptor& found,
                            std::uint64_t bytes) {
-  const std::string theirs = waiter_.call_of(peer);
+  const std::uint32_t number = __atomic_load_n(&found.number, __ATOMIC_RELAXED);
   std::string text = "ranks are in different calls: rank " + std::to_string(rank()) + " has " +
                      call.text() + " #" + std::to_string(number_) + ", rank " +
-                     std::to_string(peer) + " has " + theirs;
-  if (found.fingerprint == stamp_) {
+                     std::to_string(peer) + " has " + waiter_.call_of(peer);
+  if (number != static_cast<std::uint32_t>(number_)) {
+    text += " (the message is one of its call #" + std::to_string(number) + ")";
+  } else if (__atomic_load_n(&found.length, __ATOMIC_RELAXED) != bytes) {
     text += " (a message of " + std::to_string(found.length) + " bytes, expected " +
             std::to_string(bytes) + ")";
   }

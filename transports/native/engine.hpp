@@ -30,6 +30,8 @@ class Engine {
 
   // Tells all ranks that this one gives up; their waits throw `aborted` with the text.
   void abort(const std::string& text);
+  // Throws `mismatch` here and on every rank.
+  [[noreturn]] void mismatch(const std::string& text);
   // Local: never waits. Calls after it throw `misuse`.
   void close();
   // In a child of fork: this copy is not the rank. It never touches the region again.
@@ -57,10 +59,11 @@ class Engine {
   void step(const Call& call, const Call::Step& step, std::uint64_t turn, const std::byte* input,
             std::byte* output);
   std::byte* take_slot(const std::uint32_t* targets, std::uint32_t count, std::uint64_t bytes);
-  const std::byte* take(const Call& call, std::uint32_t peer, std::uint64_t bytes);
+  const std::byte* take(const Call& call, std::uint32_t peer, std::uint64_t bytes,
+                        std::uint64_t fingerprint);
   void release(std::uint32_t peer);
   void post(const std::uint32_t* targets, std::uint32_t count, const std::byte* payload,
-            std::uint64_t bytes);
+            std::uint64_t bytes, std::uint64_t fingerprint);
   void wake(const std::uint32_t* sources, std::uint32_t source_count, const std::uint32_t* targets,
             std::uint32_t target_count);
   [[noreturn]] void fail_mismatch(const Call& call, std::uint32_t peer, const Descriptor& found,

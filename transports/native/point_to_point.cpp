@@ -39,6 +39,7 @@ PointToPoint::Handle PointToPoint::post_send(const std::byte* from, std::uint64_
     throw std::invalid_argument("tag: expected 0 or more, found " + std::to_string(tag));
   }
   auto send = std::make_shared<Operation>(this, from, bytes, dest, tag, what);
+  refuse_in_child();
   const Hold hold(*this);
   check_usable();
   if (static_cast<std::uint32_t>(dest) == rank()) {
@@ -63,6 +64,7 @@ PointToPoint::Handle PointToPoint::post_receive(std::byte* to, std::uint64_t byt
                                 std::to_string(tag));
   }
   auto receive = std::make_shared<Operation>(this, to, bytes, source, tag, what);
+  refuse_in_child();
   const Hold hold(*this);
   check_usable();
   pending_.fetch_add(1, std::memory_order_relaxed);
@@ -80,6 +82,14 @@ PointToPoint::Handle PointToPoint::post_receive(std::byte* to, std::uint64_t byt
   }
   begin(receive, caller);
   return receive;
+}
+
+// Before any lock: the child of a fork has a copy of it that nobody may ever give back.
+void PointToPoint::refuse_in_child() const {
+  if (getpid() == process_) return;
+  throw Failure(FailureKind::misuse,
+                "this process was forked from rank " + std::to_string(rank()) +
+                    " and is no rank itself: messages belong to the process that called init");
 }
 
 void PointToPoint::check_usable() const {

@@ -62,7 +62,9 @@ class PointToPoint {
                       What what, Caller caller);
   // Throws Failure, as the operation fails; or what a signal handler raises, then the operation
   // stays pending.
-  void wait(Operation& operation, double timeout_seconds);
+  // With `fatal` the deadline breaks the communicator, as the contract says; without, the wait
+  // throws `timeout` and the operation goes on.
+  void wait(Operation& operation, double timeout_seconds, bool fatal);
   // Whether the operation is done; throws Failure if it failed.
   bool test(Operation& operation);
   // Local: waits for no peer. Pending operations fail.
@@ -139,7 +141,8 @@ class PointToPoint {
 
   // Without it: what waiting does.
   bool try_progress();
-  void look(Operation& operation, double waited, double timeout);
+  void look(Operation& operation, double waited, double timeout, bool fatal);
+  void refuse_in_child() const;
   void sleep(Operation& operation, std::uint32_t naps);
   bool has_ended(std::int32_t peer) const;
   std::string lost_text(const Operation& operation) const;

@@ -35,8 +35,9 @@ void PointToPoint::check_owner(const Operation& operation) const {
   }
 }
 
-void PointToPoint::wait(Operation& operation, double timeout_seconds) {
+void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal) {
   check_owner(operation);
+  refuse_in_child();
   const Counted waiting(waiting_);
   const Patience patience = waiter_.patience();
   const std::uint32_t before_sleep = patience.spins + patience.yields;
@@ -51,7 +52,7 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds) {
       const double waited = static_cast<double>(now - started) * 1e-9;
       if (now - looked >= kLookEveryNs || waited >= timeout_seconds) {
         looked = now;
-        look(operation, waited, timeout_seconds);
+        look(operation, waited, timeout_seconds, fatal);
       }
     }
     if (idle <= patience.spins) {
@@ -67,12 +68,13 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds) {
 
 bool PointToPoint::test(Operation& operation) {
   check_owner(operation);
+  refuse_in_child();
   if (!operation.is_done()) try_progress();
   if (!operation.is_done()) {
     const std::int64_t now = now_ns();
     if (now - tested_ns_.load(std::memory_order_relaxed) >= kLookEveryNs) {
       tested_ns_.store(now, std::memory_order_relaxed);
-      look(operation, 0, kForever);
+      look(operation, 0, kForever, true);
     }
   }
   if (!operation.is_done()) return false;
@@ -86,7 +88,7 @@ bool PointToPoint::try_progress() {
   return lock.owns_lock() && progress();
 }
 
-void PointToPoint::look(Operation& operation, double waited, double timeout) {
+void PointToPoint::look(Operation& operation, double waited, double timeout, bool fatal) {
   try {
     waiter_.look_at_signals();  // takes Python's lock, hence never under ours
   } catch (...) {
@@ -110,6 +112,9 @@ void PointToPoint::look(Operation& operation, double waited, double timeout) {
   }
   if (ended && operation.peer == peer) {
     give_up(FailureKind::peer_lost, lost_text(operation));
+  } else if (waited >= timeout && !fatal) {
+    thread_.ring();  // nobody waits for it now
+    throw Failure(FailureKind::timeout, timeout_text(operation, waited) + "; it goes on");
   } else if (waited >= timeout) {
     give_up(FailureKind::timeout, timeout_text(operation, waited));
   }

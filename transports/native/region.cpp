@@ -56,8 +56,8 @@ Region Region::attach(std::byte* base, std::size_t bytes) {
         std::to_string(kLayoutVersion) + ": the ranks run different versions of this package");
   }
   const Geometry geometry = header.geometry;  // copied once: what peers write later does not count
-  if (geometry.ranks == 0 || geometry.depth < 2 || geometry.slots < 2 || geometry.lane_slots < 2 ||
-      geometry.total_bytes() > bytes) {
+  if (geometry.ranks == 0 || !is_ring_length(geometry.depth) || !is_ring_length(geometry.slots) ||
+      geometry.lane_slots < 2 || geometry.total_bytes() > bytes) {
     throw std::runtime_error("the shared memory's header does not fit its size");
   }
   return Region(base, geometry);

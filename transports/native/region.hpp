@@ -32,6 +32,11 @@ inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
 }
 
+// Counters that wrap pick their place by the remainder, so a ring's length must divide 2^32.
+inline constexpr bool is_ring_length(std::uint32_t length) {
+  return length >= 2 && (length & (length - 1)) == 0;
+}
+
 // Whether a wrapping counter has come to `wanted`.
 inline bool reached(std::uint32_t counter, std::uint32_t wanted) {
   return static_cast<std::int32_t>(counter - wanted) >= 0;
@@ -43,8 +48,8 @@ struct alignas(kLine) Descriptor {
   std::atomic<std::uint32_t> sequence;
   std::uint32_t length;  // bytes
   std::uint64_t fingerprint;
-  std::uint32_t slot;  // kInlineSlot: the payload is right here
-  std::uint32_t reserved;
+  std::uint32_t slot;    // kInlineSlot: the payload is right here
+  std::uint32_t number;  // of the sender's call, for messages
   std::byte payload[kInlineBytes];
 };
 static_assert(sizeof(Descriptor) == kLine);

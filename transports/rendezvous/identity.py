@@ -16,3 +16,8 @@ def host_identity(override: str | None = None) -> str:
         return override
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot}:{os.stat('/proc/self/ns/net').st_ino}"  # noqa: PTH116 - a magic link
+
+
+def pid_namespace() -> int:
+    """In which pid namespace this process has its number."""
+    return os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - a magic link

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import os
 import secrets
 import socket
@@ -27,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transports.errors import CollectiveTimeout, MismatchError, PeerLostError
-from transports.rendezvous.notes import hear, proof_of, say, user_of
+from transports.rendezvous.notes import hear, hear_rank_zero, is_proof, proof_of, say, user_of
 
 _RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
 _HANDSHAKE_SECONDS = 20.0  # for one answer of a rank that is connected
@@ -47,6 +46,7 @@ class Introduction:
         host_id: the identity of its host; equal means the same host.
         version: the version of this package that it runs.
         cores: the cores it may run on.
+        pid_namespace: where its pid means something.
     """
 
     rank: int
@@ -56,6 +56,7 @@ class Introduction:
     host_id: str
     version: str
     cores: tuple[int, ...] = ()
+    pid_namespace: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +141,7 @@ def _receive_everyone(
                 ) from None
             listener.listen(me.size)
             while len(guests) < me.size - 1:
-                connection = _accept(listener, deadline, timeout, guests, me)
-                stack.enter_context(connection)
+                connection = stack.enter_context(_accept(listener, deadline, timeout, guests, me))
                 guest = _greet(connection, secret)
                 if guest is None:
                     connection.close()
@@ -166,9 +166,9 @@ def _receive_everyone(
         try:
             for rank, (_, connection, answer) in guests.items():
                 with _losing(rank):
-                    say(connection, {**welcome, "proof": proof_of(secret, answer)})
+                    say(connection, {**welcome, "proof": proof_of(secret, "rank 0", answer)})
                     socket.send_fds(connection, [b"d"], [descriptor])
-            pidfds = _watch(ranks)
+            pidfds = _watch(ranks, me)
             held.callback(_close_all, pidfds)
             for word in ("ready", "go"):
                 for rank, (_, connection, _) in guests.items():
@@ -199,7 +199,7 @@ def _accept(
         text = f"{_listed(missing)} of {me.size} did not come to the rendezvous in {timeout:g} s"
         _refuse([c for _, c, _ in guests.values()], text)
         raise CollectiveTimeout(text) from None
-    connection.settimeout(_HANDSHAKE_SECONDS)
+    connection.settimeout(max(0.001, min(_HANDSHAKE_SECONDS, deadline - time.monotonic())))
     return connection
 
 
@@ -213,16 +213,22 @@ def _greet(connection: socket.socket, secret: str) -> tuple[Introduction, str] |
         hello = hear(connection, "hello", _LONGEST_HELLO)
     except (OSError, EOFError, ValueError):
         return None
-    if not hmac.compare_digest(str(hello.get("proof")), proof_of(secret, challenge)):
+    if not is_proof(hello.get("proof"), secret, "rank", challenge):
         with contextlib.suppress(OSError):
             say(connection, {"refusal": "the job's secret is another one", "secret": False})
         return None
+    try:
+        return _introduced(hello["hello"]), str(hello["challenge"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _introduced(said: dict[str, Any]) -> Introduction:
     # Another version of this package may say more or less of itself; that is told by its version.
-    said = dict(hello["hello"])
     unsaid = Introduction(rank=0, size=0, pid=0, host="?", host_id="", version="?")
     fields = {name: said.get(name, default) for name, default in asdict(unsaid).items()}
     fields["cores"] = tuple(fields["cores"])
-    return Introduction(**fields), str(hello["challenge"])
+    return Introduction(**fields)
 
 
 def _problem_with(
@@ -260,14 +266,15 @@ def _report_to_rank_zero(
             raise PermissionError(f"rank 0 of job {job!r} runs under another user")
         with _losing(0):
             challenge = secrets.token_hex(16)
-            asked = str(hear(connection, "challenge")["challenge"])
-            hello = {"hello": asdict(me), "proof": proof_of(secret, asked), "challenge": challenge}
+            asked = str(hear_rank_zero(connection, "challenge")["challenge"])
+            proof = proof_of(secret, "rank", asked)
+            hello = {"hello": asdict(me), "proof": proof, "challenge": challenge}
             say(connection, hello)
             # Rank 0 answers only when all are there, so this may take as long as the timeout.
             # The deadline is rank 0's to declare, since it knows who is missing.
             connection.settimeout(max(0.001, deadline - time.monotonic()) + _GRACE_SECONDS)
             try:
-                welcome = hear(connection, "ranks")
+                welcome = hear_rank_zero(connection, "ranks")
             except CollectiveTimeout:
                 raise
             except TimeoutError:
@@ -275,7 +282,7 @@ def _report_to_rank_zero(
                     f"rank 0 is there, but some other rank is not, after {timeout:g} s"
                 ) from None
             connection.settimeout(_HANDSHAKE_SECONDS)
-            if not hmac.compare_digest(str(welcome.get("proof")), proof_of(secret, challenge)):
+            if not is_proof(welcome.get("proof"), secret, "rank 0", challenge):
                 raise PermissionError(f"rank 0 of job {job!r} does not know the job's secret")
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
             if not descriptors:
@@ -285,10 +292,10 @@ def _report_to_rank_zero(
         try:
             fields = ({**rank, "cores": tuple(rank["cores"])} for rank in welcome["ranks"])
             ranks = tuple(Introduction(**each) for each in fields)
-            pidfds = _watch(ranks)
+            pidfds = _watch(ranks, me)
             with _losing(0):
                 say(connection, {"ready": True})
-                hear(connection, "go")
+                hear_rank_zero(connection, "go")
         except BaseException:
             _close_all([descriptor, *pidfds])
             raise
@@ -330,13 +337,18 @@ def _listed(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
-def _watch(ranks: tuple[Introduction, ...]) -> list[int]:
-    """A pidfd for every other process; made while all are in the rendezvous, so never reused."""
+def _watch(ranks: tuple[Introduction, ...], me: Introduction) -> list[int]:
+    """A pidfd for every other process; made while all are in the rendezvous, so never reused.
+
+    A number means something only in its own pid namespace: ranks of others are the launcher's to
+    watch, and so are all where the kernel refuses.
+    """
     found = []
     for rank in ranks:
+        mine = rank.pid == me.pid or rank.pid_namespace != me.pid_namespace
         try:
-            found.append(-1 if rank.pid == os.getpid() else os.pidfd_open(rank.pid))
-        except OSError:  # another pid namespace, or a kernel that refuses: the launcher watches
+            found.append(-1 if mine else os.pidfd_open(rank.pid))
+        except OSError:
             found.append(-1)
     return found
 

@@ -21,9 +21,18 @@ def user_of(connection: socket.socket) -> int:
     return int(_UCRED.unpack(raw)[1])
 
 
-def proof_of(secret: str, challenge: str) -> str:
-    """What only someone who knows the secret can answer to a challenge."""
-    return hmac.new(secret.encode(), challenge.encode(), hashlib.sha256).hexdigest()
+def proof_of(secret: str, role: str, challenge: str) -> str:
+    """What only someone who knows the secret can answer to a challenge.
+
+    The role keeps an answer of one side from being passed off as one of the other.
+    """
+    return hmac.new(secret.encode(), f"{role} {challenge}".encode(), hashlib.sha256).hexdigest()
+
+
+def is_proof(shown: object, secret: str, role: str, challenge: str) -> bool:
+    """Whether `shown` is that answer."""
+    wanted = proof_of(secret, role, challenge)
+    return hmac.compare_digest(str(shown).encode(), wanted.encode())
 
 
 def say(connection: socket.socket, note: dict[str, Any]) -> None:
@@ -33,7 +42,11 @@ def say(connection: socket.socket, note: dict[str, Any]) -> None:
 
 
 def hear(connection: socket.socket, wanted: str, longest: int = LONGEST_NOTE) -> dict[str, Any]:
-    """The next note, which must hold `wanted`; a refusal is raised as what it is."""
+    """The next note, which must hold `wanted`.
+
+    Raises:
+        ValueError: it is something else.
+    """
     (length,) = struct.unpack("!I", _exactly(connection, 4))
     if length > longest:
         raise ValueError(f"a note of {length} bytes")
@@ -43,6 +56,20 @@ def hear(connection: socket.socket, wanted: str, longest: int = LONGEST_NOTE) ->
         raise ValueError("a note without end") from None
     if not isinstance(note, dict):
         raise ValueError(f"expected {wanted}, found a note of another kind")
+    if wanted and wanted not in note:
+        raise ValueError(f"expected {wanted}, found {sorted(note)}")
+    return note
+
+
+def hear_rank_zero(connection: socket.socket, wanted: str) -> dict[str, Any]:
+    """The next note of rank 0, which must hold `wanted`; a refusal is raised as what it is.
+
+    Raises:
+        CollectiveError: rank 0 refuses this rank, or the whole meeting.
+        PermissionError: rank 0 has another secret.
+        ValueError: it is something else.
+    """
+    note = hear(connection, "")
     if "refusal" in note:
         text = str(note["refusal"])
         if note.get("secret") is False:

@@ -17,9 +17,9 @@ class Geometry:
     """How much memory a rank's channels have.
 
     Attributes:
-        slots: slots of a rank's outbox; at least 2.
+        slots: slots of a rank's outbox; a power of two from 2 on.
         slot_bytes: size of a slot, a multiple of 64; the longest message of one pass.
-        depth: messages in flight from one rank to one peer.
+        depth: messages in flight from one rank to one peer; a power of two from 2 on.
         lane_slots: slots of each ordered pair for point-to-point.
         lane_bytes: their size, a multiple of 64.
     """
