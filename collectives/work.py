@@ -6,12 +6,16 @@ takes its place in the queue.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from transports.errors import CollectiveError, CollectiveTimeout
+
+_LOOK_EVERY = 0.2  # seconds; how soon Ctrl-C ends a wait at the latest
 
 
 class Work:
@@ -34,8 +38,15 @@ class Work:
             CollectiveTimeout: the call is still running after `timeout`; it goes on.
             CollectiveError: what the call raised.
         """
-        if not self._finished.wait(timeout):
-            raise CollectiveTimeout(f"{self._text} has not ended within {timeout:g} s; it goes on")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._finished.is_set():
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise CollectiveTimeout(
+                    f"{self._text} has not ended within {timeout:g} s; it goes on"
+                )
+            # Not for longer: a signal that comes just before the wait does not end it.
+            self._finished.wait(min(left, _LOOK_EVERY))
         if self._error is not None:
             raise self._error
         return self._result

@@ -125,20 +125,16 @@ def _check_keys(kind: type[Any], data: dict[Any, Any], origin: str, prefix: str 
     for key, value in data.items():
         if key not in types:
             name = f"{prefix}{key}"
-            hint = _nearest(name, _all_keys(kind, prefix)) or _elsewhere(str(key))
+            hint = _nearest(key, types, prefix) or _elsewhere(str(key))
             raise ConfigurationError(f"{origin}: unknown key {name!r}{hint}")
         inner = types[key]
         if dataclasses.is_dataclass(inner) and isinstance(inner, type):
             if not isinstance(value, dict):
                 raise ConfigurationError(
                     f"{origin}: {prefix}{key}: expected keys below it "
-                    f"({', '.join(_all_keys(inner, ''))}), found {value!r}"
+                    f"({', '.join(typing.get_type_hints(inner))}), found {value!r}"
                 )
             _check_keys(inner, value, origin, f"{prefix}{key}.")
-
-
-def _all_keys(kind: type[Any], prefix: str) -> list[str]:
-    return [f"{prefix}{field.name}" for field in dataclasses.fields(kind)]
 
 
 def _elsewhere(key: str) -> str:
@@ -159,9 +155,9 @@ def _dotted(kind: type[Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _nearest(name: Any, names: typing.Iterable[str]) -> str:
+def _nearest(name: Any, names: typing.Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(str(name), list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return f" (did you mean '{prefix}{close[0]}'?)" if close else ""
 
 
 def _parsed(setting: str) -> tuple[str, Any]:

@@ -84,6 +84,8 @@ def test_the_configurations_that_come_with_us_are_valid(path):
         ("data.edge=10", "data.edge: expected 0 to less than half of data.crop.*found 10"),
         ("data.held_out_share=1", "data.held_out_share: expected a number between 0 and 1"),
         ("data.detail=3", "data.detail: expected 0 to 2, found 3"),
+        ("data.sizes=[2]", "data.sizes: expected numbers from 0.1 to 1, found .2"),
+        ("data.sizes=[]", "data.sizes: expected numbers from 0.1 to 1, found "),
         ("task=cooking", "task: expected one of super_resolution, found 'cooking'"),
         ("task=super_resolutoin", r"did you mean 'super_resolution'\?"),
         ("task=null", "expected `task:` to be one of super_resolution, found none"),

@@ -15,6 +15,7 @@ from trainers.super_resolution.photographs import (
     luminance_of,
     open_image,
     planes_of,
+    resized,
 )
 
 
@@ -102,7 +103,7 @@ def test_an_image_smaller_than_a_crop(settings, photographs, tmp_path, which):
     }
     config = config_from(settings, "settings")
     with pytest.raises(
-        DataError, match=r"small.png: expected at least 24 x 24 pixels .* found 60 x 23"
+        DataError, match=r"small.png.*: expected at least 24 x 24 pixels .* found 60 x 23"
     ):
         config.build()
 
@@ -139,3 +140,17 @@ def test_planes_of_colour_only():
         "blue": [0, 0, 255, 30],
     }
     assert planes_of(Image.new("LA", (1, 1))) == planes_of(Image.new("I;16", (1, 1))) == {}
+
+
+def test_smaller_versions(settings):
+    plane = np.full((30, 50), 7, np.uint8)
+    assert resized(plane, 1.0) is plane
+    assert resized(plane, 0.7).shape == (21, 35)
+    settings["data"]["sizes"] = [1.0, 0.5]
+    low, original = config_from(settings, "settings").build().samples(0, range(7))
+    assert (low.shape, original.shape) == ((7, 1, 8, 8), (7, 1, 16, 16))
+    settings["data"]["sizes"] = [0.3]
+    with pytest.raises(
+        DataError, match=r"at size 0.3\): expected at least 24 x 24 .* found 22 x 18"
+    ):
+        config_from(settings, "settings").build()

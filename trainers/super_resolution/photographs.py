@@ -57,6 +57,7 @@ class DataConfig:
             (mean squared error there) ** detail; 0 for all places alike.
         planes: whether the red, green and blue plane of a colour image are trained on, too, as if
             they were photographs of their own.
+        sizes: what is trained on of each photograph: itself (1.0) and smaller versions of it.
     """
 
     path: Path | None = None
@@ -66,6 +67,7 @@ class DataConfig:
     edge: int = 2
     detail: float = 0.5
     planes: bool = True
+    sizes: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         if self.crop < 4:
@@ -82,6 +84,10 @@ class DataConfig:
             )
         if not 0 <= self.detail <= 2:
             raise ConfigurationError(f"data.detail: expected 0 to 2, found {self.detail}")
+        if not self.sizes or not all(0.1 <= size <= 1 for size in self.sizes):
+            raise ConfigurationError(
+                f"data.sizes: expected numbers from 0.1 to 1, found {list(self.sizes)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +158,15 @@ def planes_of(image: Image.Image) -> dict[str, Pixels]:
     if image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F")):
         return {}
     return dict(zip(("red", "green", "blue"), _channels(image.convert("RGB")), strict=True))
+
+
+def resized(pixels: Pixels, size: float) -> Pixels:
+    """A plane at `size` times its width and height."""
+    if size == 1:
+        return pixels
+    image = Image.fromarray(pixels)
+    wanted = (round(image.width * size), round(image.height * size))
+    return np.asarray(image.resize(wanted, Image.Resampling.BICUBIC))
 
 
 def _channels(image: Image.Image) -> list[Pixels]:

@@ -25,6 +25,7 @@ from trainers.super_resolution.photographs import (
     luminance_of,
     open_image,
     planes_of,
+    resized,
 )
 from trainers.training import RunConfig
 
@@ -69,9 +70,10 @@ class SuperResolution:
         trained = {}
         for path in files.trained.values():
             image = open_image(path)
-            trained[str(path)] = luminance_of(image)
-            if data.planes:
-                trained |= {f"{path} ({name})": plane for name, plane in planes_of(image).items()}
+            planes = {"luminance": luminance_of(image), **(planes_of(image) if data.planes else {})}
+            for size in data.sizes:
+                for name, plane in planes.items():
+                    trained[f"{path} ({name} at size {size:g})"] = resized(plane, size)
         self._sampler = CropSampler(
             trained,
             factor=factor,
