@@ -184,7 +184,9 @@ def lose(how):
     with collectives.init(timeout=60) as comm:
         half = comm.split(0)
         comm.barrier()
+        say("past")
         if comm.rank == 1:
+            told()  # all are past the barrier, which an exception here would end
             if how == "kill inside":
                 comm.allreduce(np.ones(100_000), async_op=True)
                 while comm._engine.calls < 3:  # until the call has been entered
@@ -215,6 +217,8 @@ def lose(how):
 @pytest.mark.parametrize("how", ["kill", "kill inside", "exit", "return", "raise"])
 def test_a_lost_peer(how):
     with Ranks(lose, 3, how) as job:
+        assert [job.said(rank) for rank in range(3)] == ["past"] * 3
+        job.tell(1)
         if how == "kill inside":
             assert job.said(1) == "inside" and job.said(2) == str(job.processes[2].pid)
             job.kill(1)
