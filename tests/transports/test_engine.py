@@ -257,34 +257,31 @@ def test_a_plan_out_of_range_is_refused(change, words):
         )  # fmt: skip
 
 
-def plan(*instructions, chunks=1, widest=1):
-    return _native.Plan(0, 2, chunks, [0], [0], [], widest, list(instructions))
-
-
 @pytest.mark.parametrize(
-    "made, arguments, words",
+    "instruction, widest, arguments, words",
     [
-        (plan(GOOD), ([1, 2], 8, FLOAT64_SUM, 128), "expected 1 chunk lengths, found 2"),
-        (plan(GOOD), ([1], 0, None, 128), "at least one byte"),
-        (plan(GOOD), ([1], 4, FLOAT64_SUM, 128), "element size and dtype do not agree"),
-        (plan(GOOD), ([1], 8, (99, 0, False), 128), "no such dtype or operation"),
-        (plan(GOOD), ([1], 8, (3, 99, False), 128), "no such dtype or operation"),
-        (plan(GOOD), ([1], 8, (3, 4, False), 128), "no kernel for this dtype and operation"),
-        (plan(GOOD), ([1], 8, None, 128), "a plan that reduces needs an operation"),
-        (plan(GOOD, widest=9), ([1], 8, FLOAT64_SUM, 64), "64 bytes cannot hold 9 elements of 8"),
+        (GOOD, 1, ([1, 2, 3], 8, FLOAT64_SUM, 128), "expected 2 chunk lengths, found 3"),
+        (GOOD, 1, ([1, 1], 0, None, 128), "at least one byte"),
+        (GOOD, 1, ([1, 1], 4, FLOAT64_SUM, 128), "element size and dtype do not agree"),
+        (GOOD, 1, ([1, 1], 8, (99, 0, False), 128), "no such dtype or operation"),
+        (GOOD, 1, ([1, 1], 8, (3, 99, False), 128), "no such dtype or operation"),
+        (GOOD, 1, ([1, 1], 8, (3, 4, False), 128), "no kernel for this dtype and operation"),
+        (GOOD, 1, ([1, 1], 8, None, 128), "a plan that reduces needs an operation"),
+        (GOOD, 9, ([1, 1], 8, FLOAT64_SUM, 64), "64 bytes cannot hold 9 elements of 8"),
         (
-            plan(([0], [], [1], [(SCRATCH, 0)], [], 0)), ([1], 8, None, 128),
+            ([0], [], [1], [(SCRATCH, 0)], [], 0), 1, ([1, 1], 8, None, 128),
             "a place names a chunk that its space does not hold",
         ),
         (
-            plan(([1], [], [1], [(INPUT, 0)], [], 0), chunks=2), ([1, 2], 8, None, 128),
+            ([1], [], [1], [(INPUT, 0)], [], 0), 1, ([1, 2], 8, None, 128),
             "a copy between chunks of different lengths",
         ),
     ],
 )  # fmt: skip
-def test_a_call_that_does_not_fit_its_plan_is_refused(made, arguments, words):
+def test_a_call_that_does_not_fit_its_plan_is_refused(instruction, widest, arguments, words):
+    plan = _native.Plan(0, 2, 2, [0], [0], [], widest, [instruction])
     with pytest.raises(ValueError, match=words):
-        _native.Call(made, *arguments, "text")
+        _native.Call(plan, *arguments, "text")
 
 
 @pytest.mark.parametrize(
