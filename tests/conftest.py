@@ -40,6 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("full" if config.getoption("--full") else "quick")
     os.environ[MARK] = f"{os.getpid()}-{secrets.token_hex(8)}"
     config.pluginmanager.register(_SkipPolicy(), "skip-policy")
+    # A shell starts what runs in the background with SIGINT ignored, and every process we start
+    # would inherit that: Ctrl-C must do what it does at a terminal.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
