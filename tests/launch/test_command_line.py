@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 
 import pytest
@@ -207,3 +209,21 @@ def test_launch_has_no_other_names():
     with pytest.raises(AttributeError, match="no attribute 'spwan'"):
         _ = launch.spwan
     assert launch.RankFailedError.__name__ == "RankFailedError"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    words = [
+        sys.executable,
+        "-m",
+        "launch",
+        "explain",
+        "allreduce",
+        "double_binary_tree",
+        "-n",
+        "9",
+    ]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert done.returncode != 0 and not done.stderr
