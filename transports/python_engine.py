@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transports.channel import Message, Payload
+from transports.channel import Channels, Message, Payload
 from transports.errors import MismatchError
 from transports.plan import Instruction, Layout, Plan, Space
 
@@ -94,7 +94,7 @@ class Waiting(NamedTuple):
 def execute(
     plan: Plan,
     layout: Layout,
-    channels: LoopbackChannels,
+    channels: Channels,
     source: Payload,
     result: Payload,
     op: str | None = None,
