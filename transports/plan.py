@@ -12,6 +12,15 @@ An operand is a chunk in a space: the call's input, its output, or scratch. Wher
 chunk lies is bound at each call from a table of chunk lengths (`Layout`). Long messages run as
 passes: pass k carries segment k of every chunk through the whole plan, so a message never
 exceeds a slot and scratch never exceeds a segment a chunk.
+
+A one-sided plan reaches into the memory of peers instead. Its messages are empty: a notify is an
+instruction without chunks that has targets, a wait one that has sources, and what a rank did
+before it notified is visible to whoever has waited for it. In between,
+
+    value = the own operand and what is peeked at in the peers' memory, folded in rank order
+    write the value to its locations, poke it into the peers' memory
+
+The whole of every chunk goes in one pass, whatever its length: no slot bounds it.
 """
 
 from __future__ import annotations
@@ -41,7 +50,12 @@ class Instruction:
         targets: peers to post the value to, as one message written once.
         reads: for each chunk the own operand (space, chunk); () if the own value is not read.
         writes: for each chunk where the value is kept (space, chunk); () if nowhere.
-        own_at: with sources and reads: how many sources come before the own operand in the fold.
+        own_at: with reads and sources (or peeks): how many of these come before the own operand
+            in the fold.
+        peeks: (peer, space) pairs, ascending by peer: where every chunk is read in place, as
+            further operands of the fold; a plan has either these or messages with chunks.
+        pokes: (peer, space) pairs, ascending by peer: where the value of every chunk is written
+            too, besides `writes`.
     """
 
     chunks: tuple[int, ...]
@@ -50,6 +64,8 @@ class Instruction:
     reads: tuple[tuple[Space, int], ...] = ()
     writes: tuple[tuple[Space, int], ...] = ()
     own_at: int = 0
+    peeks: tuple[tuple[int, Space], ...] = ()
+    pokes: tuple[tuple[int, Space], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +81,11 @@ class Plan:
         scratch: chunks that need scratch room.
         widest: chunks in the longest message of any rank; bounds the segment length.
         instructions: what to do, in order.
+        peer_inputs: of a one-sided plan, for every rank the chunks that lie in its input, in
+            order; () where all steps are messages.
+        peer_outputs: likewise for its output.
+        remote: the spaces that any rank reaches into at a peer, the same on every rank: only
+            these arrays must be symmetric memory.
     """
 
     rank: int
@@ -75,6 +96,14 @@ class Plan:
     scratch: tuple[int, ...]
     widest: int
     instructions: tuple[Instruction, ...]
+    peer_inputs: tuple[tuple[int, ...], ...] = ()
+    peer_outputs: tuple[tuple[int, ...], ...] = ()
+    remote: tuple[Space, ...] = ()
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether it reaches into the memory of peers; then it runs as one pass."""
+        return bool(self.peer_inputs)
 
 
 class Layout:
@@ -82,6 +111,8 @@ class Layout:
 
     def __init__(self, plan: Plan, lengths: Sequence[int], slot_elements: int) -> None:
         """Bind `plan` to chunk `lengths`; a message carries at most `slot_elements` elements.
+
+        A one-sided plan has no messages with elements: its segments are whole chunks.
 
         Raises:
             ValueError: the table has the wrong number of lengths, or a negative one, or a slot
@@ -91,13 +122,14 @@ class Layout:
             raise ValueError(f"expected {plan.chunk_count} chunk lengths, found {len(lengths)}")
         if min(lengths, default=0) < 0:
             raise ValueError(f"chunk lengths must not be negative, found {min(lengths)}")
-        self.segment = slot_elements // plan.widest
+        longest = max(lengths, default=0)
+        self.segment = max(1, longest) if plan.one_sided else slot_elements // plan.widest
         if self.segment < 1:
             raise ValueError(
                 f"a slot of {slot_elements} elements cannot hold a message of {plan.widest} chunks"
             )
         self.lengths = tuple(lengths)
-        self.passes = max(1, -(-max(lengths, default=0) // self.segment))
+        self.passes = max(1, -(-longest // self.segment))
         self.begins = {
             Space.INPUT: self._begins(plan.inputs),
             Space.OUTPUT: self._begins(plan.outputs),
@@ -106,6 +138,8 @@ class Layout:
         self.input_elements = sum(lengths[c] for c in plan.inputs)
         self.output_elements = sum(lengths[c] for c in plan.outputs)
         self.scratch_elements = len(plan.scratch) * self.segment
+        self._peers = {Space.INPUT: plan.peer_inputs, Space.OUTPUT: plan.peer_outputs}
+        self._peer_begins: dict[tuple[int, Space], dict[int, int]] = {}
 
     def _begins(self, chunks: Sequence[int]) -> dict[int, int]:
         starts = accumulate((self.lengths[c] for c in chunks), initial=0)
@@ -121,6 +155,13 @@ class Layout:
         if space is not Space.SCRATCH:
             begin += turn * self.segment
         return slice(begin, begin + self.extent(chunk, turn))
+
+    def place_at(self, peer: int, space: Space, chunk: int) -> slice:
+        """The elements of a peer's input or output that hold all of `chunk`; one-sided plans."""
+        if (peer, space) not in self._peer_begins:
+            self._peer_begins[peer, space] = self._begins(self._peers[space][peer])
+        begin = self._peer_begins[peer, space][chunk]
+        return slice(begin, begin + self.lengths[chunk])
 
 
 def split_evenly(count: int, parts: int) -> tuple[int, ...]:
