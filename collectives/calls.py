@@ -118,6 +118,7 @@ class Calls:
             )
         if not algo.allows(self._size):
             raise ValueError(f"{algo.collective} {algo.name} is not written for {self._size} ranks")
+        _refuse_one_sided(algo)
         if request.counts is not None and request.collective == "alltoall" and self._relays(algo):
             raise ValueError(
                 f"alltoall {algo.name} relays chunks of other ranks, whose counts a rank does not "
@@ -207,6 +208,11 @@ class Calls:
             words.append(f"root {request.root}")
         words.append(f"by {self._name(algo)}")
         return " ".join(words)
+
+
+def _refuse_one_sided(algo: Algorithm) -> None:
+    if algo.one_sided:
+        raise ValueError(f"{algo.collective} {algo.name} needs arrays from comm.empty")
 
 
 def _digest(text: str) -> str:

@@ -10,8 +10,9 @@ An algorithm is a generator that yields the steps of one rank, SPMD as MPI users
             yield recv_reduce(left, chunk=(rank - hop - 1) % size)
         ...
 
-What the chunks mean, and what each collective must achieve, is said in `collectives.specs`; that a
-schedule achieves it is shown by `collectives.proof`. Nothing here moves a byte.
+The words are those of `collectives.steps`. What the chunks mean, and what each collective must
+achieve, is said in `collectives.specs`; that a schedule achieves it is shown by
+`collectives.proof`. Nothing here moves a byte.
 """
 
 from __future__ import annotations
@@ -21,84 +22,66 @@ import operator
 from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from collectives.specs import SPECS, Spec, spec_named
+from collectives.steps import (
+    WORDS,
+    Copy,
+    Notify,
+    OneSided,
+    Read,
+    ReadReduce,
+    Recv,
+    RecvReduce,
+    Send,
+    Step,
+    Wait,
+    Write,
+    Written,
+    copy,
+    notify,
+    read,
+    read_reduce,
+    recv,
+    recv_reduce,
+    send,
+    wait,
+    write,
+)
 
-Chunk: TypeAlias = Any
-"""A chunk as an author writes it: an int, or for alltoall a (source, destination) pair."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Post `chunks` as one message, written once and read by each of `peers`."""
-
-    peers: tuple[int, ...]
-    chunks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Recv:
-    """Take the next message of `peer`; its chunks replace this rank's."""
-
-    peer: int
-    chunks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RecvReduce:
-    """Take one message of each of `peers`; add them and the own value, in rank order."""
-
-    peers: tuple[int, ...]
-    chunks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Copy chunk `source` to chunk `to` within this rank."""
-
-    to: int
-    source: int
-
-
-Step: TypeAlias = Send | Recv | RecvReduce | Copy
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """A step as its author wrote it: not yet checked against size and collective."""
-
-    kind: type[Send] | type[Recv] | type[RecvReduce] | type[Copy]
-    peers: Any
-    chunk: Any
-    source: Any = None
-
-
-def send(peers: int | Iterable[int], chunk: Chunk) -> _Written:
-    """Send `chunk` (one, or a sequence that travels as one message) to one or several peers."""
-    return _Written(Send, peers, chunk)
-
-
-def recv(peer: int, chunk: Chunk) -> _Written:
-    """Receive `chunk` (one, or the sequence that the peer sent) from `peer`."""
-    return _Written(Recv, peer, chunk)
-
-
-def recv_reduce(peers: int | Iterable[int], chunk: Chunk) -> _Written:
-    """Receive `chunk` from each of `peers` and add them and the own value, in rank order."""
-    return _Written(RecvReduce, peers, chunk)
-
-
-def copy(to: Chunk, source: Chunk) -> _Written:
-    """Copy chunk `source` over chunk `to`, both of this rank; they must be of one length."""
-    return _Written(Copy, (), to, source)
+__all__ = [
+    "Algorithm",
+    "Copy",
+    "Notify",
+    "Read",
+    "ReadReduce",
+    "Recv",
+    "RecvReduce",
+    "ScheduleError",
+    "Send",
+    "Step",
+    "Steps",
+    "Wait",
+    "Write",
+    "algorithm",
+    "copy",
+    "notify",
+    "read",
+    "read_reduce",
+    "recv",
+    "recv_reduce",
+    "send",
+    "wait",
+    "write",
+]
 
 
 class ScheduleError(ValueError):
     """An algorithm yielded something that is no step of its collective."""
 
 
-Steps: TypeAlias = Generator[_Written, None, None]
+Steps: TypeAlias = Generator[Written, None, None]
 """What an algorithm's generator is."""
 
 Body: TypeAlias = Callable[..., Steps]
@@ -118,10 +101,12 @@ class Algorithm:
         widest: number of chunks in the longest message any rank sends, as a function of size;
             None derives it from the schedules of all ranks, which costs time at large sizes.
         cost: closed form of the time of the critical path, in alpha, beta, gamma.
-        messages: closed form of the messages sent by the busiest rank.
-        volume: closed form of the bytes sent by the busiest rank; s is the size in bytes of
-            all chunks together.
+        messages: closed form of the messages sent by the busiest rank; each peer notified counts.
+        volume: closed form of the bytes sent by the busiest rank, or read from and written to
+            peers; s is the size in bytes of all chunks together.
         source: where the algorithm is described.
+        one_sided: whether ranks reach into each other's memory (which must be symmetric) instead
+            of sending messages; checked against the steps.
     """
 
     collective: str
@@ -134,6 +119,7 @@ class Algorithm:
     messages: str = ""
     volume: str = ""
     source: str = ""
+    one_sided: bool = False
     wants: tuple[str, ...] = field(default=("rank", "size"))
 
     @property
@@ -172,7 +158,8 @@ class Algorithm:
 
         Raises:
             ValueError: size, rank or root is out of range, or not one the algorithm allows.
-            ScheduleError: a step names a peer or chunk that does not exist.
+            ScheduleError: a step names a peer or chunk that does not exist, or is of the other
+                family than `one_sided` says.
         """
         if not self.allows(size):
             raise ValueError(f"{self.collective} {self.name} is not written for size {size}")
@@ -199,9 +186,31 @@ def _schedule(
     given = {"rank": rank, "size": size, "root": root, "hosts": hosts}
     written = algo.body(**{name: given[name] for name in algo.wants})
     chunk_count = algo.chunk_count(size)
-    return tuple(
+    steps = tuple(
         _checked(algo, step, rank, size, chunk_count, index) for index, step in enumerate(written)
     )
+    _check_family(algo, steps, f"{algo.collective} {algo.name}, rank {rank} of {size}")
+    return steps
+
+
+def _check_family(algo: Algorithm, steps: Sequence[Step], where: str) -> None:
+    """All messages or all one-sided, as the algorithm says it is; copies may stand in both."""
+    first: dict[bool, str] = {}
+    for index, step in enumerate(steps):
+        if not isinstance(step, Copy):
+            first.setdefault(isinstance(step, OneSided), f"{WORDS[type(step)]} (step {index})")
+    if len(first) == 2:
+        raise ScheduleError(
+            f"{where}: expected messages only or one-sided steps only, found {first[False]} "
+            f"beside {first[True]}"
+        )
+    if (not algo.one_sided) in first:
+        found = first[not algo.one_sided]
+        expected = "one-sided steps" if algo.one_sided else "messages"
+        raise ScheduleError(
+            f"{where}: expected {expected} in an algorithm with one_sided={algo.one_sided}, "
+            f"found {found}"
+        )
 
 
 @lru_cache(maxsize=256)
@@ -219,22 +228,24 @@ def _checked(
 ) -> Step:
     """The step with peers and chunks as tuples of ints, or a ScheduleError saying what is off."""
     where = f"{algo.collective} {algo.name}, rank {rank} of {size}, step {index}"
-    if not isinstance(step, _Written):
-        raise ScheduleError(f"{where}: expected send, recv, recv_reduce or copy, found {step!r}")
+    if not isinstance(step, Written):
+        *words, last = WORDS.values()
+        raise ScheduleError(f"{where}: expected {', '.join(words)} or {last}, found {step!r}")
     if step.kind is Copy:
         return Copy(
             _one_chunk(algo, step.chunk, size, chunk_count, where),
             _one_chunk(algo, step.source, size, chunk_count, where),
         )
     peers = _peers(step.peers, rank, size, where)
+    if step.kind is Notify or step.kind is Wait:
+        return step.kind(peers)
     chunks = _chunks(algo, step.chunk, size, chunk_count, where)
-    if step.kind is Recv:
+    if step.kind is Recv or step.kind is Read:
         if len(peers) != 1:
-            raise ScheduleError(f"{where}: recv takes one peer, found {peers}")
-        return Recv(peers[0], chunks)
-    if step.kind is RecvReduce:
-        return RecvReduce(peers, chunks)
-    return Send(peers, chunks)
+            raise ScheduleError(f"{where}: {WORDS[step.kind]} takes one peer, found {peers}")
+        return step.kind(peers[0], chunks)
+    several = cast("type[Send | RecvReduce | ReadReduce | Write]", step.kind)
+    return several(peers, chunks)
 
 
 def _peers(peers: Any, rank: int, size: int, where: str) -> tuple[int, ...]:
@@ -249,7 +260,7 @@ def _peers(peers: Any, rank: int, size: int, where: str) -> tuple[int, ...]:
         if not 0 <= peer < size:
             raise ScheduleError(f"{where}: peer must be in 0..{size - 1}, found {peer}")
         if peer == rank:
-            raise ScheduleError(f"{where}: a rank cannot message itself (peer {peer})")
+            raise ScheduleError(f"{where}: a rank cannot be its own peer ({peer})")
     if len(set(named)) != len(named):
         raise ScheduleError(f"{where}: a peer is named twice in {named}")
     return named
@@ -301,11 +312,13 @@ def algorithm(
     messages: str = "",
     volume: str = "",
     source: str = "",
+    one_sided: bool = False,
 ) -> Callable[[Body], Algorithm]:
     """Make an `Algorithm` of a generator of steps; the arguments are its attributes.
 
     Raises:
-        ValueError: the collective does not exist, or its chunk count is not the author's to choose.
+        ValueError: the collective does not exist, its chunk count is not the author's to choose,
+            or it has no memory that peers could reach into.
         TypeError: the generator asks for an argument that is none of rank, size, root, hosts.
     """
     spec = spec_named(collective)
@@ -313,6 +326,8 @@ def algorithm(
         raise ValueError(
             f"{collective} fixes its chunks ({spec.chunking}); chunks= must be left out"
         )
+    if one_sided and spec.chunking == "empty":
+        raise ValueError(f"{collective} has no memory to reach into; one_sided= must be left out")
     count = chunks if callable(chunks) else (lambda size, fixed=chunks: fixed)
 
     def decorate(body: Body) -> Algorithm:
@@ -334,6 +349,7 @@ def algorithm(
             messages=messages,
             volume=volume,
             source=source,
+            one_sided=one_sided,
             wants=wants,
         )
 
