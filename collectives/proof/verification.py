@@ -6,10 +6,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from collectives.proof.driver import Driver
 from collectives.proof.expressions import Expression, Expressions
 from collectives.proof.failure import ProofError
 from collectives.proof.machine import Machine
-from collectives.schedule import Algorithm, RecvReduce, Send, Step
+from collectives.proof.one_sided import OneSidedMachine
+from collectives.schedule import Algorithm
+from collectives.steps import (
+    WORDS,
+    Notify,
+    Read,
+    ReadReduce,
+    Recv,
+    RecvReduce,
+    Send,
+    Step,
+    Write,
+)
 
 
 @dataclass(frozen=True)
@@ -21,8 +34,9 @@ class Certificate:
         algorithm: its name.
         size: number of ranks.
         roots: the roots for which it was proved; (0,) where there is none.
-        messages: messages sent by the busiest rank.
-        chunks_sent: chunks sent by the busiest rank, a chunk to two peers counted twice.
+        messages: messages sent by the busiest rank; every peer notified counts as one.
+        chunks_sent: chunks sent by the busiest rank, or read from and written to peers; a chunk
+            to two peers counts twice.
         widest: chunks in the longest message.
         rank_order: whether every sum is ((x0 + x1) + x2) + ..., which `deterministic` needs.
     """
@@ -62,20 +76,19 @@ def verify(
     else:
         roots = tuple(range(size)) if algo.spec.rooted else (0,)
     messages = chunks_sent = widest = 0
-    title = f"{algo.collective} {algo.name}, {size} ranks"
     rank_order = True
     for each in roots:
         schedules = [algo.schedule(rank, size, each, hosts) for rank in range(size)]
         rank_order &= verify_schedules(algo, schedules, each)
         for steps in schedules:
-            sends = [step for step in steps if isinstance(step, Send)]
-            messages = max(messages, sum(len(step.peers) for step in sends))
-            chunks_sent = max(chunks_sent, sum(len(s.peers) * len(s.chunks) for s in sends))
-            width = max((len(step.chunks) for step in sends), default=1)
+            counts = [_traffic(step) for step in steps]
+            messages = max(messages, sum(peers for peers, _ in counts))
+            chunks_sent = max(chunks_sent, sum(chunks for _, chunks in counts))
+            width = max((len(step.chunks) for step in steps if isinstance(step, Send)), default=1)
             declared = algo.widest_message(size, each, hosts)
             if width > declared:
                 raise ProofError(
-                    f"{title}: a message is wider than declared",
+                    f"{_title(algo, size, each)}: a message is wider than declared",
                     rank=schedules.index(steps),
                     expected=f"at most {declared} chunks",
                     found=f"{width} chunks",
@@ -86,6 +99,19 @@ def verify(
     )
 
 
+def _traffic(step: Step) -> tuple[int, int]:
+    """Messages sent, and chunks sent or moved from and to peers' memory."""
+    if isinstance(step, Send):
+        return len(step.peers), len(step.peers) * len(step.chunks)
+    if isinstance(step, Notify):
+        return len(step.peers), 0
+    if isinstance(step, Read):
+        return 0, len(step.chunks)
+    if isinstance(step, ReadReduce | Write):
+        return 0, len(step.peers) * len(step.chunks)
+    return 0, 0
+
+
 def verify_schedules(algo: Algorithm, schedules: Sequence[Sequence[Step]], root: int = 0) -> bool:
     """Prove given schedules, one a rank; whether all their sums are in rank order.
 
@@ -94,14 +120,13 @@ def verify_schedules(algo: Algorithm, schedules: Sequence[Sequence[Step]], root:
     """
     spec, size = algo.spec, len(schedules)
     count = algo.chunk_count(size)
-    title = f"{algo.collective} {algo.name}, {size} ranks" + (f", root {root}" * spec.rooted)
-    if not spec.reduces:
-        _refuse_reductions(title, schedules)
-    machine = Machine(spec, title, schedules)
-    for rank in range(size):
-        held = spec.inputs(rank, size, root, count)
-        machine.hold(rank, (0,) if spec.chunking == "empty" else held)
-    machine.run()
+    title = _title(algo, size, root)
+    machine: Driver
+    if algo.one_sided:
+        machine = run_one_sided(algo, schedules, root)
+    else:
+        machine = Machine(spec, title, schedules)
+        _run(machine, algo, schedules, root)
     if spec.chunking == "empty":
         _everyone_heard(title, machine, size)
         return True
@@ -128,17 +153,44 @@ def verify_schedules(algo: Algorithm, schedules: Sequence[Sequence[Step]], root:
     return rank_order
 
 
+def run_one_sided(
+    algo: Algorithm, schedules: Sequence[Sequence[Step]], root: int = 0
+) -> OneSidedMachine:
+    """The machine that has run given one-sided schedules: every access in it is in order.
+
+    Raises:
+        ProofError: some access is not, or the ranks do not come to their end.
+    """
+    machine = OneSidedMachine(_title(algo, len(schedules), root), schedules)
+    _run(machine, algo, schedules, root)
+    return machine
+
+
+def _run(machine: Driver, algo: Algorithm, schedules: Sequence[Sequence[Step]], root: int) -> None:
+    spec, size = algo.spec, len(schedules)
+    if not spec.reduces:
+        _refuse_reductions(_title(algo, size, root), schedules)
+    for rank in range(size):
+        held = spec.inputs(rank, size, root, algo.chunk_count(size))
+        machine.hold(rank, (0,) if spec.chunking == "empty" else held)
+    machine.run()
+
+
+def _title(algo: Algorithm, size: int, root: int) -> str:
+    return f"{algo.collective} {algo.name}, {size} ranks" + f", root {root}" * algo.spec.rooted
+
+
 def _refuse_reductions(title: str, schedules: Sequence[Sequence[Step]]) -> None:
     for rank, steps in enumerate(schedules):
         for index, step in enumerate(steps):
-            if isinstance(step, RecvReduce):
+            if isinstance(step, RecvReduce | ReadReduce):
                 raise ProofError(
                     f"{title}: the collective does not reduce",
                     rank=rank,
                     step=index,
                     chunk=step.chunks[0],
-                    expected="recv",
-                    found="recv_reduce",
+                    expected=WORDS[Recv] if isinstance(step, RecvReduce) else WORDS[Read],
+                    found=WORDS[type(step)],
                 )
 
 
@@ -182,7 +234,7 @@ def _in_rank_order(
     return expressions.fold([expressions.leaf(rank, chunk) for rank, _ in sorted(wanted)])
 
 
-def _everyone_heard(title: str, machine: Machine, size: int) -> None:
+def _everyone_heard(title: str, machine: Driver, size: int) -> None:
     everyone = {(rank, 0) for rank in range(size)}
     for rank in range(size):
         heard = set(machine.expressions.contributions(machine.values(rank)[0]))
