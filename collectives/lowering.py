@@ -3,6 +3,7 @@
 The working array of the schedule exists nowhere as such. A chunk is read from the call's input
 until it is first written; from then on it lives in the output if this rank must hold it at the
 end, else in scratch. So the input is never clobbered and there is no pass that copies it first.
+One-sided steps are placed by `collectives.reaching`, which knows where peers have their chunks.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from collectives.reaching import reach
 from collectives.schedule import Algorithm, Copy, Recv, RecvReduce, ScheduleError, Send, Step
 from transports.plan import Instruction, Plan, Space
 
@@ -21,8 +23,11 @@ def lower(
 
     Raises:
         ScheduleError: a step reads a chunk this rank does not hold, or reduces in a collective
-            that does not.
+            that does not, or a one-sided step needs a chunk in the scratch of a peer.
+        ProofError: one-sided steps are not ordered; only those that are have a plan.
     """
+    if algo.one_sided:
+        return _lower_one_sided(algo, rank, size, root, hosts)
     count = algo.chunk_count(size)
     inputs = algo.spec.inputs(rank, size, root, count)
     outputs = algo.spec.outputs(rank, size, root, count)
@@ -32,22 +37,50 @@ def lower(
     instructions = _fuse([placer.place(step) for step in algo.schedule(rank, size, root, hosts)])
     instructions += placer.deliver()
     instructions = _drop_dead_stores(instructions, outputs)
-    scratch = {
-        chunk
-        for each in instructions
-        for space, chunk in (*each.reads, *each.writes)
-        if space is Space.SCRATCH
-    }
     return Plan(
         rank=rank,
         size=size,
         chunk_count=count,
         inputs=inputs,
         outputs=outputs,
-        scratch=tuple(sorted(scratch)),
+        scratch=_scratch(instructions),
         widest=algo.widest_message(size, root, hosts),
         instructions=tuple(instructions),
     )
+
+
+def _lower_one_sided(
+    algo: Algorithm, rank: int, size: int, root: int, hosts: Sequence[int] | None
+) -> Plan:
+    reached = reach(algo, size, root, tuple(hosts) if hosts is not None else (0,) * size)
+    outputs = reached.outputs[rank]
+    instructions = _drop_dead_stores(
+        reached.instructions(rank), outputs, shared=Space.OUTPUT in reached.remote
+    )
+    return Plan(
+        rank=rank,
+        size=size,
+        chunk_count=algo.chunk_count(size),
+        inputs=reached.inputs[rank],
+        outputs=outputs,
+        scratch=_scratch(instructions),
+        widest=algo.widest_message(size, root, hosts),
+        instructions=tuple(instructions),
+        peer_inputs=reached.inputs,
+        peer_outputs=reached.outputs,
+        remote=reached.remote,
+    )
+
+
+def _scratch(instructions: Sequence[Instruction]) -> tuple[int, ...]:
+    """The chunks that instructions keep in scratch."""
+    used = {
+        chunk
+        for each in instructions
+        for space, chunk in (*each.reads, *each.writes)
+        if space is Space.SCRATCH
+    }
+    return tuple(sorted(used))
 
 
 class _Placer:
@@ -71,6 +104,7 @@ class _Placer:
         if isinstance(step, Copy):
             reads = self._read((step.source,))
             return Instruction((step.to,), reads=reads, writes=self._write((step.to,)))
+        assert isinstance(step, RecvReduce), "one-sided steps are placed elsewhere"
         return self._reduce(step)
 
     def deliver(self) -> list[Instruction]:
@@ -134,20 +168,24 @@ def _fuse(instructions: list[Instruction]) -> list[Instruction]:
 
 
 def _drop_dead_stores(
-    instructions: list[Instruction], outputs: tuple[int, ...]
+    instructions: list[Instruction], outputs: tuple[int, ...], shared: bool = False
 ) -> list[Instruction]:
-    """Mark as NOWHERE what is overwritten, or never read, before anyone looks at it."""
+    """Mark as NOWHERE what is overwritten, or never read, before anyone looks at it.
+
+    Where the output is `shared`, peers may look at it at any time.
+    """
     live = {(Space.OUTPUT, chunk) for chunk in outputs}
+    always = frozenset(live) if shared else frozenset()
     kept: list[Instruction] = []
     for each in reversed(instructions):
         writes = tuple(
             place if place in live else (Space.NOWHERE, place[1]) for place in each.writes
         )
-        live.difference_update(each.writes)
+        live.difference_update(set(each.writes) - always)
         live.update(place for place in each.reads if place[0] is not Space.INPUT)
         if all(space is Space.NOWHERE for space, _ in writes):
             writes = ()
-        if writes or each.targets or each.sources:
+        if writes or each.targets or each.sources or each.pokes:
             kept.append(replace(each, writes=writes))
     kept.reverse()
     return kept

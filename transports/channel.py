@@ -4,6 +4,9 @@ A rank owns an outbox of slots. It *posts* a message: fills one slot once, addre
 several peers. Each peer *takes* messages of one sender in the order they were posted, reads them
 in place, and *releases* them. A slot is free again when every addressed peer has released it.
 Channels between different pairs of ranks are independent of one another.
+
+A *notify* is an empty message that needs no slot; it is taken and released as any other. A channel
+has room for at least one.
 """
 
 from __future__ import annotations
@@ -31,6 +34,14 @@ class Channels(Protocol):
 
     def post(self, targets: tuple[int, ...], payload: Payload, fingerprint: int) -> None:
         """Send `payload` to every target; only when a slot is free."""
+        ...
+
+    def can_notify(self, targets: tuple[int, ...]) -> bool:
+        """Whether every target's channel has room for a notify."""
+        ...
+
+    def notify(self, targets: tuple[int, ...], fingerprint: int) -> None:
+        """Send an empty message to every target; only when there is room."""
         ...
 
     def take(self, source: int) -> Message | None:

@@ -1,16 +1,18 @@
 """The engine in readable Python: the specification of the native one, and the oracle of its tests.
 
 `execute` runs one rank's plan over any `Channels`, as a generator that yields whenever it has to
-wait. `run_together` drives the ranks of one process turn by turn, so a schedule that cannot go on
-is seen at once, without a clock.
+wait; a one-sided plan also after every access to a peer's memory, so that ranks can be made to
+alternate in every way. `run_together` drives the ranks of one process turn by turn, so a schedule
+that cannot go on is seen at once, without a clock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,9 +34,17 @@ OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "lxor": np.logical_xor,
 }
 
+Memory: TypeAlias = Mapping[Space, Payload]
+"""The flat input and output of a rank, as its peers see them."""
+
+_NO_PEERS: Mapping[int, Memory] = MappingProxyType({})
+
 
 class LoopbackChannels:
-    """Channels among ranks of one process; every rank has `slots` slots."""
+    """Channels among ranks of one process; every rank has `slots` slots.
+
+    A channel takes one notify at a time, the least that any engine's does.
+    """
 
     def __init__(self, rank: int, size: int, slots: int) -> None:
         """An outbox of `slots` slots; connect the ranks with `connected_channels`."""
@@ -60,6 +70,17 @@ class LoopbackChannels:
         message = Message(payload.copy(), fingerprint)
         for target in targets:
             self.peers[target]._inbox[self.rank].append((message, holders))
+
+    def can_notify(self, targets: tuple[int, ...]) -> bool:
+        """Whether every target has taken all that this rank has sent it."""
+        return not any(self.peers[target]._inbox[self.rank] for target in targets)
+
+    def notify(self, targets: tuple[int, ...], fingerprint: int) -> None:
+        """Send an empty message, which no slot holds."""
+        assert self.can_notify(targets), "notify without room"
+        for target in targets:
+            message = Message(np.empty(0), fingerprint)
+            self.peers[target]._inbox[self.rank].append((message, set()))
 
     def take(self, source: int) -> Message | None:
         """The oldest message of `source`, still in its slot."""
@@ -99,6 +120,7 @@ def execute(
     result: Payload,
     op: str | None = None,
     fingerprint: int = 0,
+    peers: Mapping[int, Memory] = _NO_PEERS,
 ) -> Generator[Waiting]:
     """Run `plan`; yields what it waits for each time it cannot go on.
 
@@ -110,6 +132,7 @@ def execute(
         result: flat output, `layout.output_elements` long.
         op: how to reduce; None for collectives that do not.
         fingerprint: what the call is; must be the same on every rank.
+        peers: of a one-sided plan, the memory of every peer, as far as `plan.remote` says.
 
     Raises:
         MismatchError: a message belongs to another call, or has another length.
@@ -123,29 +146,46 @@ def execute(
             expected = sum(layout.extent(chunk, turn) for chunk in instruction.chunks)
             if turn > 0 and expected == 0:
                 continue  # both ends know that this chunk is done; pass 0 always speaks
-            if instruction.targets:
-                while not channels.slot_is_free():
-                    yield Waiting(done, "a free slot")
+            yield from _wait_for_room(instruction, channels, done)
             operands: list[Payload] = []
             for peer in instruction.sources:
                 while (message := channels.take(peer)) is None:
                     yield Waiting(done, f"a message from rank {peer}")
                 _check(message, expected, fingerprint, peer)
                 operands.append(message.payload)
+            operands += _peek(instruction, peers, layout)
             if instruction.reads:
                 places = [
                     spaces[space][layout.place(space, c, turn)] for space, c in instruction.reads
                 ]
                 operands.insert(instruction.own_at, np.concatenate(places))
-            value = _fold(operands, op)
-            _keep(instruction, value, spaces, layout, turn)
-            if instruction.targets:
-                channels.post(instruction.targets, value, fingerprint)
+            if instruction.chunks:
+                value = _fold(operands, op)
+                _keep(instruction, value, spaces, layout, turn)
+                _poke(instruction, value, peers, layout)
+                if instruction.targets:
+                    channels.post(instruction.targets, value, fingerprint)
+            elif instruction.targets:
+                channels.notify(instruction.targets, fingerprint)
             for peer in instruction.sources:
                 channels.release(peer)
+            if instruction.peeks or instruction.pokes:
+                yield Waiting(done, "its turn")
     if op == "avg":
         wide = result.astype(np.float64 if result.dtype == np.float64 else np.float32)
         result[...] = np.divide(wide, plan.size).astype(result.dtype)
+
+
+def _wait_for_room(instruction: Instruction, channels: Channels, done: int) -> Generator[Waiting]:
+    """Until the message can be posted, or the notify sent, if there is one."""
+    if not instruction.targets:
+        return
+    if instruction.chunks:
+        while not channels.slot_is_free():
+            yield Waiting(done, "a free slot")
+    else:
+        while not channels.can_notify(instruction.targets):
+            yield Waiting(done, f"room for a notify to ranks {list(instruction.targets)}")
 
 
 def _check(message: Message, expected: int, fingerprint: int, peer: int) -> None:
@@ -183,6 +223,27 @@ def _keep(
             space, place = instruction.writes[index]
             spaces[space][layout.place(space, place, turn)] = value[begin:end]
         begin = end
+
+
+def _peek(instruction: Instruction, peers: Mapping[int, Memory], layout: Layout) -> list[Payload]:
+    """What lies in the peers' memory now, a payload a peer."""
+    return [
+        np.concatenate([peers[peer][space][layout.place_at(peer, space, c)]
+                        for c in instruction.chunks])
+        for peer, space in instruction.peeks
+    ]  # fmt: skip
+
+
+def _poke(
+    instruction: Instruction, value: Payload, peers: Mapping[int, Memory], layout: Layout
+) -> None:
+    for peer, space in instruction.pokes:
+        begin = 0
+        for chunk in instruction.chunks:
+            place = layout.place_at(peer, space, chunk)
+            end = begin + place.stop - place.start
+            peers[peer][space][place] = value[begin:end]
+            begin = end
 
 
 def run_together(
