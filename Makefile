@@ -68,5 +68,5 @@ $(VENV)/.environment: constraints.txt tools/preflight.sh
 # the build folder stays.
 $(VENV)/.installed: $(VENV)/.environment pyproject.toml CMakeLists.txt $(ROOTS) $(NATIVE) transports/native
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation \
-	  --config-settings=build-dir=build/{wheel_tag} --editable '.[train,dev]'
+	  --config-settings=build-dir=build/{wheel_tag} --editable '.[train,dev,mpi]'
 	@touch $@

@@ -128,3 +128,22 @@ def reduce(
 def divide(dtype: int, data: Buffer, divisor: int) -> None: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
+def limit_calls(
+    method: str,
+    pingpong: bool,
+    moves: Sequence[tuple[Sequence[int], Sequence[int], int]],
+    sets: int,
+    stride: int,
+    lines: int,
+    rank: int,
+    ranks: int,
+    number: int,
+    calls: int,
+    timeout: float,
+) -> int:
+    """Tell the other ranks by a flag, then make the moves; so many times. For the benchmark's limit.
+
+    `method` is copy, stream or kernel; a move is (sources, destinations, bytes), by address; call i
+    works `i % sets * stride` bytes further on. `lines` is the address of a cache line a rank, shared
+    and zero at first; `number` is what the last call returned, 0 at first.
+    """

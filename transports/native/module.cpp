@@ -7,4 +7,5 @@ NB_MODULE(_native, module) {
   transports::register_kernels(module);
   transports::register_engine(module);
   transports::register_point_to_point(module);
+  transports::register_limits(module);
 }
