@@ -60,7 +60,7 @@ preflight:
 $(VENV)/.environment: constraints.txt tools/preflight.sh
 	@PYTHON="$(PYTHON)" sh tools/preflight.sh
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt scikit-build-core nanobind cmake ninja
+	$(PIP) install --constraint constraints.txt scikit-build-core nanobind cmake ninja numpy
 	$(PIP) install --constraint constraints.txt torch
 	@touch $@
 

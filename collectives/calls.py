@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from collectives import dtypes
-from collectives.catalogue import find
+from collectives.catalogue import find, names
 from collectives.lowering import lower
+from collectives.proof import verify
 from collectives.schedule import Algorithm, Copy
 from collectives.selection import SelectionTable
 from collectives.specs import spec_named
@@ -39,6 +40,7 @@ class Request(NamedTuple):
         algorithm: a name, an algorithm of the user's, or None to let the table choose.
         counts: elements of each rank's chunk, for the v-forms; of alltoall those sent, then those
             received; None where chunks are equal.
+        deterministic: whether values must be folded in rank order.
     """
 
     collective: str
@@ -49,6 +51,7 @@ class Request(NamedTuple):
     root: int = 0
     algorithm: str | Algorithm | None = None
     counts: tuple[int, ...] | None = None
+    deterministic: bool = False
 
 
 class Calls:
@@ -104,6 +107,7 @@ class Calls:
                 size=self._size,
                 nbytes=self._nbytes(request),
                 uneven=request.counts is not None,
+                among=self._in_rank_order(request) if request.deterministic else None,
             )
         algo = find(request.collective, wanted) if isinstance(wanted, str) else wanted
         if not isinstance(algo, Algorithm):
@@ -119,6 +123,8 @@ class Calls:
         if not algo.allows(self._size):
             raise ValueError(f"{algo.collective} {algo.name} is not written for {self._size} ranks")
         _refuse_one_sided(algo)
+        if request.deterministic:
+            self._refuse_other_orders(request, algo)
         if request.counts is not None and request.collective == "alltoall" and self._relays(algo):
             raise ValueError(
                 f"alltoall {algo.name} relays chunks of other ranks, whose counts a rank does not "
@@ -137,6 +143,26 @@ class Calls:
         if isinstance(request.algorithm, Algorithm):
             self._digests[algo] = self._prove(algo, request.root)
         return algo
+
+    def _in_rank_order(self, request: Request) -> tuple[str, ...]:
+        """The catalogued algorithms that are proved to fold in rank order."""
+        return tuple(
+            name
+            for name in names(request.collective)
+            if find(request.collective, name).allows(self._size)
+            and not find(request.collective, name).one_sided
+            and _folds_in_rank_order(
+                find(request.collective, name), self._size, request.root, self._hosts
+            )
+        )
+
+    def _refuse_other_orders(self, request: Request, algo: Algorithm) -> None:
+        if not _folds_in_rank_order(algo, self._size, request.root, self._hosts):
+            raise ValueError(
+                "deterministic=True needs an algorithm that folds in rank order, which "
+                f"{algo.collective} {algo.name} does not at {self._size} ranks; expected one of "
+                f"{', '.join(self._in_rank_order(request))}"
+            )
 
     def _relays(self, algo: Algorithm) -> bool:
         """Whether any rank handles chunks that neither come from it nor end with it."""
@@ -207,12 +233,20 @@ class Calls:
         if algo.spec.rooted:
             words.append(f"root {request.root}")
         words.append(f"by {self._name(algo)}")
+        if request.deterministic:
+            words.append("in rank order")
         return " ".join(words)
 
 
 def _refuse_one_sided(algo: Algorithm) -> None:
     if algo.one_sided:
         raise ValueError(f"{algo.collective} {algo.name} needs arrays from comm.empty")
+
+
+@lru_cache(maxsize=512)
+def _folds_in_rank_order(algo: Algorithm, size: int, root: int, hosts: tuple[int, ...]) -> bool:
+    """Whether the proof shows ((x0 + x1) + x2) + ... in one pass for every chunk."""
+    return verify(algo, size, root, hosts).rank_order
 
 
 def _digest(text: str) -> str:

@@ -105,7 +105,9 @@ class Communicator(Messages):
         self._engine: _native.Engine = connection.engine
         _ALIVE.add(self)
         self._point_to_point = _native.PointToPoint(connection.engine)
-        self._queue = WorkQueue(f"collectives-{job}-{rank}")
+        self._engine.set_timeout(timeout)
+        self._repeat = connection.engine.repeat
+        self._queue = WorkQueue(f"collectives-{job}-{rank}", connection.engine.queue)
         self._table = SelectionTable.from_settings(connection.settings["table"])
         self._ready: dict[Any, _native.Call] = {}
         self._proved: dict[tuple[Algorithm, int], str] = {}

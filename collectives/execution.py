@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from collectives.arguments import check_out, check_timeout, refuse_out, refuse_overlap
-from collectives.arrays import Array, Family, is_same_memory, shape_of
+from collectives.arrays import NUMPY, Array, Family, is_same_memory, shape_of
 from collectives.calls import Calls, Request
 from collectives.schedule import Algorithm
 from collectives.work import WorkQueue
@@ -44,6 +44,7 @@ class Execution:
     _calls: Calls
     _queue: WorkQueue
     _ready: dict[Any, _native.Call]
+    _repeat: Callable[..., bool]  # the engine's, bound once
 
     def _start(
         self,
@@ -61,15 +62,17 @@ class Execution:
         root: int = 0,
         counts: tuple[int, ...] | None = None,
         algorithm: str | Algorithm | None = None,
+        deterministic: bool = False,
     ) -> Any:
         """Run a call from `source` to an array of `shape`, or to nothing where it is None."""
-        key = (collective, family.kind_of(x), count, op, root, algorithm, counts)
+        key = (collective, family.kind_of(x), count, op, root, algorithm, counts, deterministic)
         try:
             call = self._ready.get(key)
         except TypeError:  # something in it cannot be hashed, hence is no name
             call = None
         call = call or self._make_ready(key, family, x)
         plain = source is None or family.is_contiguous(source)
+        given = out if shape is not None else None
         if out is None or shape is None:
             target = None if shape is None else family.empty(shape, x)
             out = target
@@ -85,6 +88,16 @@ class Execution:
                 refuse_overlap(x, out, family)
         if not plain:
             source = family.contiguous(source)
+        repeatable = (
+            family is NUMPY
+            and (given is not None or shape is None)
+            and counts is None
+            and timeout is None
+            # What is remembered must not lead back to this object, as a user's algorithm might.
+            and (algorithm is None or isinstance(algorithm, str))
+        )
+        if repeatable:
+            self._engine.remember(collective, x, given, root, op, algorithm, deterministic, call)
         if target is None or target is not out or async_op or not self._queue.idle:
             taken = None if target is None else _Given(family, target, out)
             return self._launch(call, _Given(family, source), taken, async_op, timeout)
@@ -104,9 +117,11 @@ class Execution:
 
     def _make_ready(self, key: tuple[Any, ...], family: Family, x: Array) -> _native.Call:
         """The call of a key seen for the first time; all that is slow happens here."""
-        collective, _, count, op, root, algorithm, counts = key
+        collective, _, count, op, root, algorithm, counts, deterministic = key
         dtype, itemsize = family.dtype_of(x), family.itemsize_of(x)
-        request = Request(collective, dtype, itemsize, count, op, root, algorithm, counts)
+        request = Request(
+            collective, dtype, itemsize, count, op, root, algorithm, counts, bool(deterministic)
+        )
         call = self._calls.get(request)
         if len(self._ready) >= _MOST_READY:
             self._ready.clear()

@@ -9,6 +9,9 @@ Every method checks its arguments before anything is sent. Common to all:
   the selection table chooses;
 * `async_op=True` returns a `Work` at once, whose `wait()` gives the result; until then neither
   `x` nor `out` may be touched;
+* `deterministic=True` folds the ranks' values in rank order, ((x0 + x1) + x2) + ..., 16-bit floats
+  in float32 with one rounding at the end: the same bits whatever the algorithm, transport and
+  placement. An algorithm that does not fold so is refused;
 * `timeout` in seconds replaces the communicator's.
 """
 
@@ -43,6 +46,7 @@ class Operations(Execution):
         out: Array | None = None,
         op: str = "sum",
         algorithm: str | Algorithm | None = None,
+        deterministic: bool = False,
         async_op: bool = False,
         timeout: float | None = None,
     ) -> Any:
@@ -56,16 +60,20 @@ class Operations(Execution):
                 a pass and are rounded after it; avg divides the rounded sum, so that a sum beyond
                 float16 is inf.
             algorithm: see the module.
+            deterministic: see the module.
             async_op: see the module.
             timeout: see the module.
 
         Returns:
             An array as `x`, or a `Work` that gives it.
         """
+        if self._repeat("allreduce", x, out, 0, op, algorithm, deterministic, async_op, timeout):
+            return out
         family, x = input_array(x)
         return self._start(
             "allreduce", family, x, x, shape_of(x), out, async_op, timeout,
             op=op, count=family.count_of(x), algorithm=algorithm,
+            deterministic=deterministic,
         )  # fmt: skip
 
     def reduce(
@@ -76,6 +84,7 @@ class Operations(Execution):
         out: Array | None = None,
         op: str = "sum",
         algorithm: str | Algorithm | None = None,
+        deterministic: bool = False,
         async_op: bool = False,
         timeout: float | None = None,
     ) -> Any:
@@ -87,18 +96,22 @@ class Operations(Execution):
             out: on the root, of the same shape and dtype; not used elsewhere.
             op: as `allreduce`.
             algorithm: see the module.
+            deterministic: see the module.
             async_op: see the module.
             timeout: see the module.
 
         Returns:
             An array as `x` on the root, None elsewhere.
         """
+        if self._repeat("reduce", x, out, root, op, algorithm, deterministic, async_op, timeout):
+            return out
         root = check_root(root, self.size)
         family, x = input_array(x)
         shape = shape_of(x) if self.rank == root else None
         return self._start(
             "reduce", family, x, x, shape, out, async_op, timeout,
             op=op, root=root, count=family.count_of(x), algorithm=algorithm,
+            deterministic=deterministic,
         )  # fmt: skip
 
     def reduce_scatter(
@@ -109,6 +122,7 @@ class Operations(Execution):
         op: str = "sum",
         counts: Counts | None = None,
         algorithm: str | Algorithm | None = None,
+        deterministic: bool = False,
         async_op: bool = False,
         timeout: float | None = None,
     ) -> Any:
@@ -120,17 +134,23 @@ class Operations(Execution):
             op: as `allreduce`.
             counts: how many entries of the leading axis each rank gets; the same on every rank.
             algorithm: see the module.
+            deterministic: see the module.
             async_op: see the module.
             timeout: see the module.
 
         Returns:
             This rank's part.
         """
+        if counts is None and self._repeat(
+            "reduce_scatter", x, out, 0, op, algorithm, deterministic, async_op, timeout
+        ):
+            return out
         family, x = input_array(x)
         shape, count, chunks = self._share_of(family, x, counts)
         return self._start(
             "reduce_scatter", family, x, x, shape, out, async_op, timeout,
             op=op, count=count, counts=chunks, algorithm=algorithm,
+            deterministic=deterministic,
         )  # fmt: skip
 
     def broadcast(
@@ -156,6 +176,8 @@ class Operations(Execution):
         Returns:
             The root's values, on every rank.
         """
+        if self._repeat("broadcast", x, out, root, None, algorithm, False, async_op, timeout):
+            return out
         root = check_root(root, self.size)
         family, x = input_array(x)
         source = x if self.rank == root else None
@@ -189,6 +211,10 @@ class Operations(Execution):
         Returns:
             On the root all of them, in rank order; None elsewhere.
         """
+        if counts is None and self._repeat(
+            "gather", x, out, root, None, algorithm, False, async_op, timeout
+        ):
+            return out
         root = check_root(root, self.size)
         family, x = input_array(x)
         shape, count, chunks = self._all_of(family, x, counts)
@@ -221,6 +247,10 @@ class Operations(Execution):
         Returns:
             All of them, in rank order.
         """
+        if counts is None and self._repeat(
+            "allgather", x, out, 0, None, algorithm, False, async_op, timeout
+        ):
+            return out
         family, x = input_array(x)
         shape, count, chunks = self._all_of(family, x, counts)
         return self._start(
@@ -251,6 +281,10 @@ class Operations(Execution):
         Returns:
             What the ranks sent here, in rank order.
         """
+        if counts is None and self._repeat(
+            "alltoall", x, out, 0, None, algorithm, False, async_op, timeout
+        ):
+            return out
         family, x = input_array(x)
         if counts is None:
             check_leading_axis(x, self.size, "the number of ranks")

@@ -6,7 +6,7 @@ A row depends on nothing that may differ between ranks; rank 0's table is handed
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,15 @@ class SelectionTable:
             if last[0].least > 1:
                 raise ValueError(f"the last row for {collective} must fit every size")
 
-    def choose(self, collective: str, *, size: int, nbytes: int, uneven: bool = False) -> str:
+    def choose(
+        self,
+        collective: str,
+        *,
+        size: int,
+        nbytes: int,
+        uneven: bool = False,
+        among: Sequence[str] | None = None,
+    ) -> str:
         """The name of the algorithm for a call.
 
         Args:
@@ -61,10 +69,15 @@ class SelectionTable:
             size: number of ranks.
             nbytes: bytes of the full array, the same on every rank.
             uneven: whether chunks may differ in length, or ranks not know all lengths.
+            among: those that may be chosen, the best for long arrays last; None is all. Where no
+                row names one of them, the last.
         """
         for row in self.rows:
-            if row.collective == collective and row.fits(size, nbytes, uneven):
+            allowed = among is None or row.algorithm in among
+            if allowed and row.collective == collective and row.fits(size, nbytes, uneven):
                 return row.algorithm
+        if among:
+            return among[-1]
         raise AssertionError(f"no row for {collective}")  # the constructor saw to it
 
     def as_settings(self) -> list[dict[str, Any]]:

@@ -65,9 +65,10 @@ class Work:
 class WorkQueue:
     """Runs the asynchronous calls of one communicator in order."""
 
-    def __init__(self, name: str) -> None:
-        """The thread starts with the first call."""
+    def __init__(self, name: str, count: Callable[[int], None] = lambda more: None) -> None:
+        """The thread starts with the first call; `count` is told of each begin (1) and end (-1)."""
         self._name = name
+        self._count = count
         self._jobs: deque[tuple[Work, Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -91,6 +92,7 @@ class WorkQueue:
                 raise CollectiveError("the communicator is closed")
             self._jobs.append((work, job))
             self._unfinished += 1
+            self._count(1)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
@@ -104,6 +106,7 @@ class WorkQueue:
             while self._jobs:
                 work, _ = self._jobs.popleft()
                 self._unfinished -= 1
+                self._count(-1)
                 work.finish(error=CollectiveError("the communicator was closed before this call"))
             self._changed.notify()
 
@@ -127,4 +130,5 @@ class WorkQueue:
                 error = caught
             with self._changed:
                 self._unfinished -= 1
+                self._count(-1)
             work.finish(result, error)

@@ -66,6 +66,42 @@ class Engine:
     ) -> None:
         """Run `call`; raises what the contract says, see transports/errors.py."""
 
+    def repeat(
+        self,
+        collective: object,
+        x: object,
+        out: object,
+        root: object,
+        op: object,
+        algorithm: object,
+        deterministic: object,
+        async_op: object,
+        timeout: object,
+    ) -> bool:
+        """Run the call remembered for these arguments; False, and nothing was done, if none is.
+
+        Only blocking calls without a time-out of their own, on contiguous numpy arrays.
+        """
+
+    def remember(
+        self,
+        collective: object,
+        x: object,
+        out: object,
+        root: object,
+        op: object,
+        algorithm: object,
+        deterministic: object,
+        call: Call,
+    ) -> None:
+        """Let `repeat` find `call`; must not be given what refers to this engine."""
+
+    def queue(self, more: int) -> None:
+        """Count asynchronous calls under way; while there are any, nothing is repeated."""
+
+    def set_timeout(self, seconds: float) -> None:
+        """How long a repeated call may take."""
+
     def abort(self, text: str) -> None: ...
     def check(self) -> None:
         """Raise the trouble that some rank has reported, if any."""

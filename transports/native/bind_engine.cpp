@@ -3,14 +3,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-#include <unistd.h>
-
-#include <memory>
 
 #include "bindings.hpp"
-#include "buffer.hpp"
-#include "engine.hpp"
-#include "mapping.hpp"
+#include "rank.hpp"
 
 namespace nb = nanobind;
 
@@ -53,61 +48,6 @@ std::optional<Reduction> reduction_of(
   }
   return Reduction{static_cast<DType>(dtype), static_cast<Op>(op), average};
 }
-
-// Signal handlers of Python run while a rank waits; only the main thread has any.
-void check_signals() {
-  if (gettid() != getpid()) return;  // and needs no lock to find out
-  const nb::gil_scoped_acquire hold;
-  if (PyErr_CheckSignals() != 0) throw Interrupted();
-}
-
-// Two arrays are the very same memory, laid out alike, or have nothing in common.
-void refuse_overlap(const Call& call, const std::byte* input, const std::byte* output) {
-  const std::uint64_t read = call.input_bytes(), written = call.output_bytes();
-  if (read == 0 || written == 0 || input + read <= output || output + written <= input) return;
-  if (input == output && call.in_place()) return;
-  throw std::invalid_argument(
-      "x and out overlap: expected the very same memory (out=x) or none in common, found " +
-      std::to_string(read) + " bytes of x at offset " + std::to_string(input - output) + " of " +
-      std::to_string(written) + " bytes of out");
-}
-
-// The engine with the mapping it lives on.
-class Rank {
- public:
-  Rank(int fd, std::uint32_t rank,
-       const std::vector<std::tuple<std::string, std::uint32_t, int>>& peers, bool crowded)
-      : mapping_(fd), engine_(attach(mapping_, rank), rank, named(peers), crowded) {
-    engine_.waiter().set_interrupt(check_signals);
-  }
-
-  void execute(const Call& call, nb::handle input, nb::handle output, double timeout,
-               bool background) {
-    const Buffer from(input, call.input_bytes(), Buffer::Access::read, "input");
-    const Buffer to(output, call.output_bytes(), Buffer::Access::write, "output");
-    refuse_overlap(call, from.data(), to.data());
-    const nb::gil_scoped_release free;
-    engine_.execute(call, from.data(), to.data(), timeout, background);
-  }
-
-  Engine& engine() { return engine_; }
-
- private:
-  static Region attach(const Mapping& mapping, std::uint32_t rank) {
-    const Region region = Region::attach(mapping.data(), mapping.size());
-    if (rank >= region.geometry().ranks) throw std::invalid_argument("no such rank");
-    return region;
-  }
-  static std::vector<Waiter::Peer> named(
-      const std::vector<std::tuple<std::string, std::uint32_t, int>>& peers) {
-    std::vector<Waiter::Peer> found;
-    for (const auto& [host, pid, pidfd] : peers) found.push_back({host, pid, pidfd});
-    return found;
-  }
-
-  Mapping mapping_;
-  Engine engine_;
-};
 
 Geometry geometry_of(std::uint32_t ranks, std::uint32_t depth, std::uint32_t slots,
                      std::uint64_t slot_bytes, std::uint32_t lane_slots, std::uint64_t lane_bytes) {
@@ -155,11 +95,32 @@ void register_engine(nb::module_& module) {
       .def_prop_ro("scratch_bytes", &Call::scratch_bytes)
       .def_prop_ro("text", &Call::text);
   nb::class_<Rank>(module, "Engine")
-      .def(nb::init<int, std::uint32_t,
-                    const std::vector<std::tuple<std::string, std::uint32_t, int>>&, bool>(),
-           nb::arg("fd"), nb::arg("rank"), nb::arg("peers"), nb::arg("crowded"))
+      .def(nb::init<int, std::uint32_t, const Rank::Peers&, bool>(), nb::arg("fd"), nb::arg("rank"),
+           nb::arg("peers"), nb::arg("crowded"))
       .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input").none(),
            nb::arg("output").none(), nb::arg("timeout"), nb::arg("background"))
+      .def(
+          "repeat",
+          [](Rank& self, nb::handle collective, nb::handle x, nb::handle out, nb::handle root,
+             nb::handle op, nb::handle algorithm, nb::handle deterministic, nb::handle async_op,
+             nb::handle timeout) {
+            return async_op.ptr() == Py_False && timeout.is_none() &&
+                   self.repeat({collective, x, out, root, op, algorithm, deterministic});
+          },
+          nb::arg("collective"), nb::arg("x").none(), nb::arg("out").none(), nb::arg("root").none(),
+          nb::arg("op").none(), nb::arg("algorithm").none(), nb::arg("deterministic").none(),
+          nb::arg("async_op").none(), nb::arg("timeout").none())
+      .def(
+          "remember",
+          [](Rank& self, nb::handle collective, nb::handle x, nb::handle out, nb::handle root,
+             nb::handle op, nb::handle algorithm, nb::handle deterministic, nb::handle call) {
+            self.remember({collective, x, out, root, op, algorithm, deterministic}, call);
+          },
+          nb::arg("collective"), nb::arg("x").none(), nb::arg("out").none(), nb::arg("root").none(),
+          nb::arg("op").none(), nb::arg("algorithm").none(), nb::arg("deterministic").none(),
+          nb::arg("call"))
+      .def("queue", &Rank::queue, nb::arg("more"))
+      .def("set_timeout", &Rank::set_timeout, nb::arg("seconds"))
       .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })
       .def("mismatch", [](Rank& self, const std::string& text) { self.engine().mismatch(text); })
       .def("close", [](Rank& self) { self.engine().close(); })

@@ -88,7 +88,7 @@ void Engine::abort(const std::string& text) {
 }
 
 void Engine::execute(const Call& call, const std::byte* input, std::byte* output,
-                     double timeout_seconds, bool background) {
+                     double timeout_seconds, bool background, OnceSlow once_slow) {
   if (forsaken_.load(std::memory_order_relaxed)) {
     throw Failure(FailureKind::misuse,
                   "this process was forked from rank " + std::to_string(rank()) +
@@ -112,7 +112,7 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
     shown_ = call.fingerprint();
   }
   standing.entered.store(number_, std::memory_order_release);
-  waiter_.begin(timeout_seconds, background);
+  waiter_.begin(timeout_seconds, background, once_slow);
   try {
     if (call.scratch_bytes() > scratch_bytes_) {
       scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());

@@ -26,7 +26,7 @@ class Engine {
   // Runs `call` on this rank. `input` and `output` may be the very same memory, or must not
   // overlap. Throws Failure; afterwards the engine is broken and every call throws the same.
   void execute(const Call& call, const std::byte* input, std::byte* output, double timeout_seconds,
-               bool background);
+               bool background, OnceSlow once_slow = {});
 
   // Tells all ranks that this one gives up; their waits throw `aborted` with the text.
   void abort(const std::string& text);

@@ -71,6 +71,18 @@ TRANSPORTS_INLINE Pair<V> fold(Pair<V> a, Pair<V> b) {
   return {Operation::fold(a.low, b.low), Operation::fold(a.high, b.high)};
 }
 
+// How far ahead of a long read the processor is told of it. Hardware prefetches what lies in memory
+// or in a cache of its own, but hardly what another core has just written: without this, two cores
+// that share no cache exchange a quarter of the bytes.
+constexpr std::size_t ahead = 16 * line_bytes;
+
+// Asks for the lines of `Bytes` bytes that lie `ahead` of `from`.
+template <std::size_t Bytes>
+TRANSPORTS_INLINE void ask_ahead(const std::byte* from) {
+  for (std::size_t at = 0; at < Bytes; at += line_bytes)
+    __builtin_prefetch(from + ahead + at, 0, 3);
+}
+
 // Where a fold reads: two inputs, by far the most common case, kept in registers; or any number of
 // them.
 struct Two {
@@ -80,6 +92,11 @@ struct Two {
   template <class Visit>
   TRANSPORTS_INLINE void rest(Visit visit) const {
     visit(second);
+  }
+  template <std::size_t Bytes>
+  TRANSPORTS_INLINE void ask(std::size_t offset) const {
+    ask_ahead<Bytes>(first + offset);
+    ask_ahead<Bytes>(second + offset);
   }
 };
 struct Many {
@@ -91,6 +108,10 @@ struct Many {
   TRANSPORTS_INLINE void rest(Visit visit) const {
     for (std::size_t i = 1; i < n; ++i) visit(inputs[i]);
   }
+  template <std::size_t Bytes>
+  TRANSPORTS_INLINE void ask(std::size_t offset) const {
+    for (std::size_t i = 0; i < n; ++i) ask_ahead<Bytes>(inputs[i] + offset);
+  }
 };
 
 template <class Codec, class Operation, class Sources>
@@ -98,6 +119,13 @@ struct Fold {
   std::byte* out;
   std::byte* also;
   Sources sources;
+
+  static constexpr std::size_t element = Codec::size;
+
+  template <std::size_t Elements>
+  TRANSPORTS_INLINE void ask(std::size_t begin) const {
+    sources.template ask<Elements * element>(begin * element);
+  }
 
   // `Vectors` vectors of `Lanes` elements from element `begin` on. All reads come before the first
   // write: out may be an input.
@@ -122,7 +150,8 @@ struct Fold {
 };
 
 // Calls block<Lanes, Vectors>(begin) over count elements: four vectors at a time, then one, then
-// halves of a vector down to one element.
+// halves of a vector down to one element. What lies ahead is asked for only as far as there is any:
+// beyond it another core may be writing.
 template <std::size_t Lanes, class Blocks>
 TRANSPORTS_INLINE void cover_rest(const Blocks& blocks, std::size_t begin, std::size_t rest) {
   if ((rest & Lanes) != 0) {
@@ -136,16 +165,28 @@ template <std::size_t Lanes, class Blocks>
 TRANSPORTS_INLINE void cover(const Blocks& blocks, std::size_t count) {
   std::size_t begin = 0;
   if (count >= Lanes) {
+    constexpr std::size_t further = 4 * Lanes + ahead / Blocks::element;
+    for (; count - begin >= further; begin += 4 * Lanes) {
+      blocks.template ask<4 * Lanes>(begin);
+      blocks.template block<Lanes, 4>(begin);
+    }
     for (; count - begin >= 4 * Lanes; begin += 4 * Lanes) blocks.template block<Lanes, 4>(begin);
     for (; count - begin >= Lanes; begin += Lanes) blocks.template block<Lanes, 1>(begin);
   }
   cover_rest<Lanes / 2>(blocks, begin, count - begin);
 }
 
+template <bool Twice>
 struct Copy {
   std::byte* out;
   std::byte* also;
   const std::byte* input;
+  static constexpr std::size_t element = 1;
+
+  template <std::size_t Elements>
+  TRANSPORTS_INLINE void ask(std::size_t begin) const {
+    ask_ahead<Elements>(input + begin);
+  }
 
   template <std::size_t Lanes, std::size_t Vectors>
   TRANSPORTS_INLINE void block(std::size_t begin) const {
@@ -154,18 +195,23 @@ struct Copy {
       bytes[v] = Plain<std::uint8_t>::load<Lanes>(input + begin + v * Lanes);
     for (std::size_t v = 0; v < Vectors; ++v)
       Plain<std::uint8_t>::store<Lanes>(out + begin + v * Lanes, bytes[v]);
-    for (std::size_t v = 0; v < Vectors; ++v)
-      Plain<std::uint8_t>::store<Lanes>(also + begin + v * Lanes, bytes[v]);
+    if constexpr (Twice)
+      for (std::size_t v = 0; v < Vectors; ++v)
+        Plain<std::uint8_t>::store<Lanes>(also + begin + v * Lanes, bytes[v]);
   }
 };
 
+void copy_once(std::byte* out, const std::byte* input, std::size_t bytes) {
+  cover<vector_bytes>(Copy<false>{out, nullptr, input}, bytes);
+}
+
 void copy(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes) {
   if (also == nullptr || also == input) {
-    if (out != input) __builtin_memcpy(out, input, bytes);
+    if (out != input) copy_once(out, input, bytes);
   } else if (out == input) {
-    __builtin_memcpy(also, input, bytes);
+    copy_once(also, input, bytes);
   } else {
-    cover<vector_bytes>(Copy{out, also, input}, bytes);
+    cover<vector_bytes>(Copy<true>{out, also, input}, bytes);
   }
 }
 
@@ -197,6 +243,12 @@ template <class Codec>
 struct Divide {
   std::byte* data;
   typename Codec::Number divisor;
+  static constexpr std::size_t element = Codec::size;
+
+  template <std::size_t Elements>
+  TRANSPORTS_INLINE void ask(std::size_t begin) const {
+    ask_ahead<Elements * element>(data + begin * element);
+  }
 
   template <std::size_t Lanes, std::size_t Vectors>
   TRANSPORTS_INLINE void block(std::size_t begin) const {

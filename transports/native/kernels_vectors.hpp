@@ -25,6 +25,8 @@ constexpr std::size_t vector_bytes = 32;
 constexpr std::size_t vector_bytes = 16;
 #endif
 
+constexpr std::size_t line_bytes = 64;  // of a cache
+
 constexpr std::size_t larger(std::size_t a, std::size_t b) {
   return a > b ? a : b;
 }

@@ -26,7 +26,7 @@ inline constexpr std::size_t kLine = 64;  // one cache line
 inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
-inline constexpr std::uint32_t kLayoutVersion = 1;
+inline constexpr std::uint32_t kLayoutVersion = 2;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -85,6 +85,8 @@ enum class Life : std::uint32_t { absent = 0, running, closed };
 struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> life;
   std::atomic<std::uint32_t> pid;
+  std::atomic<std::uint32_t>
+      expedited;  // 1: it fences for others when it sleeps, see expedited.hpp
   alignas(kLine) std::atomic<std::uint32_t> sleepers;  // threads of this rank in a futex wait
   alignas(kLine) std::atomic<std::uint64_t> entered;   // number of the call it last entered
   std::atomic<std::uint64_t> completed;                // ... and last completed

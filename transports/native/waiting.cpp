@@ -11,6 +11,8 @@
 #include <climits>
 #include <cstdio>
 
+#include "expedited.hpp"
+
 namespace transports {
 namespace {
 
@@ -50,7 +52,11 @@ FileDescriptor::~FileDescriptor() {
 
 Waiter::Waiter(const Region& region, std::uint32_t rank, const std::vector<Peer>& peers,
                bool crowded)
-    : region_(region), rank_(rank), eager_(crowded ? kCrowded : kOwnCore) {
+    : region_(region),
+      rank_(rank),
+      eager_(crowded ? kCrowded : kOwnCore),
+      expedited_(register_for_expedited_fences()) {
+  region_.standing(rank).expedited.store(expedited_, std::memory_order_relaxed);
   for (const auto& peer : peers) {
     hosts_.push_back(peer.host);
     pids_.push_back(peer.pid);
@@ -58,7 +64,18 @@ Waiter::Waiter(const Region& region, std::uint32_t rank, const std::vector<Peer>
   }
 }
 
-void Waiter::begin(double timeout_seconds, bool background) {
+bool Waiter::look_for_expedited() const {
+  for (std::uint32_t rank = 0; rank < region_.geometry().ranks; ++rank) {
+    if (region_.standing(rank).expedited.load(std::memory_order_relaxed) == 0) return false;
+  }
+  return true;
+}
+
+void Waiter::begin(double timeout_seconds, bool background, OnceSlow once_slow) {
+  if (!all_expedited_.load(std::memory_order_relaxed) && look_for_expedited()) {
+    all_expedited_.store(true, std::memory_order_relaxed);
+  }
+  once_slow_ = once_slow;
   patience_ = background ? kBackground : eager_;
   timeout_ = timeout_seconds;
   started_ns_ = 0;  // the clock is read only once a wait turns slow
@@ -67,6 +84,10 @@ void Waiter::begin(double timeout_seconds, bool background) {
 void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
                           std::uint32_t peer, const char* what) {
   if (started_ns_ == 0) started_ns_ = now_ns();
+  if (once_slow_.run != nullptr) {
+    once_slow_.run(once_slow_.with);
+    once_slow_ = {};
+  }
   for (std::uint32_t yield = 0; yield < patience_.yields; ++yield) {
     sched_yield();
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
@@ -100,7 +121,11 @@ void Waiter::sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t want
                    int milliseconds) const {
   auto& sleepers = region_.standing(rank_).sleepers;
   sleepers.fetch_add(1, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // pairs with the one in wake()
+  if (expedited_) {  // pairs with fence_before_wake()
+    expedited_fence();
+  } else {
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+  }
   const std::uint32_t seen = counter.load(std::memory_order_acquire);
   if (!reached(seen, wanted)) {
     const timespec timeout{milliseconds / 1000, (milliseconds % 1000) * 1000000L};

@@ -43,6 +43,12 @@ struct Patience {
   std::uint32_t yields;
 };
 
+// What a call does once when a wait turns slow, so that a quick one need not: let go of a lock.
+struct OnceSlow {
+  void (*run)(void*) = nullptr;
+  void* with = nullptr;
+};
+
 class Waiter {
  public:
   struct Peer {
@@ -66,7 +72,7 @@ class Waiter {
   const Patience& patience() const { return eager_; }
 
   // Starts the clock of one call.
-  void begin(double timeout_seconds, bool background);
+  void begin(double timeout_seconds, bool background, OnceSlow once_slow);
 
   // Returns once `counter` has come to `wanted`. `peer` is who moves it, `what` what it is, for
   // the text of errors: "message from" or "acknowledgement of".
@@ -82,8 +88,15 @@ class Waiter {
 
   // After counters of ours, on which peers may sleep, were moved: first the fence, once, then
   // wake() for each. A peer announces its sleep, then looks at the counter; we move the counter,
-  // then look for sleepers. With sequentially consistent fences between, one of us sees the other.
-  void fence_before_wake() const { std::atomic_thread_fence(std::memory_order_seq_cst); }
+  // then look for sleepers. With full fences between, one of us sees the other; where every rank
+  // fences for all when it sleeps, the compiler alone must keep the order here.
+  void fence_before_wake() const {
+    if (all_expedited_.load(std::memory_order_relaxed)) {
+      std::atomic_signal_fence(std::memory_order_seq_cst);
+    } else {
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+    }
+  }
   void wake(const std::atomic<std::uint32_t>& counter, std::uint32_t peer) const {
     if (region_.standing(peer).sleepers.load(std::memory_order_relaxed) != 0) wake_slowly(counter);
   }
@@ -114,6 +127,7 @@ class Waiter {
   std::string call_of(std::uint32_t rank) const;
 
  private:
+  bool look_for_expedited() const;
   void await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
                     std::uint32_t peer, const char* what);
   static void wake_slowly(const std::atomic<std::uint32_t>& counter);
@@ -126,6 +140,9 @@ class Waiter {
   std::vector<FileDescriptor> pidfds_;
   Patience eager_;
   Patience patience_{};
+  OnceSlow once_slow_{};
+  std::atomic<bool> all_expedited_{false};
+  bool expedited_;
   std::int64_t started_ns_ = 0;
   double timeout_ = 0;
   std::function<void()> interrupt_;

@@ -1,0 +1,65 @@
+// The short way from a method to the engine: a call that was made before is found by the arrays it
+// is made with, in some tens of nanoseconds, and nothing of Python runs in between.
+//
+// Only numpy arrays, contiguous ones, are looked at. What distinguishes calls beyond them (which
+// collective, the root, the operation, an algorithm) is compared as an object, by identity: equal
+// objects that are not the same only miss, and take the long way. Everything that is compared is
+// held, so an address never comes to mean another object. Used under the interpreter's lock.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "program.hpp"
+
+namespace transports {
+
+class KnownCalls {
+ public:
+  // What a call is made with, as the method was given it.
+  struct Ask {
+    nanobind::handle collective;
+    nanobind::handle x;
+    nanobind::handle out;
+    nanobind::handle root;
+    nanobind::handle op;
+    nanobind::handle algorithm;
+    nanobind::handle deterministic;
+  };
+  // What it is, and where.
+  struct Found {
+    const Call* call;
+    nanobind::handle holder;  // of the call
+    const std::byte* input;
+    std::byte* output;
+  };
+
+  std::optional<Found> find(const Ask& ask) const;
+  // `call` holds a Call. Does nothing if the arrays are not such as `find` looks at. What is held
+  // must not lead back to the owner of this table: the garbage collector does not look in here.
+  void remember(const Ask& ask, nanobind::handle call);
+
+ private:
+  struct Array {  // what of an array distinguishes calls
+    std::vector<std::ptrdiff_t> shape;
+    nanobind::object dtype;
+  };
+  struct Entry {
+    Array x, out;
+    nanobind::object collective, root, op, algorithm, deterministic;
+    nanobind::object holder;  // of the call
+    const Call* call = nullptr;
+  };
+  static constexpr std::size_t kEntries = 64;  // a power of two; a later call takes an entry over
+
+  static std::size_t place_of(const Ask& ask);
+
+  std::array<Entry, kEntries> entries_;
+};
+
+}  // namespace transports

@@ -1,0 +1,94 @@
+#include "rank.hpp"
+
+#include <unistd.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "buffer.hpp"
+
+namespace nb = nanobind;
+
+namespace transports {
+namespace {
+
+// Up to here a call that finds its peers waiting has ended before letting go of the interpreter's
+// lock and taking it again would have paid.
+constexpr std::uint64_t kQuickBytes = 64 * 1024;
+
+// Signal handlers of Python run while a rank waits; only the main thread has any.
+void check_signals() {
+  if (gettid() != getpid()) return;  // and needs no lock to find out
+  const nb::gil_scoped_acquire hold;
+  if (PyErr_CheckSignals() != 0) throw Interrupted();
+}
+
+// Whether two arrays are the very same memory, laid out alike, or have nothing in common.
+bool may_run_on(const Call& call, const std::byte* input, const std::byte* output) {
+  const std::uint64_t read = call.input_bytes(), written = call.output_bytes();
+  if (read == 0 || written == 0 || input + read <= output || output + written <= input) return true;
+  return input == output && call.in_place();
+}
+
+void refuse_overlap(const Call& call, const std::byte* input, const std::byte* output) {
+  if (may_run_on(call, input, output)) return;
+  throw std::invalid_argument(
+      "x and out overlap: expected the very same memory (out=x) or none in common, found " +
+      std::to_string(call.input_bytes()) + " bytes of x at offset " +
+      std::to_string(input - output) + " of " + std::to_string(call.output_bytes()) +
+      " bytes of out");
+}
+
+Region attach(const Mapping& mapping, std::uint32_t rank) {
+  const Region region = Region::attach(mapping.data(), mapping.size());
+  if (rank >= region.geometry().ranks) throw std::invalid_argument("no such rank");
+  return region;
+}
+
+std::vector<Waiter::Peer> named(const Rank::Peers& peers) {
+  std::vector<Waiter::Peer> found;
+  for (const auto& [host, pid, pidfd] : peers) found.push_back({host, pid, pidfd});
+  return found;
+}
+
+}  // namespace
+
+Rank::Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded)
+    : mapping_(fd), engine_(attach(mapping_, rank), rank, named(peers), crowded) {
+  engine_.waiter().set_interrupt(check_signals);
+}
+
+void Rank::run(const Call& call, const std::byte* input, std::byte* output, double timeout,
+               bool background) {
+  std::optional<nb::gil_scoped_release> free;
+  const auto release = [](void* with) {
+    auto& lock = *static_cast<std::optional<nb::gil_scoped_release>*>(with);
+    if (!lock) lock.emplace();
+  };
+  if (background || call.input_bytes() + call.output_bytes() > kQuickBytes) release(&free);
+  engine_.execute(call, input, output, timeout, background, {release, &free});
+}
+
+void Rank::execute(const Call& call, nb::handle input, nb::handle output, double timeout,
+                   bool background) {
+  const Buffer from(input, call.input_bytes(), Buffer::Access::read, "input");
+  const Buffer to(output, call.output_bytes(), Buffer::Access::write, "output");
+  refuse_overlap(call, from.data(), to.data());
+  run(call, from.data(), to.data(), timeout, background);
+}
+
+bool Rank::repeat(const KnownCalls::Ask& ask) {
+  if (queued_.load(std::memory_order_relaxed) != 0) return false;
+  const auto found = known_.find(ask);
+  if (!found || !may_run_on(*found->call, found->input, found->output)) return false;
+  // Held while it runs: the entry may be taken over by a call of another thread.
+  const nb::object call = nb::borrow(found->holder);
+  run(*found->call, found->input, found->output, timeout_, false);
+  return true;
+}
+
+void Rank::remember(const KnownCalls::Ask& ask, nb::handle call) {
+  known_.remember(ask, call);
+}
+
+}  // namespace transports

@@ -1,0 +1,52 @@
+// One rank as Python holds it: the engine, the mapping it lives on, and the calls it knows by the
+// arrays they are made with.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "engine.hpp"
+#include "known_calls.hpp"
+#include "mapping.hpp"
+
+namespace transports {
+
+class Rank {
+ public:
+  using Peers = std::vector<std::tuple<std::string, std::uint32_t, int>>;  // host, pid, pidfd
+
+  Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded);
+
+  // `input` and `output` as Buffer takes them.
+  void execute(const Call& call, nanobind::handle input, nanobind::handle output, double timeout,
+               bool background);
+
+  // Runs the call that was remembered for `ask`; false, and nothing was done, if there is none, or
+  // the arrays are not such as the engine takes as they are, or calls wait in the queue.
+  bool repeat(const KnownCalls::Ask& ask);
+  void remember(const KnownCalls::Ask& ask, nanobind::handle call);
+  // Asynchronous calls that have begun and not ended: what is repeated must wait for its turn.
+  void queue(int more) { queued_.fetch_add(more, std::memory_order_relaxed); }
+  // Seconds that a repeated call may take.
+  void set_timeout(double seconds) { timeout_ = seconds; }
+
+  Engine& engine() { return engine_; }
+  KnownCalls& known() { return known_; }
+
+ private:
+  void run(const Call& call, const std::byte* input, std::byte* output, double timeout,
+           bool background);
+
+  Mapping mapping_;
+  Engine engine_;
+  KnownCalls known_;
+  double timeout_ = 1800;
+  std::atomic<int> queued_{0};
+};
+
+}  // namespace transports
