@@ -1,5 +1,6 @@
 // Plans, calls and the engine, as Python sees them; transports/_native.pyi says what they take.
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -14,7 +15,7 @@ namespace {
 
 using Numbers = std::vector<std::uint32_t>;
 using Places = std::vector<std::tuple<std::uint32_t, std::uint32_t>>;
-using Written = std::tuple<Numbers, Numbers, Numbers, Places, Places, std::uint32_t>;
+using Written = std::tuple<Numbers, Numbers, Numbers, Places, Places, std::uint32_t, Places, Places>;
 
 std::vector<Place> places(const Places& written) {
   std::vector<Place> found;
@@ -27,14 +28,32 @@ std::vector<Place> places(const Places& written) {
   return found;
 }
 
+std::vector<Reach> reaches(const Places& written) {
+  std::vector<Reach> found;
+  for (const auto& [peer, space] : written) found.push_back({peer, static_cast<Space>(space)});
+  return found;
+}
+
 Plan make_plan(std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count, Numbers inputs,
                Numbers outputs, Numbers scratch, std::uint32_t widest,
-               const std::vector<Written>& instructions) {
-  Plan plan{rank,   size, chunk_count, std::move(inputs), std::move(outputs), std::move(scratch),
-            widest, {}};
-  for (const auto& [chunks, sources, targets, reads, writes, own_at] : instructions) {
-    plan.instructions.push_back({chunks, sources, targets, places(reads), places(writes), own_at});
+               const std::vector<Written>& instructions, std::vector<Numbers> peer_inputs,
+               std::vector<Numbers> peer_outputs, const Numbers& remote) {
+  Plan plan{rank,
+            size,
+            chunk_count,
+            std::move(inputs),
+            std::move(outputs),
+            std::move(scratch),
+            widest,
+            {},
+            std::move(peer_inputs),
+            std::move(peer_outputs),
+            {}};
+  for (const auto& [chunks, sources, targets, reads, writes, own_at, peeks, pokes] : instructions) {
+    plan.instructions.push_back({chunks, sources, targets, places(reads), places(writes), own_at,
+                                 reaches(peeks), reaches(pokes)});
   }
+  for (const auto space : remote) plan.remote.push_back(static_cast<Space>(space));
   plan.check();
   return plan;
 }
@@ -73,9 +92,12 @@ void register_engine(nb::module_& module) {
       .def("__init__", [](Plan* self, std::uint32_t rank, std::uint32_t size,
                           std::uint32_t chunk_count, Numbers inputs, Numbers outputs,
                           Numbers scratch, std::uint32_t widest,
-                          const std::vector<Written>& instructions) {
+                          const std::vector<Written>& instructions,
+                          std::vector<Numbers> peer_inputs, std::vector<Numbers> peer_outputs,
+                          const Numbers& remote) {
         new (self) Plan(make_plan(rank, size, chunk_count, std::move(inputs), std::move(outputs),
-                                  std::move(scratch), widest, instructions));
+                                  std::move(scratch), widest, instructions, std::move(peer_inputs),
+                                  std::move(peer_outputs), remote));
       });
   nb::class_<Call>(module, "Call")
       .def(
@@ -119,6 +141,19 @@ void register_engine(nb::module_& module) {
           nb::arg("collective"), nb::arg("x").none(), nb::arg("out").none(), nb::arg("root").none(),
           nb::arg("op").none(), nb::arg("algorithm").none(), nb::arg("deterministic").none(),
           nb::arg("call"))
+      .def(
+          "add_symmetric",
+          [](Rank& self, std::uint64_t id, std::shared_ptr<SymmetricBlock> block, Numbers parts) {
+            self.engine().symmetric().add(id, std::move(block), std::move(parts),
+                                          self.engine().rank());
+          },
+          nb::arg("id"), nb::arg("block"), nb::arg("parts"))
+      .def(
+          "remove_symmetric",
+          [](Rank& self, std::uint64_t id) { self.engine().symmetric().remove(id); }, nb::arg("id"))
+      .def("is_symmetric", &Rank::is_symmetric, nb::arg("memory"), nb::arg("bytes"))
+      .def_prop_ro("has_symmetric",
+                   [](Rank& self) { return !self.engine().symmetric().is_empty(); })
       .def("queue", &Rank::queue, nb::arg("more"))
       .def("set_timeout", &Rank::set_timeout, nb::arg("seconds"))
       .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })

@@ -10,6 +10,7 @@ class Engine;
 void register_failures(nanobind::module_& module);
 void register_kernels(nanobind::module_& module);
 void register_engine(nanobind::module_& module);
+void register_symmetric(nanobind::module_& module);
 void register_point_to_point(nanobind::module_& module);
 void register_limits(nanobind::module_& module);
 

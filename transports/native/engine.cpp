@@ -26,29 +26,6 @@ class Turn {
   std::atomic<bool>& busy_;
 };
 
-const std::byte* own_operand(const Call::Item& item, std::uint64_t segment_at,
-                             const std::byte* input, const std::byte* output,
-                             const std::byte* scratch) {
-  switch (item.read) {
-    case Space::input:
-      return input + item.read_at + segment_at;
-    case Space::output:
-      return output + item.read_at + segment_at;
-    case Space::scratch:
-      return scratch + item.read_at;
-    case Space::nowhere:
-      break;
-  }
-  return nullptr;
-}
-
-std::byte* kept_at(const Call::Item& item, std::uint64_t segment_at, std::byte* output,
-                   std::byte* scratch) {
-  if (item.write == Space::output) return output + item.write_at + segment_at;
-  if (item.write == Space::scratch) return scratch + item.write_at;
-  return nullptr;
-}
-
 }  // namespace
 
 Engine::Engine(const Region& region, std::uint32_t rank, const std::vector<Waiter::Peer>& peers,
@@ -57,7 +34,11 @@ Engine::Engine(const Region& region, std::uint32_t rank, const std::vector<Waite
       waiter_(region, rank, peers, crowded),
       peers_(region.geometry().ranks),
       slot_readers_(region.geometry().slots),
-      operands_(region.geometry().ranks + 1) {
+      peer_inputs_(region.geometry().ranks),
+      peer_outputs_(region.geometry().ranks),
+      operands_(region.geometry().ranks + 1),
+      block_operands_(region.geometry().ranks + 1),
+      results_(region.geometry().ranks + 1) {
   for (auto& readers : slot_readers_) readers.reserve(region.geometry().ranks);
   auto& standing = region_.standing(rank);
   standing.pid.store(static_cast<std::uint32_t>(getpid()), std::memory_order_relaxed);
@@ -106,6 +87,7 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
   }
   ++number_;
   stamp_ = call.fingerprint() ^ (number_ * 0x9e3779b97f4a7c15u);
+  if (call.reaches_inputs() || call.reaches_outputs()) locate(call, input, output);
   auto& standing = region_.standing(rank());
   if (shown_ != call.fingerprint()) {
     standing.call.set(call.text());
@@ -148,6 +130,7 @@ void Engine::run(const Call& call, const std::byte* input, std::byte* output) {
 
 void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
                   const std::byte* input, std::byte* output) {
+  if (step.peeks_begin != step.reaches_end) return reach(call, step, input, output);
   const std::uint64_t segment = call.segment();
   const std::uint64_t segment_at = turn * segment;
   const Call::Item* const items_end = call.items() + step.items_end;
@@ -296,6 +279,19 @@ void Engine::fail_mismatch(const Call& call, std::uint32_t peer, const Descripto
   } else if (__atomic_load_n(&found.length, __ATOMIC_RELAXED) != bytes) {
     text += " (a message of " + std::to_string(found.length) + " bytes, expected " +
             std::to_string(bytes) + ")";
+  }
+  const auto place_of = [this](std::uint32_t rank, Whereabouts Standing::* array) {
+    const auto& where = region_.standing(rank).*array;
+    const auto block = where.block.load(std::memory_order_relaxed);
+    return std::pair{block, where.offset.load(std::memory_order_relaxed)};
+  };
+  for (const auto& [name, array] : {std::pair{"x", &Standing::input}, {"out", &Standing::output}}) {
+    const auto here = place_of(rank(), array), there = place_of(peer, array);
+    if (here == there || here.first == 0 || there.first == 0) continue;
+    text += std::string(" (") + name + " must lie at the same place on every rank: here it is at " +
+            std::to_string(here.second) + " of block " + std::to_string(here.first) +
+            " of symmetric memory, there at " + std::to_string(there.second) + " of block " +
+            std::to_string(there.first) + ")";
   }
   waiter_.fail(FailureKind::mismatch, text);
 }

@@ -11,9 +11,34 @@
 
 #include "program.hpp"
 #include "region.hpp"
+#include "symmetric.hpp"
 #include "waiting.hpp"
 
 namespace transports {
+
+// Where a chunk's own operand is, and where its value is kept; nullptr for nowhere.
+inline const std::byte* own_operand(const Call::Item& item, std::uint64_t segment_at,
+                             const std::byte* input, const std::byte* output,
+                             const std::byte* scratch) {
+  switch (item.read) {
+    case Space::input:
+      return input + item.read_at + segment_at;
+    case Space::output:
+      return output + item.read_at + segment_at;
+    case Space::scratch:
+      return scratch + item.read_at;
+    case Space::nowhere:
+      break;
+  }
+  return nullptr;
+}
+
+inline std::byte* kept_at(const Call::Item& item, std::uint64_t segment_at, std::byte* output,
+                   std::byte* scratch) {
+  if (item.write == Space::output) return output + item.write_at + segment_at;
+  if (item.write == Space::scratch) return scratch + item.write_at;
+  return nullptr;
+}
 
 class Engine {
  public:
@@ -42,6 +67,7 @@ class Engine {
   Waiter& waiter() { return waiter_; }
   const Region& region() const { return region_; }
   std::uint32_t rank() const { return waiter_.rank(); }
+  SymmetricMemory& symmetric() { return symmetric_; }
 
  private:
   struct Message {
@@ -58,6 +84,12 @@ class Engine {
   void run(const Call& call, const std::byte* input, std::byte* output);
   void step(const Call& call, const Call::Step& step, std::uint64_t turn, const std::byte* input,
             std::byte* output);
+  // The work of a one-sided step: folds or copies what it peeks at, keeps and pokes the value.
+  void reach(const Call& call, const Call::Step& step, const std::byte* input, std::byte* output);
+  // `operands_` folded, or the one copied, to `results_`.
+  void fold(const Call& call, std::size_t operands, std::size_t results, std::uint64_t length);
+  // Finds the arrays of a one-sided call at every peer; makes where they lie part of the call.
+  void locate(const Call& call, const std::byte* input, const std::byte* output);
   std::byte* take_slot(const std::uint32_t* targets, std::uint32_t count, std::uint64_t bytes);
   const std::byte* take(const Call& call, std::uint32_t peer, std::uint64_t bytes,
                         std::uint64_t fingerprint);
@@ -75,7 +107,12 @@ class Engine {
   std::vector<std::vector<Message>> slot_readers_;  // who may still read each slot
   std::uint32_t next_slot_ = 0;
   alignas(kLine) std::byte inline_[kInlineBytes];
+  SymmetricMemory symmetric_;
+  std::vector<std::byte*> peer_inputs_;  // of the running one-sided call
+  std::vector<std::byte*> peer_outputs_;
   std::vector<const std::byte*> operands_;
+  std::vector<const std::byte*> block_operands_;
+  std::vector<std::byte*> results_;
   std::unique_ptr<std::byte[]> scratch_;
   std::uint64_t scratch_bytes_ = 0;
   std::uint64_t number_ = 0;  // calls entered

@@ -34,6 +34,11 @@ std::byte* data_of(PyArrayObject* array) {
   return static_cast<std::byte*>(PyArray_DATA(array));
 }
 
+// An array that begins in a block lies in it.
+bool is_in(const SymmetricMemory& symmetric, PyArrayObject* array) {
+  return !symmetric.is_empty() && symmetric.find(data_of(array), 0).has_value();
+}
+
 bool has_shape(PyArrayObject* array, const std::vector<std::ptrdiff_t>& shape) {
   return static_cast<std::size_t>(PyArray_NDIM(array)) == shape.size() &&
          std::equal(shape.begin(), shape.end(), PyArray_DIMS(array));
@@ -41,9 +46,9 @@ bool has_shape(PyArrayObject* array, const std::vector<std::ptrdiff_t>& shape) {
 
 }  // namespace
 
-std::size_t KnownCalls::place_of(const Ask& ask) {
+std::size_t KnownCalls::place_of(const Ask& ask, bool symmetric) {
   auto* const x = reinterpret_cast<PyArrayObject*>(ask.x.ptr());
-  auto hash = reinterpret_cast<std::size_t>(ask.collective.ptr()) >> 4;
+  auto hash = (reinterpret_cast<std::size_t>(ask.collective.ptr()) >> 4) + symmetric;
   for (int axis = 0; axis < PyArray_NDIM(x); ++axis) {
     hash = hash * 1000003 + static_cast<std::size_t>(PyArray_DIM(x, axis));
   }
@@ -55,12 +60,14 @@ std::size_t KnownCalls::place_of(const Ask& ask) {
   return (hash ^ hash >> 17 ^ hash >> 34) % kEntries;
 }
 
-std::optional<KnownCalls::Found> KnownCalls::find(const Ask& ask) const {
+std::optional<KnownCalls::Found> KnownCalls::find(const Ask& ask,
+                                                  const SymmetricMemory& symmetric) const {
   PyArrayObject* const x = as_array(ask.x);
   if (x == nullptr) return std::nullopt;
-  const Entry& entry = entries_[place_of(ask)];
+  const bool lies = is_in(symmetric, x);
+  const Entry& entry = entries_[place_of(ask, lies)];
   if (entry.call == nullptr || entry.collective.ptr() != ask.collective.ptr() ||
-      entry.root.ptr() != ask.root.ptr() || entry.x.dtype.ptr() != dtype_of(x) ||
+      entry.root.ptr() != ask.root.ptr() || entry.x.dtype.ptr() != dtype_of(x) || entry.x.symmetric != lies ||
       entry.op.ptr() != ask.op.ptr() || entry.algorithm.ptr() != ask.algorithm.ptr() ||
       entry.deterministic.ptr() != ask.deterministic.ptr() || !has_shape(x, entry.x.shape) ||
       !has_flags(x, NPY_ARRAY_C_CONTIGUOUS)) {
@@ -70,6 +77,7 @@ std::optional<KnownCalls::Found> KnownCalls::find(const Ask& ask) const {
   if (entry.out.dtype.is_valid()) {
     PyArrayObject* const out = as_array(ask.out);
     if (out == nullptr || entry.out.dtype.ptr() != dtype_of(out) ||
+        entry.out.symmetric != is_in(symmetric, out) ||
         !has_shape(out, entry.out.shape) ||
         !has_flags(out, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_WRITEABLE)) {
       return std::nullopt;
@@ -81,10 +89,11 @@ std::optional<KnownCalls::Found> KnownCalls::find(const Ask& ask) const {
   return found;
 }
 
-void KnownCalls::remember(const Ask& ask, nb::handle call) {
-  const auto described = [](PyArrayObject* array) {
+void KnownCalls::remember(const Ask& ask, const SymmetricMemory& symmetric, nb::handle call) {
+  const auto described = [&](PyArrayObject* array) {
     return Array{{PyArray_DIMS(array), PyArray_DIMS(array) + PyArray_NDIM(array)},
-                 nb::borrow(dtype_of(array))};
+                 nb::borrow(dtype_of(array)),
+                 is_in(symmetric, array)};
   };
   PyArrayObject* const x = as_array(ask.x);
   if (x == nullptr) return;
@@ -94,7 +103,7 @@ void KnownCalls::remember(const Ask& ask, nb::handle call) {
     if (out == nullptr) return;
     result = described(out);
   }
-  entries_[place_of(ask)] = {described(x),
+  entries_[place_of(ask, is_in(symmetric, x))] = {described(x),
                              std::move(result),
                              nb::borrow(ask.collective),
                              nb::borrow(ask.root),

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "program.hpp"
+#include "symmetric.hpp"
 
 namespace transports {
 
@@ -39,15 +40,17 @@ class KnownCalls {
     std::byte* output;
   };
 
-  std::optional<Found> find(const Ask& ask) const;
+  // Whether an array lies in symmetric memory is part of what call it is made for.
+  std::optional<Found> find(const Ask& ask, const SymmetricMemory& symmetric) const;
   // `call` holds a Call. Does nothing if the arrays are not such as `find` looks at. What is held
   // must not lead back to the owner of this table: the garbage collector does not look in here.
-  void remember(const Ask& ask, nanobind::handle call);
+  void remember(const Ask& ask, const SymmetricMemory& symmetric, nanobind::handle call);
 
  private:
   struct Array {  // what of an array distinguishes calls
     std::vector<std::ptrdiff_t> shape;
     nanobind::object dtype;
+    bool symmetric = false;
   };
   struct Entry {
     Array x, out;
@@ -57,7 +60,7 @@ class KnownCalls {
   };
   static constexpr std::size_t kEntries = 64;  // a power of two; a later call takes an entry over
 
-  static std::size_t place_of(const Ask& ask);
+  static std::size_t place_of(const Ask& ask, bool symmetric);
 
   std::array<Entry, kEntries> entries_;
 };

@@ -48,6 +48,15 @@ void Plan::check() const {
   check_below(inputs, chunk_count, "input chunk");
   check_below(outputs, chunk_count, "output chunk");
   check_below(scratch, chunk_count, "scratch chunk");
+  if (is_one_sided() && (peer_inputs.size() != size || peer_outputs.size() != size)) {
+    refuse("a one-sided plan says of every rank what lies in its input and output");
+  }
+  for (const auto space : remote) {
+    if (space != Space::input && space != Space::output) refuse("a remote space is 1 or 2");
+  }
+  for (const auto* peers : {&peer_inputs, &peer_outputs}) {
+    for (const auto& chunks : *peers) check_below(chunks, chunk_count, "chunk of a peer");
+  }
   for (const auto& each : instructions) {
     check_below(each.chunks, chunk_count, "chunk");
     check_below(each.sources, size, "source");
@@ -57,7 +66,24 @@ void Plan::check() const {
         refuse("a rank cannot message itself");
       }
     }
-    if (each.chunks.empty() || each.chunks.size() > std::max<std::size_t>(widest, outputs.size())) {
+    const bool only_tells = each.chunks.empty();  // notify and wait: messages without chunks
+    for (const auto& list : {each.peeks, each.pokes}) {
+      for (const auto& reach : list) {
+        if (reach.peer >= size || reach.peer == rank ||
+            (reach.space != Space::input && reach.space != Space::output) || !is_one_sided()) {
+          refuse("a one-sided plan reaches into the input or output of other ranks");
+        }
+      }
+    }
+    if (only_tells && (!each.reads.empty() || !each.writes.empty() || !each.peeks.empty() ||
+                       !each.pokes.empty() || each.sources.empty() == each.targets.empty())) {
+      refuse("an instruction without chunks notifies or waits, and nothing else");
+    }
+    if (only_tells) continue;
+    if (is_one_sided() && (!each.sources.empty() || !each.targets.empty())) {
+      refuse("the messages of a one-sided plan have no chunks");
+    }
+    if (each.chunks.size() > std::max<std::size_t>(widest, outputs.size())) {
       refuse("an instruction moves between 1 and `widest` chunks");
     }
     if ((!each.sources.empty() || !each.targets.empty()) && each.chunks.size() > widest) {
@@ -69,11 +95,11 @@ void Plan::check() const {
     if (!each.writes.empty() && each.writes.size() != each.chunks.size()) {
       refuse("an instruction writes all of its chunks or none");
     }
-    if (each.sources.empty() && each.reads.empty()) refuse("an instruction needs an operand");
-    if (each.sources.size() > 1 && each.reads.empty()) {
+    if (each.sources.empty() && each.peeks.empty() && each.reads.empty()) refuse("an instruction needs an operand");
+    if (each.sources.size() + each.peeks.size() > 1 && each.reads.empty()) {
       refuse("an instruction with several sources reads the own value too");
     }
-    if (each.own_at > each.sources.size()) refuse("own_at is beyond the sources");
+    if (each.own_at > each.sources.size() + each.peeks.size()) refuse("own_at is beyond the sources");
   }
 }
 
@@ -98,7 +124,9 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     if (reduce_ == nullptr) refuse("no kernel for this dtype and operation");
     if (reduction->average) divide_ = divide_kernel(reduction->dtype);
   }
-  std::uint64_t segment_items = slot_bytes / item_bytes / plan.widest;
+  for (auto& length : lengths) length *= item_bytes;
+  const std::uint64_t longest = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+  std::uint64_t segment_items = plan.is_one_sided() ? longest / item_bytes + 1 : slot_bytes / item_bytes / plan.widest;
   // Segments that begin on a cache line as long as there is room for one.
   const std::uint64_t per_line = kLine / std::min<std::size_t>(kLine, item_bytes);
   if (segment_items > per_line) segment_items -= segment_items % per_line;
@@ -107,10 +135,7 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
            std::to_string(plan.widest) + " elements of " + std::to_string(item_bytes) + " bytes");
   }
   segment_ = segment_items * item_bytes;
-  for (auto& length : lengths) {
-    length *= item_bytes;
-    passes_ = std::max(passes_, (length + segment_ - 1) / segment_);
-  }
+  passes_ = std::max<std::uint64_t>(1, (longest + segment_ - 1) / segment_);
 
   Begins inputs(plan.chunk_count), outputs(plan.chunk_count), scratch(plan.chunk_count);
   input_bytes_ = lay_out(plan.inputs, lengths, inputs);
@@ -130,11 +155,34 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     }
     return *(*begins)[place.chunk];
   };
+  std::vector<Begins> peer_inputs(plan.peer_inputs.size()), peer_outputs(plan.peer_outputs.size());
+  for (std::size_t peer = 0; peer < peer_inputs.size(); ++peer) {
+    peer_inputs[peer].resize(plan.chunk_count);
+    peer_outputs[peer].resize(plan.chunk_count);
+    widest_input_ = std::max(widest_input_, lay_out(plan.peer_inputs[peer], lengths, peer_inputs[peer]));
+    widest_output_ = std::max(widest_output_, lay_out(plan.peer_outputs[peer], lengths, peer_outputs[peer]));
+  }
+  for (const auto space : plan.remote) {
+    (space == Space::input ? reaches_inputs_ : reaches_outputs_) = true;
+  }
+  const auto offset_at_peer = [&](const Reach& reach, std::uint32_t chunk) {
+    const auto& begins = (reach.space == Space::input ? peer_inputs : peer_outputs)[reach.peer];
+    if (!begins[chunk] || !(reach.space == Space::input ? reaches_inputs_ : reaches_outputs_)) {
+      refuse("a plan reaches for a chunk where the peer does not hold it");
+    }
+    return *begins[chunk];
+  };
   for (const auto& each : plan.instructions) {
     Step step{};
     step.items_begin = static_cast<std::uint32_t>(items_.size());
     for (std::size_t i = 0; i < each.chunks.size(); ++i) {
-      Item item{lengths[each.chunks[i]], 0, 0, Space::nowhere, Space::nowhere};
+      Item item{lengths[each.chunks[i]], 0, 0, Space::nowhere, Space::nowhere, 0};
+      item.reaches = static_cast<std::uint32_t>(offsets_.size());
+      for (const auto* reaches : {&each.peeks, &each.pokes}) {
+        for (const auto& reach : *reaches) {
+          offsets_.push_back(offset_at_peer(reach, each.chunks[i]));
+        }
+      }
       if (!each.reads.empty()) {
         item.read = each.reads[i].space;
         item.read_at = find(each.reads[i]);
@@ -155,8 +203,13 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     step.sources_end = step.targets_begin = static_cast<std::uint32_t>(peers_.size());
     peers_.insert(peers_.end(), each.targets.begin(), each.targets.end());
     step.targets_end = static_cast<std::uint32_t>(peers_.size());
+    step.peeks_begin = static_cast<std::uint32_t>(reaches_.size());
+    reaches_.insert(reaches_.end(), each.peeks.begin(), each.peeks.end());
+    step.pokes_begin = static_cast<std::uint32_t>(reaches_.size());
+    reaches_.insert(reaches_.end(), each.pokes.begin(), each.pokes.end());
+    step.reaches_end = static_cast<std::uint32_t>(reaches_.size());
     step.own_at = each.own_at;
-    const bool reduces = !each.sources.empty() && !each.reads.empty();
+    const bool reduces = each.sources.size() + each.peeks.size() > 0 && !each.reads.empty();
     if (reduces && reduce_ == nullptr) refuse("a plan that reduces needs an operation");
     steps_.push_back(step);
   }

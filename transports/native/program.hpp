@@ -20,6 +20,12 @@ struct Place {
   std::uint32_t chunk;
 };
 
+// Memory of a peer.
+struct Reach {
+  std::uint32_t peer;
+  Space space;
+};
+
 // One action; see transports/plan.py, whose Instruction this is.
 struct Instruction {
   std::vector<std::uint32_t> chunks;
@@ -28,6 +34,8 @@ struct Instruction {
   std::vector<Place> reads;
   std::vector<Place> writes;
   std::uint32_t own_at = 0;
+  std::vector<Reach> peeks;
+  std::vector<Reach> pokes;
 };
 
 struct Plan {
@@ -39,7 +47,11 @@ struct Plan {
   std::vector<std::uint32_t> scratch;
   std::uint32_t widest = 1;
   std::vector<Instruction> instructions;
+  std::vector<std::vector<std::uint32_t>> peer_inputs;  // of a one-sided plan, for every rank
+  std::vector<std::vector<std::uint32_t>> peer_outputs;
+  std::vector<Space> remote;  // where anybody reaches into a peer
 
+  bool is_one_sided() const { return !peer_inputs.empty(); }
   // Throws std::invalid_argument if a number in it is out of range, so that no engine needs to
   // look again.
   void check() const;
@@ -66,11 +78,13 @@ class Call {
     std::uint64_t write_at;
     Space read;
     Space write;
+    std::uint32_t reaches;  // one-sided: of its peeks, then its pokes, the offsets in the peers' spaces
   };
   struct Step {
     std::uint32_t items_begin, items_end;
     std::uint32_t sources_begin, sources_end;
     std::uint32_t targets_begin, targets_end;
+    std::uint32_t peeks_begin, pokes_begin, reaches_end;
     std::uint32_t own_at;
     std::uint64_t bytes;  // of its message, all passes together
   };
@@ -82,6 +96,8 @@ class Call {
   const std::vector<Step>& steps() const { return steps_; }
   const Item* items() const { return items_.data(); }
   const std::uint32_t* peers() const { return peers_.data(); }
+  const Reach* reaches() const { return reaches_.data(); }
+  const std::uint64_t* offsets() const { return offsets_.data(); }
   const std::vector<Output>& outputs() const { return outputs_; }
   std::uint64_t passes() const { return passes_; }
   std::uint64_t segment() const { return segment_; }  // bytes of a chunk in one pass
@@ -94,6 +110,12 @@ class Call {
   std::uint32_t rank() const { return rank_; }
   // Whether input and output may be the same memory: every chunk lies at the same place in both.
   bool in_place() const { return in_place_; }
+  // Whether it reaches into the peers' input or output, which then must be symmetric memory.
+  bool reaches_inputs() const { return reaches_inputs_; }
+  bool reaches_outputs() const { return reaches_outputs_; }
+  // The longest that any rank's input or output is.
+  std::uint64_t widest_input() const { return widest_input_; }
+  std::uint64_t widest_output() const { return widest_output_; }
   ReduceKernel reduce() const { return reduce_; }
   DivideKernel divide() const { return divide_; }
   std::uint64_t fingerprint() const { return fingerprint_; }
@@ -104,6 +126,12 @@ class Call {
   std::vector<Item> items_;
   std::vector<std::uint32_t> peers_;
   std::vector<Output> outputs_;
+  std::vector<Reach> reaches_;
+  std::vector<std::uint64_t> offsets_;
+  bool reaches_inputs_ = false;
+  bool reaches_outputs_ = false;
+  std::uint64_t widest_input_ = 0;
+  std::uint64_t widest_output_ = 0;
   std::uint64_t passes_ = 1;
   std::uint64_t segment_ = 0;
   std::uint64_t input_bytes_ = 0;

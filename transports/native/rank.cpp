@@ -79,7 +79,7 @@ void Rank::execute(const Call& call, nb::handle input, nb::handle output, double
 
 bool Rank::repeat(const KnownCalls::Ask& ask) {
   if (queued_.load(std::memory_order_relaxed) != 0) return false;
-  const auto found = known_.find(ask);
+  const auto found = known_.find(ask, engine_.symmetric());
   if (!found || !may_run_on(*found->call, found->input, found->output)) return false;
   // Held while it runs: the entry may be taken over by a call of another thread.
   const nb::object call = nb::borrow(found->holder);
@@ -88,7 +88,12 @@ bool Rank::repeat(const KnownCalls::Ask& ask) {
 }
 
 void Rank::remember(const KnownCalls::Ask& ask, nb::handle call) {
-  known_.remember(ask, call);
+  known_.remember(ask, engine_.symmetric(), call);
+}
+
+bool Rank::is_symmetric(nb::handle memory, std::uint64_t bytes) {
+  const Buffer buffer(memory, bytes, Buffer::Access::read, "memory");
+  return engine_.symmetric().find(buffer.data(), bytes).has_value();
 }
 
 }  // namespace transports

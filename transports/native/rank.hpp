@@ -30,6 +30,8 @@ class Rank {
   // the arrays are not such as the engine takes as they are, or calls wait in the queue.
   bool repeat(const KnownCalls::Ask& ask);
   void remember(const KnownCalls::Ask& ask, nanobind::handle call);
+  // Whether `bytes` of memory lie in the own part of a symmetric block.
+  bool is_symmetric(nanobind::handle memory, std::uint64_t bytes);
   // Asynchronous calls that have begun and not ended: what is repeated must wait for its turn.
   void queue(int more) { queued_.fetch_add(more, std::memory_order_relaxed); }
   // Seconds that a repeated call may take.

@@ -82,6 +82,12 @@ struct SharedText {
 
 enum class Life : std::uint32_t { absent = 0, running, closed };
 
+// Where an array of a one-sided call lies: symmetric memory, the same on every rank.
+struct Whereabouts {
+  std::atomic<std::uint64_t> block;  // its id; 0: not in symmetric memory, or of no concern
+  std::atomic<std::uint64_t> offset;
+};
+
 struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> life;
   std::atomic<std::uint32_t> pid;
@@ -91,6 +97,7 @@ struct alignas(kLine) Standing {
   alignas(kLine) std::atomic<std::uint64_t> entered;   // number of the call it last entered
   std::atomic<std::uint64_t> completed;                // ... and last completed
   SharedText<24> call;                                 // what the entered call is
+  Whereabouts input, output;                           // of a one-sided call
 };
 
 // Where the first trouble is written, for every rank to raise.

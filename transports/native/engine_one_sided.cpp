@@ -1,0 +1,96 @@
+// One-sided calls: where the arrays of all ranks are, and the steps that reach into them.
+#include <algorithm>
+#include <cstring>
+
+#include "engine.hpp"
+
+namespace transports {
+namespace {
+
+// Of a value that goes to more than two places the first two are written from registers, the rest
+// from the first, which is in the innermost cache still.
+constexpr std::uint64_t kBlock = 16 * 1024;
+
+void show(Whereabouts& shown, const std::optional<SymmetricMemory::Place>& place) {
+  shown.block.store(place ? place->id : 0, std::memory_order_relaxed);
+  shown.offset.store(place ? place->offset : 0, std::memory_order_relaxed);
+}
+
+std::uint64_t digest(const std::optional<SymmetricMemory::Place>& place) {
+  if (!place) return 0;
+  return (place->id ^ (place->offset * 0x9e3779b97f4a7c15u)) * 0xff51afd7ed558ccdu;
+}
+
+}  // namespace
+
+void Engine::locate(const Call& call, const std::byte* input, const std::byte* output) {
+  std::optional<SymmetricMemory::Place> x, out;
+  if (call.reaches_inputs()) x = symmetric_.find(input, call.widest_input());
+  if (call.reaches_outputs()) out = symmetric_.find(output, call.widest_output());
+  if (call.reaches_inputs() > x.has_value() || call.reaches_outputs() > out.has_value()) {
+    // Other ranks may be in the call already.
+    waiter_.fail(FailureKind::mismatch,
+                 "rank " + std::to_string(rank()) + " has " + call.text() + " #" +
+                     std::to_string(number_) +
+                     " on an array that does not lie in symmetric memory of all ranks");
+  }
+  for (std::uint32_t peer = 0; peer < peer_inputs_.size(); ++peer) {
+    if (x) peer_inputs_[peer] = x->at(peer);
+    if (out) peer_outputs_[peer] = out->at(peer);
+  }
+  // Where they lie is part of what all must agree on, before anybody reaches anywhere.
+  stamp_ ^= digest(x) ^ (digest(out) << 1 | digest(out) >> 63);
+  auto& standing = region_.standing(rank());
+  show(standing.input, x);
+  show(standing.output, out);
+}
+
+void Engine::reach(const Call& call, const Call::Step& step, const std::byte* input,
+                   std::byte* output) {
+  const auto at_peer = [&](const Reach& reach) {
+    return (reach.space == Space::input ? peer_inputs_ : peer_outputs_)[reach.peer];
+  };
+  const Reach* const peeks = call.reaches() + step.peeks_begin;
+  const Reach* const pokes = call.reaches() + step.pokes_begin;
+  const std::uint32_t peek_count = step.pokes_begin - step.peeks_begin;
+  const std::uint32_t poke_count = step.reaches_end - step.pokes_begin;
+  for (auto* item = call.items() + step.items_begin; item != call.items() + step.items_end;
+       ++item) {
+    if (item->length == 0) continue;
+    const std::uint64_t* const offsets = call.offsets() + item->reaches;
+    const std::byte* const own = own_operand(*item, 0, input, output, scratch_.get());
+    for (std::uint32_t i = 0; i < peek_count; ++i) {
+      operands_[i + (own != nullptr && i >= step.own_at)] = at_peer(peeks[i]) + offsets[i];
+    }
+    if (own != nullptr) operands_[step.own_at] = own;
+    std::size_t results = 0;
+    std::byte* const kept = kept_at(*item, 0, output, scratch_.get());
+    if (kept != nullptr) results_[results++] = kept;
+    for (std::uint32_t i = 0; i < poke_count; ++i) {
+      results_[results++] = at_peer(pokes[i]) + offsets[peek_count + i];
+    }
+    if (results != 0) fold(call, peek_count + (own != nullptr), results, item->length);
+  }
+}
+
+void Engine::fold(const Call& call, std::size_t operands, std::size_t results,
+                  std::uint64_t length) {
+  const std::uint64_t block = results <= 2 ? length : kBlock;
+  for (std::uint64_t at = 0; at < length; at += block) {
+    const std::uint64_t bytes = std::min(block, length - at);
+    std::byte* const first = results_[0] + at;
+    std::byte* const second = results > 1 ? results_[1] + at : nullptr;
+    if (operands == 1) {
+      copy_to_both(first, second, operands_[0] + at, bytes);
+    } else {
+      for (std::size_t i = 0; i < operands; ++i) block_operands_[i] = operands_[i] + at;
+      call.reduce()(first, second, block_operands_.data(), operands, bytes / call.item_bytes());
+    }
+    for (std::size_t i = 2; i < results; i += 2) {
+      std::byte* const also = i + 1 < results ? results_[i + 1] + at : nullptr;
+      copy_to_both(results_[i] + at, also, first, bytes);
+    }
+  }
+}
+
+}  // namespace transports
