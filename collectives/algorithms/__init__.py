@@ -7,8 +7,9 @@ Each states, beside its body, closed forms (`collectives.closed_form`) in these 
     s            bytes of all chunks together. So for gather, allgather, scatter and
                  reduce_scatter s is n times what one rank holds; for alltoall it is what one rank
                  sends in all, its own chunk to itself included
-    messages     messages sent by the busiest rank, over all roots; to two peers counts twice
-    volume       bytes sent by the busiest rank, likewise
+    messages     messages sent by the busiest rank, over all roots; to two peers counts twice.
+                 Notifies are messages
+    volume       bytes sent by the busiest rank, likewise, or read from and written to its peers
     cost         seconds of the critical path, chunks being equal
 
 The cost is that of a machine where a message of b bytes occupies its sender's way out and its

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from collectives.catalogue import CATALOGUE
 from collectives.closed_form import FUNCTIONS, evaluate
 from collectives.proof import verify
-from collectives.schedule import Recv, RecvReduce, Send
+from collectives.rounds import peers_of
+from collectives.schedule import Notify, Read, ReadReduce, RecvReduce, Send, Write
 
 ALGORITHMS = {f"{a.collective} {a.name}": a for a in CATALOGUE.values()}
 
@@ -29,13 +30,15 @@ def some_roots(algo, size):
 
 
 def busiest(algo, size):
-    """Messages and chunks sent by the busiest rank, counted here and now."""
+    """Messages and chunks sent, read and written by the busiest rank, counted here and now."""
     messages, chunks = [0], [0]
     for root in some_roots(algo, size):
         for rank in range(size):
-            sends = [s for s in algo.schedule(rank, size, root) if isinstance(s, Send)]
+            steps = algo.schedule(rank, size, root)
+            sends = [s for s in steps if isinstance(s, Send | Notify)]
             messages.append(len([peer for s in sends for peer in s.peers]))
-            chunks.append(len([chunk for s in sends for _ in s.peers for chunk in s.chunks]))
+            moves = [s for s in steps if isinstance(s, Send | Read | ReadReduce | Write)]
+            chunks.append(len([chunk for s in moves for _ in peers_of(s) for chunk in s.chunks]))
     return max(messages), max(chunks)
 
 
@@ -63,10 +66,13 @@ def critical_path(algo, size, root, alpha, beta, gamma):
         while at[rank] < len(schedules[rank]):
             step = schedules[rank][at[rank]]
             nbytes = len(step.chunks) * share
-            if isinstance(step, Send):
+            if isinstance(step, Send | Notify):
                 posted[rank].extend((clock[rank], peer, nbytes) for peer in step.peers)
+            elif isinstance(step, Read | ReadReduce | Write):
+                reduced = gamma * isinstance(step, ReadReduce)
+                clock[rank] += len(peers_of(step)) * nbytes * (beta + reduced)
             else:
-                sources = (step.peer,) if isinstance(step, Recv) else step.peers
+                sources = peers_of(step)
                 if not all(arrived.get((peer, rank)) for peer in sources):
                     return
                 there = [arrived[peer, rank].popleft() for peer in sources]
