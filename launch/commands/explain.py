@@ -22,6 +22,8 @@ sends and adds up, what it costs, and whether it is proved. For example
 
     collectives explain allreduce ring -n 4 --bytes 1M
 
+Without an algorithm it lists those of the collective. `collectives algorithms` shows them all.
+
 The parameters of the cost are nominal, not measured, unless you give your own.
 """
 INTERMIXED = True
@@ -54,7 +56,7 @@ def parse_bytes(text: str) -> int:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("collective", help="such as allreduce")
-    parser.add_argument("algorithm", help="such as ring")
+    parser.add_argument("algorithm", nargs="?", help="such as ring; without: list them")
     parser.add_argument(
         "-n", "--ranks", type=int, default=4, metavar="N", help="number of ranks (default 4)"
     )
@@ -77,6 +79,9 @@ def execute(arguments: argparse.Namespace) -> int:
     from collectives.catalogue import find
     from collectives.proof import verify
 
+    if arguments.algorithm is None:
+        _list_algorithms(arguments.collective)
+        return 0
     try:
         algo = find(arguments.collective, arguments.algorithm)
         nbytes = parse_bytes(arguments.bytes)
@@ -100,6 +105,24 @@ def execute(arguments: argparse.Namespace) -> int:
         + f", the same bits everywhere, {order}" * algo.spec.reduces
     )
     return 0
+
+
+def _list_algorithms(collective: str) -> None:
+    """The algorithms of a collective, each with what it is for, and how to see one."""
+    from collectives.catalogue import find, names
+    from launch.commands.algorithms import console_on_stdout, plain_table
+
+    try:
+        known = names(collective)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    table = plain_table("algorithm", "")
+    for name in known:
+        algo = find(collective, name)
+        says = (inspect.getdoc(algo.body) or "").partition("\n")[0]
+        table.add_row(name, says if name == algo.name else f"another name of {algo.name}")
+    console_on_stdout().print(table)
+    print(f"\ncollectives explain {collective} {known[0]} -n 4 shows one of them from near.")
 
 
 def _check_numbers(arguments: argparse.Namespace, algo: Algorithm) -> None:
