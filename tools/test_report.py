@@ -1,4 +1,4 @@
-"""Condenses pytest's JUnit report to a page: what ran where, how long, and what did not pass.
+"""Condenses pytest's JUnit reports to a page: what ran where, how long, and what did not pass.
 
     .venv/bin/python tools/test_report.py build/test-report.xml
 
@@ -35,10 +35,10 @@ class Test:
     said: str
 
 
-def read_tests(report: Path) -> list[Test]:
-    """Every test of the report. One that failed to tidy up is there once, as an error."""
+def read_tests(suites: list[ElementTree.Element]) -> list[Test]:
+    """Every test of the reports. One that failed to tidy up is there once, as an error."""
     found: dict[str, Test] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in (case for suite in suites for case in suite.iter("testcase")):
         module = case.get("classname", "")
         name = f"{module.replace('.', '/')}.py::{case.get('name')}" if module else case.get("name")
         outcome, said = "passed", ""
@@ -54,10 +54,11 @@ def read_tests(report: Path) -> list[Test]:
     return list(found.values())
 
 
-def page(report: Path, command: str) -> str:
+def page(reports: list[Path], command: str) -> str:
     """The whole page."""
-    tests = read_tests(report)
-    suites = list(ElementTree.parse(report).iter("testsuite"))
+    suites = [suite for report in reports for suite in ElementTree.parse(report).iter("testsuite")]
+    tests = read_tests(suites)
+    begun = min((suite.get("timestamp", "") for suite in suites), default="")
     seconds = sum(float(suite.get("time", 0)) for suite in suites)
     counts = Counter(test.outcome for test in tests)
     words = ("passed", "failed", "error", "skipped")
@@ -66,7 +67,7 @@ def page(report: Path, command: str) -> str:
         "",
         ", ".join(f"{counts[word]} {word}" for word in words) + f" in {clock(seconds)}.",
         "",
-        f"- begun: {suites[0].get('timestamp', '')[:16].replace('T', ' ') if suites else ''}",
+        f"- begun: {begun[:16].replace('T', ' ')}",
         f"- source: {revision()}",
         f"- machine: {machine()}",
         f"- Python {platform.python_version()}, {', '.join(versions())}",
@@ -135,13 +136,16 @@ def versions() -> list[str]:
 def main() -> int:
     """Prints the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("report", type=Path, help="the file that pytest --junitxml has written")
+    parser.add_argument(
+        "reports", type=Path, nargs="+", help="what pytest --junitxml has written, in parts maybe"
+    )
     parser.add_argument("--command", default="make test-full", help="what wrote it")
     arguments = parser.parse_args()
-    if not arguments.report.is_file():
-        print(f"test_report: no file {arguments.report}", file=sys.stderr)
-        return 2
-    print(page(arguments.report, arguments.command), end="")
+    for report in arguments.reports:
+        if not report.is_file():
+            print(f"test_report: no file {report}", file=sys.stderr)
+            return 2
+    print(page(arguments.reports, arguments.command), end="")
     return 0
 
 

@@ -44,6 +44,19 @@ def test_a_report_is_condensed(tmp_path):
     assert "- `tests/trainers/test_b.py::test_absent`: no GPU" in lines
 
 
+def test_reports_of_parts_are_one(tmp_path):
+    suite = (
+        '<testsuite time="{0}" timestamp="2026-01-02T03:0{0}">'
+        '<testcase name="{1}" {2}/></testsuite>'
+    )
+    place = 'classname="tests.launch.test_a" time="1"'
+    for number, name in ((5, "test_late"), (4, "test_early")):
+        (tmp_path / f"{number}.xml").write_text(suite.format(number, name, place))
+    done = run_tool("test_report.py", tmp_path / "5.xml", tmp_path / "4.xml", "--command", "parts")
+    assert done.stdout.startswith("# `parts`\n\n2 passed, 0 failed, 0 error, 0 skipped in 0:09")
+    assert "- begun: 2026-01-02 03:04\n" in done.stdout
+
+
 def test_no_report_is_said(tmp_path):
     done = run_tool("test_report.py", tmp_path / "none.xml")
     assert (done.returncode, done.stdout) == (2, "")
