@@ -185,5 +185,5 @@ def test_clocks_tell_what_is_known():
     assert ordering.notify(0) == (1, 0, 0)
     clock = ordering.notify(0)
     assert clock == (2, 0, 0)
-    ordering.wait(1, clock)
-    assert ordering.notify(1) == (2, 1, 0)
+    ordering.wait(1, [clock, ordering.notify(2)])
+    assert ordering.notify(1) == (2, 1, 1)
