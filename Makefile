@@ -2,7 +2,8 @@
 #
 #   make train      environment, build, install, then train the example network on two ranks
 #   make test       the same environment, then lint and every quick test
-#   make test-full  the long sweeps too; writes build/test-report.xml
+#   make test-full  the long sweeps too; writes build/test-report.xml and a page of it, .md
+#   make test-repeat  tests with many processes, TIMES=50 times, half of them with all cores busy
 #   make lint | format | build | clean
 #
 # make PYTHON=python3.12 …   another Python, in an environment of its own (.venv-python3.12)
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 RANKS ?= 2
+TIMES ?= 50
 PACKAGES := collectives transports trainers launch
 
 PY := $(VENV)/bin/python
@@ -20,9 +22,11 @@ PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := $(wildcard transports/native/*.cpp transports/native/*.hpp)
 # A package that comes or goes changes what an editable install maps.
 ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
+# One sweep of the long run takes minutes, so that a hang is told later there.
+LONG := -o timeout=900 -o faulthandler_timeout=1800
 LINTED := $(PACKAGES) tests examples tools
 
-.PHONY: train test test-full lint format build clean preflight
+.PHONY: train test test-full test-repeat lint format build clean preflight
 .DELETE_ON_ERROR:
 
 train: build
@@ -33,7 +37,11 @@ test: lint
 
 test-full: lint
 	@mkdir -p build
-	$(PY) -m pytest --full -o faulthandler_timeout=1800 --junitxml=build/test-report.xml
+	$(PY) -m pytest --full $(LONG) --junitxml=build/test-report.xml; status=$$?; \
+	  $(PY) tools/test_report.py build/test-report.xml > build/test-report.md; exit $$status
+
+test-repeat: build
+	$(PY) tools/repeat_tests.py --times $(TIMES)
 
 lint: build
 	$(VENV)/bin/ruff check $(wildcard $(LINTED))

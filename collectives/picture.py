@@ -1,19 +1,28 @@
-"""An algorithm as text: ranks down, rounds across, what each rank sends and receives in each.
+"""An algorithm as text: ranks down, rounds across, what each rank does in each.
 
-A round is the time a message takes. A rank sends one message and receives one in the same round,
-and hands on only what came in an earlier one; a message to several peers is one, and so are those
-that one reduction takes from several. As in the proof, a rank has a single slot, and a schedule
-that gets stuck is drawn as far as it comes.
+What a round is, and which step falls in it, is said in `collectives.rounds`; a schedule that gets
+stuck is drawn as far as it comes.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
-from collectives.schedule import Algorithm, Copy, Recv, RecvReduce, Send, Step
+from collectives.rounds import MessageRounds, OneSidedRounds, Rounds, peers_of
+from collectives.schedule import Algorithm
+from collectives.steps import (
+    Copy,
+    Notify,
+    Read,
+    ReadReduce,
+    Recv,
+    RecvReduce,
+    Send,
+    Step,
+    Wait,
+    Write,
+)
 
 _LONGEST_LIST = 3  # runs of peers or chunks in a label; beyond, they are cut
 
@@ -47,7 +56,8 @@ def draw(
     """
     if not algo.allows(size):
         raise ValueError(f"{algo.collective} {algo.name} is not written for size {size}")
-    timeline = _Timeline([algo.schedule(rank, size, root, hosts) for rank in range(size)])
+    schedules = [algo.schedule(rank, size, root, hosts) for rank in range(size)]
+    timeline = OneSidedRounds(schedules) if algo.one_sided else MessageRounds(schedules)
     timeline.run()
     labels = _Labels(algo, size)
     shown = range(size if size <= ranks else ranks - 1)
@@ -64,68 +74,16 @@ def draw(
     return "\n".join(line.rstrip() for line in lines).rstrip()
 
 
-@dataclass
-class _Clock:
-    """Where a rank is in its schedule, and in which rounds it last did what."""
-
-    at: int = 0
-    sent: int = 0
-    received: int = 0
-    untaken: set[int] = field(default_factory=set)
-    freed: int = 0
-    began: list[int] = field(default_factory=list)  # the round of each step done
-
-
-class _Timeline:
-    """In which round every step of every rank happens."""
-
-    def __init__(self, schedules: Sequence[Sequence[Step]]) -> None:
-        self.schedules = schedules
-        self.clocks = [_Clock() for _ in schedules]
-        self._inbox: dict[tuple[int, int], deque[int]] = {}
-
-    def run(self) -> None:
-        """Drive every rank as far as it gets."""
-        ready = deque(range(len(self.schedules)))
-        while ready:
-            rank = ready.popleft()
-            clock, steps = self.clocks[rank], self.schedules[rank]
-            while clock.at < len(steps) and self._possible(rank, steps[clock.at]):
-                ready.extend(self._do(rank, steps[clock.at]))
-                clock.at += 1
-
-    def _possible(self, rank: int, step: Step) -> bool:
-        if isinstance(step, Send):
-            return not self.clocks[rank].untaken
-        return all(self._inbox.get((peer, rank)) for peer in _sources(step))
-
-    def _do(self, rank: int, step: Step) -> tuple[int, ...]:
-        """Date the step; the ranks that may go on because of it."""
-        clock = self.clocks[rank]
-        if isinstance(step, Send):
-            clock.sent = max(clock.sent, clock.received, clock.freed) + 1
-            clock.untaken = set(step.peers)
-            for peer in step.peers:
-                self._inbox.setdefault((rank, peer), deque()).append(clock.sent)
-            clock.began.append(clock.sent)
-            return step.peers
-        if isinstance(step, Copy):
-            clock.began.append(max(clock.sent, clock.received, 1))
-            return ()
-        posted = max(self._inbox[peer, rank].popleft() for peer in _sources(step))
-        clock.received = max(posted, clock.sent, clock.received + 1)
-        for peer in _sources(step):
-            other = self.clocks[peer]
-            other.untaken.discard(rank)
-            other.freed = max(other.freed, clock.received)
-        clock.began.append(clock.received)
-        return _sources(step)
-
-
-def _sources(step: Step) -> tuple[int, ...]:
-    if isinstance(step, RecvReduce):
-        return step.peers
-    return (step.peer,) if isinstance(step, Recv) else ()
+_SIGNS: dict[type[Step], str] = {
+    Send: "→",
+    Recv: "←",
+    RecvReduce: "+←",
+    Read: "⇐",
+    ReadReduce: "+⇐",
+    Write: "⇒",
+    Notify: "!",
+    Wait: "?",
+}
 
 
 class _Labels:
@@ -135,30 +93,26 @@ class _Labels:
         self._chunking = algo.spec.chunking
         self._size = size
 
-    def row(self, timeline: _Timeline, rank: int) -> Cells:
-        """The labels of one rank, sends above receives; at the end what it is stuck at."""
-        clock, steps = timeline.clocks[rank], timeline.schedules[rank]
+    def row(self, timeline: Rounds, rank: int) -> Cells:
+        """The labels of one rank, round by round; at the end what it is stuck at."""
+        began = timeline.began[rank]
         cells: Cells = {}
-        for step, number in zip(steps, clock.began, strict=False):
+        for step, number in zip(timeline.schedules[rank], began, strict=False):
             cells.setdefault(number, []).append(self.label(step))
-        if clock.at < len(steps):
-            stuck = max(clock.began, default=0) + 1
-            cells.setdefault(stuck, []).append("✗ " + self.label(steps[clock.at]))
+        if (stuck := timeline.stuck_at(rank)) is not None:
+            cells.setdefault(max(began, default=0) + 1, []).append("✗ " + self.label(stuck))
         return cells
 
     def label(self, step: Step) -> str:
-        """Such as `→1 c0`, `←2 c1`, `+←2 c1`."""
+        """Such as `→1 c0`, `←2 c1`, `+←2 c1`, `⇐1 c0`, `!1`."""
         if isinstance(step, Copy):
             return f"{self._chunks((step.to,))}={self._chunks((step.source,))}"
-        if isinstance(step, Send):
-            head, peers = "→", step.peers
-        else:
-            head, peers = ("+←" if isinstance(step, RecvReduce) else "←"), _sources(step)
+        head, peers = _SIGNS[type(step)], peers_of(step)
         if len(peers) == self._size - 1 > 1:
             head += "all"
         else:
             head += _runs(sorted(peers))
-        return f"{head} {self._chunks(step.chunks)}".rstrip()
+        return f"{head} {self._chunks(step.chunks)}".rstrip() if step.chunks else head
 
     def _chunks(self, chunks: Sequence[int]) -> str:
         if self._chunking == "empty":
@@ -181,6 +135,13 @@ class _Labels:
             (r"←", f"←1{chunk}", f"receive {named} from rank 1"),
             (r"\+←", f"+←1{chunk}", f"receive {named} from rank 1 and add it to the own"),
             (r"\+←(all|\d+[-,])", f"+←1-3{chunk}", "from several ranks: added in one pass"),
+            (r"⇐", f"⇐1{chunk}", f"read {named} in the memory of rank 1"),
+            (r"\+⇐", f"+⇐1{chunk}", f"read {named} in the memory of rank 1 and add it to the own"),
+            (r"\+⇐(all|\d+[-,])", f"+⇐1-3{chunk}", "of several ranks: added in one pass"),
+            (r"⇒", f"⇒1{chunk}", f"write {named} into the memory of rank 1"),
+            (r"⇒(all|\d+[-,])", f"⇒1-3{chunk}", "into that of several ranks, in one pass"),
+            (r"!", "!1", "notify rank 1 that all up to here is done"),
+            (r"\?", "?1", "wait for a notify of rank 1"),
             (r"✗", "✗", "a step that the rank never gets past"),
         ]
         shown = [
@@ -236,9 +197,9 @@ def _bands(rows: Sequence[Cells], rounds: int, width: int, root: int | None) -> 
 
 
 def _aligned(labels: list[str], airy: bool) -> list[str]:
-    """Sends on the first line, all else below, where a rank may do both in a round."""
+    """What goes out on the first line, all else below, where a rank may do both in a round."""
     if not labels:
         return ["·"]
-    sends = [label for label in labels if label.startswith("→")]
-    others = [label for label in labels if not label.startswith("→")]
+    sends = [label for label in labels if label.startswith(("→", "!"))]
+    others = [label for label in labels if not label.startswith(("→", "!"))]
     return sends + others if sends or not airy else ["", *others]

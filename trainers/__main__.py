@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+ALL_ARE_INTERRUPTED_WITHIN = 1.0  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,15 +20,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args(argv)
 
+    try:
+        _train(arguments)
+    except KeyboardInterrupt:  # where in a step it was is of no use to anybody
+        return INTERRUPTED
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
     import collectives
     from trainers.configuration import read_config
 
     config = read_config(arguments.config, arguments.settings)
-    with collectives.init() as comm:
-        from trainers.run import carry_out
+    try:
+        with collectives.init() as comm:
+            from trainers.run import carry_out
 
-        carry_out(config, comm, resume=arguments.resume)
-    return 0
+            carry_out(config, comm, resume=arguments.resume)
+    except (collectives.AbortedError, collectives.PeerLostError):
+        # Ctrl-C is for every rank, and another may have had it, and gone, before us: then ours is
+        # on its way and ends this sleep.
+        time.sleep(ALL_ARE_INTERRUPTED_WITHIN)
+        raise
 
 
 if __name__ == "__main__":

@@ -39,8 +39,18 @@ def carry_out(config: RunConfig, comm: Communicator, *, resume: bool) -> Trainer
     # Rank 0 reads files for all: they need not be on every rank's host, nor stay the same.
     origin: Path | None = None
     data: bytes | None = None
+    aside: Path | None = None
     if first:
-        origin, data = _opened(config, resume)
+        if resume:
+            origin, data = _continued(config)
+        else:
+            aside = begin_folder(config.run)
+            if aside is not None:
+                _say(
+                    f"{config.run} held an earlier run, which is now in {aside}; this is a new one "
+                    "(--resume goes on with one instead)"
+                )
+        (config.run / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
     everyones = comm.broadcast_object(as_data(config), root=0)
     if everyones != as_data(config):
         raise ConfigurationError("the ranks were started with different configurations")
@@ -50,29 +60,27 @@ def carry_out(config: RunConfig, comm: Communicator, *, resume: bool) -> Trainer
     trainer = Trainer(config, task, comm, checkpoint)
     if first:
         _announce(trainer)
+    begin = trainer.step
     trainer.fit()
     if first:
         task.report(trainer.average.model, config.run)
+        done = str(trainer.step - begin) + f" of {trainer.step}" * (begin > 0)
         passed = time.monotonic() - began
-        _say(f"{passed:.0f} s, {config.train.steps} steps; everything is in {config.run}")
+        _say(
+            f"{passed:.0f} s, {done} steps; everything is in {config.run}"
+            + (f", the earlier run in {aside}" if aside else "")
+        )
     comm.barrier()
     return trainer
 
 
-def _opened(config: RunConfig, resume: bool) -> tuple[Path | None, bytes | None]:
-    """Rank 0 opens the run's folder: a new one, or the one to go on with and its checkpoint."""
-    if not resume:
-        aside = begin_folder(config.run)
-        if aside is not None:
-            _say(f"the earlier run in {config.run} is now in {aside}")
-        origin, data = None, None
-    else:
-        origin, data, changed = checkpoint_to_resume(config)
-        check_folder(config.run)
-        _say(f"resuming from {origin}")
-        if changed:
-            _say(f"settings changed since: {', '.join(changed)}")
-    (config.run / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
+def _continued(config: RunConfig) -> tuple[Path, bytes]:
+    """Rank 0 finds the checkpoint that the run goes on from, and its bytes."""
+    origin, data, changed = checkpoint_to_resume(config)
+    check_folder(config.run)
+    _say(f"resuming from {origin}")
+    if changed:
+        _say(f"settings changed since: {', '.join(changed)}")
     return origin, data
 
 
@@ -86,6 +94,11 @@ def _announce(trainer: Trainer) -> None:
         f"{weights:,} parameters on {size} rank{'s' * (size > 1)}, {config.train.steps} steps of "
         f"{config.train.batch} samples ({each} a rank), {kind}"
     )
+    if trainer.step >= config.train.steps:
+        _say(
+            f"this run has ended already: all of its {trainer.step} steps are done, so it is only "
+            f"judged again; a number of train.epochs above {config.train.epochs} trains on"
+        )
 
 
 def _say(text: str) -> None:

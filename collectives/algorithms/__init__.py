@@ -7,15 +7,15 @@ Each states, beside its body, closed forms (`collectives.closed_form`) in these 
     s            bytes of all chunks together. So for gather, allgather, scatter and
                  reduce_scatter s is n times what one rank holds; for alltoall it is what one rank
                  sends in all, its own chunk to itself included
-    messages     messages sent by the busiest rank, over all roots; to two peers counts twice
-    volume       bytes sent by the busiest rank, likewise
+    messages     messages sent by the busiest rank, over all roots; to two peers counts twice.
+                 Notifies are messages
+    volume       bytes sent by the busiest rank, likewise, or read from and written to its peers
     cost         seconds of the critical path, chunks being equal
 
-The cost is that of a machine where a message of b bytes occupies its sender's way out and its
-receiver's way in for alpha + b beta seconds (both ways at once are free, two messages one way are
-not), and reducing b bytes takes b gamma, less than the message took to arrive. It is exact but for
-what overlaps by luck where n is no power of two, and in a double binary tree: a few percent while
-gamma is small against beta.
+The cost is that of the model machine (`collectives.cost.machine`), exactly and at every size: a
+message of b bytes occupies its sender's way out and its receiver's way in for alpha + b beta
+seconds, and if it is reduced, the way in for b gamma more; both ways at once are free, two messages
+one way are not.
 
 A body shows the textbook; which memory a chunk lies in, how long it is, and which steps become
 one pass is said elsewhere (`collectives.lowering`, `transports.plan`).

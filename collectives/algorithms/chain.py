@@ -45,7 +45,7 @@ def chain_broadcast(rank: int, size: int, root: int) -> Steps:
     name="chain",
     chunks=pieces,
     widest=lambda size: 1,
-    cost="(n > 1)((3n-2)(alpha + s/(2n) beta) + (n-1)/(2n) s gamma)",
+    cost="(n > 1)(3n-2)(alpha + s/(2n) beta + s/(2n) gamma)",
     messages="(n > 1) 2n",
     volume="(n > 1) s",
     source="Watts & van de Geijn 1995",

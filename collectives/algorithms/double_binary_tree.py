@@ -54,7 +54,7 @@ def _positions(rank: int, size: int) -> list[_Position]:
     name="double_binary_tree",
     chunks=2,
     widest=lambda size: 1,
-    cost="(n > 1)((4 fl(n) - 2 (p2(n) == n))(alpha + s/2 beta) + (lg(n) - 1/2) s gamma)",
+    cost="(n > 1)(2 fl(n) - (p2(n) == n))(2 alpha + s beta + s/2 gamma)",
     messages="(n > 1) min(n, 4)",
     volume="(n > 1) min(n, 4)/2 s",
     source="Sanders, Speck & Träff 2009",

@@ -48,8 +48,8 @@ class OneSidedMachine(Driver):
                 self._notified[rank, peer] = self._at[rank], clock
             return step.peers
         if isinstance(step, Wait):
-            for peer in step.peers:
-                self._ordering.wait(rank, self._notified.pop((peer, rank))[1])
+            notified = [self._notified.pop((peer, rank)) for peer in step.peers]
+            self._ordering.wait(rank, [clock for _, clock in notified])
             return step.peers
         if isinstance(step, Copy):
             self._store(rank, rank, step.to, self._load(rank, rank, step.source))

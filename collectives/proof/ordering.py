@@ -12,6 +12,7 @@ the output of a rank count as one memory, as they are where a call works in plac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,9 +54,9 @@ class Ordering:
         self._clocks[rank][rank] += 1
         return clock
 
-    def wait(self, rank: int, clock: Clock) -> None:
-        """Let `rank` know what a notifier knew."""
-        self._clocks[rank] = list(map(max, self._clocks[rank], clock))
+    def wait(self, rank: int, clocks: Iterable[Clock]) -> None:
+        """Let `rank` know what its notifiers knew."""
+        self._clocks[rank] = list(map(max, self._clocks[rank], *clocks))
 
     def read(self, rank: int, step: int, owner: int, chunk: int) -> None:
         """`rank` reads a chunk in the memory of `owner`.

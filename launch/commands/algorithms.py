@@ -21,7 +21,9 @@ Lists every algorithm. In the formulas n is the number of ranks and s the size i
 chunks together (of alltoall: what one rank sends in all). messages and volume are those of the
 busiest rank; cost is the time of the critical path with alpha seconds a message, beta a byte moved
 and gamma a byte reduced; lg is the base-2 logarithm rounded up, fl rounded down, p2 the largest
-power of two that is not above. `collectives explain` shows one of them from near.
+power of two that is not above. One-sided algorithms need arrays from comm.empty; their messages
+are notifies, which are empty, and their volume is what is read from and written to the memory of
+peers. `collectives explain` shows one of them from near.
 """
 
 _ALWAYS = ("python", "shm")  # transports with a column even where nothing was run

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from collectives.schedule import Algorithm
+    from collectives.steps import Step
 
 HELP = "show an algorithm: picture, steps, bytes, cost, proof"
 DESCRIPTION = """\
@@ -20,6 +21,8 @@ Shows one algorithm at one number of ranks: who sends what to whom in which roun
 sends and adds up, what it costs, and whether it is proved. For example
 
     collectives explain allreduce ring -n 4 --bytes 1M
+
+Without an algorithm it lists those of the collective. `collectives algorithms` shows them all.
 
 The parameters of the cost are nominal, not measured, unless you give your own.
 """
@@ -53,7 +56,7 @@ def parse_bytes(text: str) -> int:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("collective", help="such as allreduce")
-    parser.add_argument("algorithm", help="such as ring")
+    parser.add_argument("algorithm", nargs="?", help="such as ring; without: list them")
     parser.add_argument(
         "-n", "--ranks", type=int, default=4, metavar="N", help="number of ranks (default 4)"
     )
@@ -76,6 +79,9 @@ def execute(arguments: argparse.Namespace) -> int:
     from collectives.catalogue import find
     from collectives.proof import verify
 
+    if arguments.algorithm is None:
+        _list_algorithms(arguments.collective)
+        return 0
     try:
         algo = find(arguments.collective, arguments.algorithm)
         nbytes = parse_bytes(arguments.bytes)
@@ -87,13 +93,36 @@ def execute(arguments: argparse.Namespace) -> int:
     _traffic(algo, arguments.ranks, arguments.root, nbytes)
     _costs(algo, arguments, nbytes)
     order = "added up in rank order" if certificate.rank_order else "not added up in rank order"
+    safe = (
+        "all access to memory in order, no dead-lock with one notify on its way"
+        if algo.one_sided
+        else "no dead-lock with one slot a rank"
+    )
     print(
         f"proved for n={arguments.ranks}"
         + f", root {arguments.root}" * algo.spec.rooted
-        + ": no dead-lock with one slot a rank, every rank ends with what the collective demands"
+        + f": {safe}, every rank ends with what the collective demands"
         + f", the same bits everywhere, {order}" * algo.spec.reduces
     )
     return 0
+
+
+def _list_algorithms(collective: str) -> None:
+    """The algorithms of a collective, each with what it is for, and how to see one."""
+    from collectives.catalogue import find, names
+    from launch.commands.algorithms import console_on_stdout, plain_table
+
+    try:
+        known = names(collective)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    table = plain_table("algorithm", "")
+    for name in known:
+        algo = find(collective, name)
+        says = (inspect.getdoc(algo.body) or "").partition("\n")[0]
+        table.add_row(name, says if name == algo.name else f"another name of {algo.name}")
+    console_on_stdout().print(table)
+    print(f"\ncollectives explain {collective} {known[0]} -n 4 shows one of them from near.")
 
 
 def _check_numbers(arguments: argparse.Namespace, algo: Algorithm) -> None:
@@ -149,32 +178,38 @@ def _traffic(algo: Algorithm, size: int, root: int, nbytes: int) -> None:
 
 def _traffic_table(algo: Algorithm, size: int, root: int, lengths: list[int]) -> Table:
     from collectives.lowering import lower
-    from collectives.schedule import Copy, RecvReduce, Send
     from launch.commands.algorithms import plain_table
 
+    out, into = ("written", "read") if algo.one_sided else ("sent", "received")
+    messages = "notifies sent" if algo.one_sided else "messages sent"
     table = plain_table(
-        "", "steps", "once fused", "messages sent", "bytes sent", "bytes received", "bytes reduced"
+        "", "steps", "once fused", messages, f"bytes {out}", f"bytes {into}", "bytes reduced"
     )
     for column in table.columns[1:]:
         column.justify = "right"
     for rank in range(min(size, _MOST_ROWS)):
-        messages = sent = received = reduced = 0
         steps = algo.schedule(rank, size, root)
-        for step in steps:
-            if isinstance(step, Copy):
-                continue
-            moved = sum(lengths[chunk] for chunk in step.chunks)
-            if isinstance(step, Send):
-                messages += len(step.peers)
-                sent += moved * len(step.peers)
-            else:
-                several = len(step.peers) if isinstance(step, RecvReduce) else 1
-                received += moved * several
-                reduced += moved * several * isinstance(step, RecvReduce)
+        moved = [_moved(step, lengths) for step in steps]
         fused = len(lower(algo, rank, size, root).instructions)
-        counts = (len(steps), fused, messages, sent, received, reduced)
+        counts = (len(steps), fused, *map(sum, zip((0, 0, 0, 0), *moved, strict=True)))
         table.add_row(f"rank {rank}", *(f"{count:,}" for count in counts))
     return table
+
+
+def _moved(step: Step, lengths: list[int]) -> tuple[int, int, int, int]:
+    """Messages or notifies of a step; bytes sent or written, received or read, and reduced."""
+    from collectives.rounds import peers_of
+    from collectives.steps import Copy, Notify, ReadReduce, RecvReduce, Send, Wait, Write
+
+    if isinstance(step, Copy | Wait):
+        return 0, 0, 0, 0
+    peers = len(peers_of(step))
+    nbytes = peers * sum(lengths[chunk] for chunk in step.chunks)
+    if isinstance(step, Send | Notify):
+        return peers, nbytes, 0, 0
+    if isinstance(step, Write):
+        return 0, nbytes, 0, 0
+    return 0, 0, nbytes, nbytes * isinstance(step, RecvReduce | ReadReduce)
 
 
 def _chunk_bytes(algo: Algorithm, size: int, nbytes: int) -> list[int]:
@@ -199,8 +234,12 @@ def _costs(algo: Algorithm, arguments: argparse.Namespace, nbytes: int) -> None:
     volume = float(evaluate(algo.volume, n=size, s=s))
     seconds = float(evaluate(algo.cost, n=size, s=s, **rates))
     stated = ", ".join(f"{name} {value:g} s" for name, value in rates.items())
-    print(f"the busiest rank sends   {algo.messages} messages = {messages}")
-    print(f"                         {algo.volume} bytes = {volume:,.0f}")
+    if algo.one_sided:
+        print(f"the busiest rank sends   {algo.messages} notifies = {messages}")
+        print(f"        reads and writes {algo.volume} bytes of peers = {volume:,.0f}")
+    else:
+        print(f"the busiest rank sends   {algo.messages} messages = {messages}")
+        print(f"                         {algo.volume} bytes = {volume:,.0f}")
     print(f"the critical path takes  {algo.cost}")
     print(f"                         = {_duration(seconds)} at {stated}{nominal}")
     print()

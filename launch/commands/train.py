@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from launch.commands import CommandError
@@ -17,8 +18,11 @@ Train what a configuration says, data-parallel on several ranks of this machine:
 
 Any setting can be given with --set; --print_config shows them all with their values. Everything a
 run leaves is in its folder (setting `run`); an earlier run there is moved aside, to FOLDER.1 and so
-on. --resume goes on from the latest checkpoint in the folder."""
+on. --resume goes on from the latest checkpoint in the folder, after Ctrl-C too."""
 INTERMIXED = True
+
+SIGNALLED = 128
+"""Exit codes above it: a signal ended the run, Ctrl-C for one."""
 
 NEEDED = ("torch", "jsonargparse", "yaml", "PIL", "safetensors", "matplotlib")
 
@@ -56,6 +60,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Checks everything that can be checked, then starts the ranks."""
     check_installed()
     from launch.jobs import check_counts, module_command, run_job
+    from trainers.checkpoints import all_checkpoints
     from trainers.configuration import as_yaml, read_config
     from trainers.errors import TrainerError
 
@@ -75,12 +80,15 @@ def execute(arguments: argparse.Namespace) -> int:
         words += ["--set", setting]
     if arguments.resume:
         words.append("--resume")
-    return run_job(
+    code = run_job(
         module_command("trainers", words),
         arguments.ranks,
         bind=not arguments.no_bind,
         threads=arguments.threads,
     )
+    if code > SIGNALLED and (saved := all_checkpoints(config.run)):
+        print(f"collectives train: stopped; --resume goes on from {saved[-1]}", file=sys.stderr)
+    return code
 
 
 def check_installed() -> None:

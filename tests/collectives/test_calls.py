@@ -168,3 +168,9 @@ def test_what_cannot_be_called_is_refused_by_name():
         calls.get(Request("reduce", "int8", 1, 8))
     with pytest.raises(ValueError, match=r"bruck relays chunks.*use pairwise"):
         calls.get(Request("alltoall", "int8", 1, 8, algorithm="bruck", counts=(1,) * 16))
+
+
+def test_a_one_sided_algorithm_is_refused_by_name():
+    request = Request("allreduce", "float32", 4, 8, op="sum", algorithm="one_sided")
+    with pytest.raises(ValueError, match=r"allreduce one_sided needs arrays from comm\.empty"):
+        calls_of().get(request)

@@ -11,6 +11,7 @@ import pytest
 from collectives.algorithms import neighbours, trees
 from collectives.catalogue import CATALOGUE, find, names
 from collectives.proof import verify
+from collectives.selection import default_table
 from collectives.specs import SPECS
 
 DEMANDED = {
@@ -22,14 +23,15 @@ DEMANDED = {
         "halving_doubling",
         "one_shot",
         "two_shot",
+        "one_sided",
     },
-    "reduce": {"ring", "tree", "chain"},
-    "broadcast": {"ring", "tree", "chain"},
-    "reduce_scatter": {"ring", "tree", "halving"},
-    "allgather": {"ring", "tree", "recursive_doubling", "bruck"},
-    "gather": {"ring", "tree", "linear"},
+    "reduce": {"ring", "tree", "chain", "one_sided"},
+    "broadcast": {"ring", "tree", "chain", "one_sided"},
+    "reduce_scatter": {"ring", "tree", "halving", "one_sided"},
+    "allgather": {"ring", "tree", "recursive_doubling", "bruck", "one_sided"},
+    "gather": {"ring", "tree", "linear", "one_sided"},
     "scatter": {"ring", "tree", "linear"},
-    "alltoall": {"pairwise", "ring", "bruck", "tree"},
+    "alltoall": {"pairwise", "ring", "bruck", "tree", "one_sided"},
     "barrier": {"ring", "tree", "dissemination"},
 }
 
@@ -62,6 +64,12 @@ def test_every_algorithm_says_what_it_does_and_where_it_is_from():
         assert algo.source and algo.cost and algo.messages and algo.volume
         assert inspect.getdoc(algo.body)
         assert algo.widest is not None
+
+
+def test_one_sided_algorithms_are_called_so_and_no_table_chooses_them():
+    for algo in CATALOGUE.values():
+        assert algo.one_sided == (algo.name == "one_sided")
+    assert not any(find(r.collective, r.algorithm).one_sided for r in default_table().rows)
 
 
 def test_find_gives_the_algorithm():

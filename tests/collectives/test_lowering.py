@@ -1,4 +1,7 @@
-"""A plan keeps the schedule's meaning: input untouched, steps fused, nothing stored in vain."""
+"""A plan keeps the schedule's meaning: input untouched, steps fused, nothing stored in vain.
+
+Those of one-sided algorithms are tested in test_reaching.py.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from collectives.schedule import (
 )
 from transports.plan import Instruction, Layout, Space, split_evenly
 
-ALGORITHMS = {f"{a.collective} {a.name}": a for a in CATALOGUE.values()}
+ALGORITHMS = {f"{a.collective} {a.name}": a for a in CATALOGUE.values() if not a.one_sided}
 IN, OUT, SCRATCH, NOWHERE = Space.INPUT, Space.OUTPUT, Space.SCRATCH, Space.NOWHERE
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from collectives.catalogue import CATALOGUE, find
 from collectives.picture import draw
-from collectives.schedule import algorithm, copy, recv, send
+from collectives.schedule import algorithm, copy, notify, recv, send, wait
 
 ALGORITHMS = {f"{a.collective} {a.name}": a for a in CATALOGUE.values()}
 
@@ -73,6 +73,68 @@ def test_a_barrier_moves_no_chunks():
 
 def test_one_rank_has_nothing_to_send():
     assert draw(find("allreduce", "ring"), 1) == "(nothing to send)"
+
+
+def test_one_sided_steps_lie_between_notifies():
+    assert draw(find("allreduce", "one_sided"), 3) == picture("""
+             round 1   round 2   round 3
+    rank 0   !all                !all
+             ?all      +⇐all c0  ?all
+                       ⇒all c0
+
+    rank 1   !all                !all
+             ?all      +⇐all c1  ?all
+                       ⇒all c1
+
+    rank 2   !all                !all
+             ?all      +⇐all c2  ?all
+                       ⇒all c2
+
+    +⇐1 c0     read chunk 0 in the memory of rank 1 and add it to the own
+    +⇐1-3 c0   of several ranks: added in one pass
+    ⇒1 c0      write chunk 0 into the memory of rank 1
+    ⇒1-3 c0    into that of several ranks, in one pass
+    !1         notify rank 1 that all up to here is done
+    ?1         wait for a notify of rank 1
+    """)
+
+
+def test_every_read_takes_a_round():
+    assert draw(find("gather", "one_sided"), 3, root=1) == picture("""
+               round 1  round 2  round 3  round 4
+    rank 0     !1       ·        ·        ?1
+    rank 1 *   ?all     ⇐2 c2    ⇐0 c0    !all
+    rank 2     !1       ·        ·        ?1
+
+    ⇐1 c0   read chunk 0 in the memory of rank 1
+    !1      notify rank 1 that all up to here is done
+    ?1      wait for a notify of rank 1
+    *       the root
+    """)
+
+
+def test_a_notify_is_handed_on_in_a_later_round_and_one_that_never_comes_is_seen():
+    @algorithm("broadcast", one_sided=True)
+    def passing(rank, size, root):
+        if rank > 0:
+            yield wait(rank - 1)
+        if rank < size - 1:
+            yield notify(rank + 1)
+        else:
+            yield wait(0)
+
+    assert draw(passing, 4) == picture("""
+               round 1  round 2  round 3  round 4
+    rank 0 *   !1       ·        ·        ·
+    rank 1     ?0       !2       ·        ·
+    rank 2     ·        ?1       !3       ·
+    rank 3     ·        ·        ?2       ✗ ?0
+
+    !1   notify rank 1 that all up to here is done
+    ?1   wait for a notify of rank 1
+    ✗    a step that the rank never gets past
+    *    the root
+    """)
 
 
 def test_rounds_that_do_not_fit_go_below():

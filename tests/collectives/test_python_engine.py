@@ -19,7 +19,7 @@ from collectives.catalogue import CATALOGUE, find, names
 from collectives.lowering import lower
 from collectives.schedule import algorithm, recv, send
 from transports.errors import MismatchError
-from transports.plan import Layout, split_evenly
+from transports.plan import Layout, Space, split_evenly
 from transports.python_engine import (
     OPERATIONS,
     Stuck,
@@ -68,6 +68,14 @@ def flat(arrays, dtype):
     return np.concatenate([np.zeros(0, dtype), *arrays])
 
 
+def memory_of(plans, sources, results):
+    """What peers see of each other: no more than the plans say."""
+    both = {Space.INPUT: sources, Space.OUTPUT: results}
+    return {
+        rank: {space: both[space][rank] for space in plan.remote} for rank, plan in enumerate(plans)
+    }
+
+
 def check(
     algo, size, root, lengths, room, *, dtype="float32", op="sum", slots=2, seed=0, in_place=False
 ):
@@ -75,19 +83,23 @@ def check(
     spec, count = algo.spec, algo.chunk_count(size)
     lengths = list(lengths)
     channels = connected_channels(size, slots)
+    plans = [lower(algo, rank, size, root) for rank in range(size)]
     sources, results, executions = [], [], []
-    for rank in range(size):
-        plan = lower(algo, rank, size, root)
-        layout = Layout(plan, lengths, room * plan.widest)
+    for rank, plan in enumerate(plans):
         held = spec.inputs(rank, size, root, count)
         source = flat([values(rank, c, lengths[c], dtype, op) for c in held], dtype)
-        result = np.zeros(layout.output_elements, dtype)
+        result = np.zeros(sum(lengths[c] for c in plan.outputs), dtype)
         if in_place and plan.inputs == plan.outputs and held:
             result = source
         sources.append((source, source.copy()))
         results.append(result)
-        reduction = op if spec.reduces else None
-        executions.append(execute(plan, layout, channels[rank], source, result, reduction, 77))
+    memory = memory_of(plans, [source for source, _ in sources], results)
+    for rank, plan in enumerate(plans):
+        layout = Layout(plan, lengths, room * plan.widest)
+        executions.append(
+            execute(plan, layout, channels[rank], sources[rank][0], results[rank],
+                    op if spec.reduces else None, 77, memory)
+        )  # fmt: skip
     order = list(range(size))
     random.Random(seed).shuffle(order)
     run_together(executions, order)
@@ -191,14 +203,15 @@ def test_alltoall_needs_only_the_lengths_that_a_rank_knows(size):
 
 def run_on_floats(algo, size, floats):
     """Every rank's result of an allreduce of one float32 array a rank."""
-    channels, results, executions = connected_channels(size), [], []
+    channels, executions = connected_channels(size), []
     lengths = equal_lengths(algo, size, floats.shape[1])
-    for rank in range(size):
-        plan = lower(algo, rank, size)
+    plans = [lower(algo, rank, size) for rank in range(size)]
+    sources, results = list(floats.copy()), list(np.zeros_like(floats))
+    memory = memory_of(plans, sources, results)
+    for rank, plan in enumerate(plans):
         layout = Layout(plan, lengths, 7 * plan.widest)
-        results.append(np.zeros_like(floats[rank]))
         executions.append(
-            execute(plan, layout, channels[rank], floats[rank].copy(), results[-1], "sum")
+            execute(plan, layout, channels[rank], sources[rank], results[rank], "sum", 0, memory)
         )
     run_together(executions)
     return results
@@ -220,8 +233,9 @@ def test_one_pass_adds_in_rank_order():
     floats = floats.astype(np.float32)
     in_order = (((floats[0] + floats[1]) + floats[2]) + floats[3]) + floats[4]
     assert (in_order != (((floats[4] + floats[3]) + floats[2]) + floats[1]) + floats[0]).any()
-    for result in run_on_floats(find("allreduce", "one_shot"), 5, floats):
-        assert result.tobytes() == in_order.tobytes()
+    for name in ("one_shot", "one_sided"):
+        for result in run_on_floats(find("allreduce", name), 5, floats):
+            assert result.tobytes() == in_order.tobytes()
 
 
 def test_sixteen_bit_floats_round_once_a_pass():

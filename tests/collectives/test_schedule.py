@@ -6,15 +6,25 @@ import pytest
 
 from collectives.schedule import (
     Copy,
+    Notify,
+    Read,
+    ReadReduce,
     Recv,
     RecvReduce,
     ScheduleError,
     Send,
+    Wait,
+    Write,
     algorithm,
     copy,
+    notify,
+    read,
+    read_reduce,
     recv,
     recv_reduce,
     send,
+    wait,
+    write,
 )
 
 
@@ -42,6 +52,59 @@ def test_steps_are_normalised():
     assert algo.schedule(1, 3) == ()
 
 
+def test_one_sided_steps_are_normalised():
+    algo = yielding(
+        notify(1),
+        wait([2, 1]),
+        read(1, 0),
+        read_reduce([2, 1], range(2)),
+        copy(0, 1),
+        write(2, [1]),
+        chunks=2,
+        one_sided=True,
+    )
+    assert algo.one_sided and not yielding().one_sided
+    assert algo.schedule(0, 3) == (
+        Notify((1,)),
+        Wait((2, 1)),
+        Read(1, (0,)),
+        ReadReduce((2, 1), (0, 1)),
+        Copy(0, 1),
+        Write((2,), (1,)),
+    )
+    assert Notify((1,)).chunks == Wait((1,)).chunks == ()
+    assert algo.widest_message(3) == 1
+
+
+MIXED = {
+    "both, said to be messages": ([send(1, 0), copy(0, 0), notify(1)], False),
+    "both, said to be one-sided": ([send(1, 0), copy(0, 0), notify(1)], True),
+}
+
+
+@pytest.mark.parametrize("steps, one_sided", MIXED.values(), ids=MIXED)
+def test_messages_beside_one_sided_steps_are_refused(steps, one_sided):
+    with pytest.raises(ScheduleError) as caught:
+        yielding(*steps, one_sided=one_sided).schedule(0, 2)
+    assert str(caught.value) == (
+        "allreduce odd, rank 0 of 2: expected messages only or one-sided steps only, found "
+        "send (step 0) beside notify (step 2)"
+    )
+
+
+def test_steps_of_the_other_family_than_was_said_are_refused():
+    with pytest.raises(ScheduleError, match=r"messages in an .*=False, found read \(step 1"):
+        yielding(copy(0, 0), read(1, 0)).schedule(0, 2)
+    with pytest.raises(ScheduleError, match=r"one-sided steps in .*=True, found recv \(step 0"):
+        yielding(recv(1, 0), one_sided=True).schedule(0, 2)
+    assert yielding(copy(0, 0), one_sided=True).schedule(0, 2) == (Copy(0, 0),)
+
+
+def test_a_collective_without_memory_has_no_one_sided_algorithm():
+    with pytest.raises(ValueError, match="barrier has no memory to reach into; one_sided= must be"):
+        algorithm("barrier", one_sided=True)
+
+
 def test_a_pair_is_one_chunk_of_alltoall():
     algo = yielding(send(1, (0, 1)), send(2, [(0, 2), (0, 0)]), collective="alltoall")
     assert algo.schedule(0, 3) == (Send((1,), (1,)), Send((2,), (2, 0)))
@@ -56,6 +119,10 @@ REFUSED = {
     "peer twice": (send([1, 1], 0), "a peer is named twice"),
     "peer no int": (send("a", 0), "peers must be ints, found 'a'"),
     "two peers": (recv((1, 2), 0), "recv takes one peer, found"),
+    "reading of two": (read((1, 2), 0), "read takes one peer, found"),
+    "notify of none": (notify([]), "expected at least one peer, found none"),
+    "wait for itself": (wait([1, 0]), "a rank cannot be its own peer"),
+    "write of none": (write(1, []), "expected at least one chunk, found none"),
     "no chunk": (send(1, []), "expected at least one chunk, found none"),
     "chunk too high": (send(1, 2), r"chunk must be in 0\.\.1, found 2"),
     "chunk negative": (send(1, [0, -1]), r"chunk must be in 0\.\.1, found -1"),

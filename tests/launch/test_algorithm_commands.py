@@ -92,6 +92,35 @@ def test_an_explanation_is_whole(said):
     assert "proved for n=4: no dead-lock" in text and "the same bits everywhere" in text
 
 
+def test_an_explanation_of_one_sided_steps_says_what_is_read_and_written(said):
+    text = said("explain", "allreduce", "one_sided", "-n", "4", "--bytes", "1M")
+    assert "rank 0   !all                !all\n         ?all      +⇐all c0  ?all\n" in text
+    assert "notifies sent  bytes written  bytes read  bytes reduced" in text
+    assert (
+        "rank 3      6           5              6        786,432     786,432        786,432" in text
+    )
+    assert "2(n-1) notifies = 6" in text
+    assert "reads and writes 2(n-1)/n s bytes of peers = 1,572,864" in text
+    assert "proved for n=4: all access to memory in order, no dead-lock with one notify" in text
+
+
+@pytest.mark.parametrize("collective", sorted({collective for collective, _ in CATALOGUE}))
+def test_without_an_algorithm_they_are_listed(said, collective):
+    lines = said("explain", collective).splitlines()
+    listed = [line.split()[0] for line in lines[1:] if line and not line.startswith("collectives ")]
+    assert listed == [name for of, name in CATALOGUE if of == collective]
+    assert (
+        lines[-1]
+        == f"collectives explain {collective} {listed[0]} -n 4 shows one of them from near."
+    )
+
+
+def test_the_list_for_an_explanation_says_what_each_is_for(said):
+    text = said("explain", "allreduce")
+    assert "Reduce-scatter round the ring, then allgather round the ring." in text
+    assert "ring       another name of chain" in said("explain", "reduce")
+
+
 def test_own_parameters_are_not_nominal(said):
     text = said(
         "explain", "barrier", "tree", "-n", "8", "--alpha", "0.5", "--beta", "0", "--gamma", "0"
@@ -114,7 +143,8 @@ def test_every_algorithm_is_explained(said, key):
 
 WRONG = {
     "unknown collective 'alreduce'": ["alreduce", "ring"],
-    "expected one of ring, tree, linear; did you mean linear?": ["gather", "liner"],
+    "unknown collective 'gathr'": ["gathr"],
+    "expected one of ring, tree, linear, one_sided; did you mean linear?": ["gather", "liner"],
     "-n must be at least 1, found 0": ["gather", "ring", "-n", "0"],
     "--root must be in 0..3, found 4": ["gather", "ring", "--root", "4"],
     "allreduce has no root, found --root 2": ["allreduce", "ring", "--root", "2"],

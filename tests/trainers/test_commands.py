@@ -15,9 +15,11 @@ import torch
 import yaml
 from PIL import Image
 
+import collectives
 import launch
 from launch.command_line import main
 from launch.commands import train
+from trainers.__main__ import main as rank_program
 from trainers.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from trainers.super_resolution.network import Net
 from trainers.super_resolution.upscaling import trained_network
@@ -84,6 +86,51 @@ def test_a_killed_rank_ends_the_job_and_the_run_can_go_on(start, file, settings)
     assert "resuming from" in output
     assert "mean" in output
     assert read_checkpoint(run).step == 2 * epochs
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_ends_in_a_few_lines_and_the_run_can_go_on(start, file, settings):
+    job = start(file, "-n", 3, "--set", "train.epochs=100000")
+    for line in job.stdout:  # until a checkpoint has been written
+        if "gain" in line:
+            break
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate()
+    assert job.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in errors
+    asked, saved = errors.splitlines()[-2:]
+    assert asked == "SIGINT: ending rank 0, 1, 2 (once more kills at once)"
+    path = saved.removeprefix("collectives train: stopped; --resume goes on from ")
+    assert read_checkpoint(Path(path)).step >= 2
+    assert Path(path).parent == Path(settings["run"])
+
+
+def test_ctrl_c_while_a_rank_prepares(monkeypatch):
+    def interrupted(file, settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainers.configuration.read_config", interrupted)
+    assert rank_program(["any.yaml"]) == 128 + signal.SIGINT
+
+
+def test_a_rank_that_lost_another_awaits_its_own_ctrl_c(file, monkeypatch):
+    def another_is_gone(config, comm, *, resume):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        raise collectives.AbortedError("rank 1 was interrupted")
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        monkeypatch.setattr("trainers.run.carry_out", another_is_gone)
+        assert rank_program([str(file)]) == 128 + signal.SIGINT
+        monkeypatch.setattr("trainers.__main__.ALL_ARE_INTERRUPTED_WITHIN", 0)
+        with pytest.raises(collectives.AbortedError):
+            rank_program([str(file)])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_print_config_is_a_configuration(file, capsys):

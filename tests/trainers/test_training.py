@@ -68,7 +68,22 @@ def test_resuming_a_finished_run_judges_it_again(settings, alone, capsys):
     first = carry_out(config, alone, resume=False)
     again = carry_out(config, alone, resume=True)
     assert again.step == first.step == 6
-    assert "mean" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "6 steps; everything is in" in said
+    assert "this run has ended already: all of its 6 steps are done" in said
+    assert "train.epochs above 3 trains on" in said
+    assert "0 of 6 steps; everything is in" in said
+
+
+def test_a_run_where_another_was_says_so_first_and_last(settings, alone, capsys):
+    config = config_from(settings, "settings")
+    carry_out(config, alone, resume=False)
+    assert "earlier" not in capsys.readouterr().out
+    carry_out(config, alone, resume=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{config.run} held an earlier run, which is now in {config.run}.1;")
+    assert "--resume" in lines[0]
+    assert lines[-1].endswith(f"everything is in {config.run}, the earlier run in {config.run}.1")
 
 
 def test_learning_lowers_the_loss(settings, alone):
@@ -93,7 +108,9 @@ def test_settings_changed_before_resuming_are_named(settings, alone, capsys):
     settings["train"]["epochs"] = 4
     trainer = carry_out(config_from(settings, "settings"), alone, resume=True)
     assert trainer.step == 8
-    assert "settings changed since: train.epochs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "settings changed since: train.epochs" in said
+    assert "2 of 8 steps; everything" in said
 
 
 def test_a_loss_that_is_no_number_ends_the_run(settings, alone):

@@ -190,7 +190,9 @@ def test_closing(region):
 
 
 def test_a_deadline(region):
-    with pytest.raises(CollectiveTimeout, match=r"exchange #1: rank 0 has waited 0\.0.* rank 1"):
+    with pytest.raises(
+        CollectiveTimeout, match=r"exchange #1: rank 0 has waited \d+\.\d+ s.* rank 1"
+    ):
         region.engines[0].execute(exchange(0, 4), np.ones(4), np.ones(4), 0.05, True)
     with pytest.raises(CollectiveTimeout, match="exchange"):
         region.engines[1].execute(exchange(1, 4), np.ones(4), np.ones(4), 1.0, False)

@@ -1,0 +1,177 @@
+"""Repeats tests until what happens rarely has happened: half of the times with every core busy.
+
+    .venv/bin/python tools/repeat_tests.py --times 50 tests/launch tests/collectives/test_async.py
+
+Every file is a run of pytest of its own, --together of them at a time. The files take turns, so
+that breaking it off early leaves as many repeats of each. Every run is a line in the record (JSON
+lines, added to); --table alone shows what the record holds. A run that fails leaves its whole
+output in the folder beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+# Whatever starts processes, has them talk, and ends them.
+MANY_PROCESSES = [
+    "tests/launch",
+    *(
+        f"tests/collectives/test_{name}.py"
+        for name in (
+            "contract",
+            "async",
+            "messages",
+            "split",
+            "agreement",
+            "initialization",
+            "objects",
+            "user_algorithm",
+        )
+    ),
+    *(f"tests/transports/test_{name}.py" for name in ("point_to_point", "rendezvous", "engine")),
+    "tests/trainers/test_training.py",
+]
+
+
+def test_files(paths: list[str]) -> list[str]:
+    """The files named, and those in the folders named."""
+    found = []
+    for path in paths:
+        inside = sorted(map(str, Path(path).glob("test_*.py")))
+        if not inside and not Path(path).is_file():
+            raise SystemExit(f"repeat_tests: no tests in {path}")
+        found += inside or [path]
+    return found
+
+
+@contextlib.contextmanager
+def busy_cores(wanted: bool) -> Iterator[None]:
+    """Gives every core something else to do, while it lasts."""
+    cores = len(os.sched_getaffinity(0)) if wanted else 0
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+@contextlib.contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """Holds the lock that those who measure on this machine take, as flock(1) does."""
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def batches(files: list[str], length: int) -> Iterator[list[str]]:
+    """The files, so many at a time."""
+    for first in range(0, len(files), length):
+        yield files[first : first + length]
+
+
+def run_once(file: str, number: int, busy: bool, failures: Path) -> dict[str, Any]:
+    """One run of one file: its record."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.monotonic() - began
+    last = done.stdout.strip().rpartition("\n")[2]
+    if done.returncode:
+        failures.mkdir(parents=True, exist_ok=True)
+        name = f"{file.replace('/', '.')}-{number}{'-busy' * busy}.txt"
+        (failures / name).write_text(done.stdout + done.stderr)
+    return {
+        "file": file,
+        "busy": busy,
+        "code": done.returncode,
+        "seconds": round(seconds, 2),
+        "load": round(os.getloadavg()[0], 1),
+        "said": last,
+    }
+
+
+def table(record: Path) -> str:
+    """Markdown: runs and failures of every file, and its seconds."""
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in record.read_text().splitlines():
+        run = json.loads(line)
+        runs[run["file"]].append(run)
+    lines = [
+        "| tests | runs | of them busy | failed | seconds: least, median, most | busy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for file, own in runs.items():
+        spread = []
+        for busy in (False, True):
+            seconds = sorted(run["seconds"] for run in own if run["busy"] is busy)
+            spread.append(
+                f"{seconds[0]:.1f}, {median(seconds):.1f}, {seconds[-1]:.1f}" if seconds else "–"
+            )
+        counts = (len(own), sum(run["busy"] for run in own), sum(run["code"] != 0 for run in own))
+        lines.append(f"| {file} | {' | '.join(map(str, counts))} | {' | '.join(spread)} |")
+    total = [run for own in runs.values() for run in own]
+    failed = sum(run["code"] != 0 for run in total)
+    hours = sum(run["seconds"] for run in total) / 3600
+    return "\n".join([*lines, "", f"{len(total)} runs, {failed} failed, {hours:.1f} hours."])
+
+
+def main() -> int:
+    """Repeats, and shows the table; 1 if a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("tests", nargs="*", help="files or folders; default: many processes")
+    parser.add_argument("--times", type=int, default=50, help="runs of each file (default 50)")
+    parser.add_argument("--together", type=int, default=1, help="files at a time (default 1)")
+    parser.add_argument("--record", type=Path, default=Path("build/repeats.jsonl"))
+    parser.add_argument("--table", action="store_true", help="run nothing, show the record")
+    parser.add_argument("--lock", type=Path, metavar="FILE", help="hold its lock during each run")
+    arguments = parser.parse_args()
+    if arguments.table:
+        print(table(arguments.record))
+        return 0
+    files = test_files(arguments.tests or MANY_PROCESSES)
+    arguments.record.parent.mkdir(parents=True, exist_ok=True)
+    failures = arguments.record.with_suffix(".failures")
+    failed = 0
+    for number in range(arguments.times):
+        busy = number % 2 == 1
+        for batch in batches(files, arguments.together):
+            with (
+                alone(arguments.lock),
+                busy_cores(busy),
+                ThreadPoolExecutor(arguments.together) as pool,
+            ):
+                run = partial(run_once, number=number, busy=busy, failures=failures)
+                runs = list(pool.map(run, batch))
+            with arguments.record.open("a") as record:
+                record.writelines(json.dumps(run) + "\n" for run in runs)
+            for run in runs:
+                print(
+                    f"{number + 1}/{arguments.times} {run['file']}{' busy' * busy}: {run['said']}"
+                )
+            sys.stdout.flush()
+            failed += sum(run["code"] != 0 for run in runs)
+    print(table(arguments.record))
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
