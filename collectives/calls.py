@@ -10,12 +10,10 @@ import atexit
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 from collectives import dtypes
-from collectives.catalogue import find, names
+from collectives.choosing import Chooser, Request
 from collectives.lowering import lower
-from collectives.proof import verify
 from collectives.schedule import Algorithm, Copy
 from collectives.selection import SelectionTable
 from collectives.specs import spec_named
@@ -24,34 +22,6 @@ from transports.plan import split_evenly
 
 _MOST_CALLS = 4096  # a program that never repeats a shape must not grow for ever
 _LONGEST_COUNTS = 48  # characters of counts in a call's text; beyond, their hash stands for them
-
-
-class Request(NamedTuple):
-    """What a user asks for, without the arrays.
-
-    Attributes:
-        collective: which.
-        dtype: name of the element type.
-        itemsize: bytes of an element.
-        count: elements of the full array where chunks are of the algorithm's choosing; elements
-            of one chunk where there is one a rank (or a pair) and they are equal.
-        op: how to reduce, or None.
-        root: the root, or 0.
-        algorithm: a name, an algorithm of the user's, or None to let the table choose.
-        counts: elements of each rank's chunk, for the v-forms; of alltoall those sent, then those
-            received; None where chunks are equal.
-        deterministic: whether values must be folded in rank order.
-    """
-
-    collective: str
-    dtype: str
-    itemsize: int
-    count: int  # type: ignore[assignment]  # a tuple's count() is not needed here
-    op: str | None = None
-    root: int = 0
-    algorithm: str | Algorithm | None = None
-    counts: tuple[int, ...] | None = None
-    deterministic: bool = False
 
 
 class Calls:
@@ -70,7 +40,7 @@ class Calls:
         self._rank = rank
         self._size = size
         self._hosts = hosts
-        self._table = table
+        self._chooser = Chooser(rank, size, hosts, table)
         self._slot_bytes = slot_bytes
         self._prove = prove
         self._digests: dict[Algorithm, str] = {}
@@ -94,44 +64,6 @@ class Calls:
             call = self._calls[request] = self._make(request)
         return call
 
-    def algorithm_for(self, request: Request) -> Algorithm:
-        """The algorithm that a request runs.
-
-        Raises:
-            ValueError: as `get`.
-        """
-        wanted = request.algorithm
-        if wanted is None:
-            wanted = self._table.choose(
-                request.collective,
-                size=self._size,
-                nbytes=self._nbytes(request),
-                uneven=request.counts is not None,
-                among=self._in_rank_order(request) if request.deterministic else None,
-            )
-        algo = find(request.collective, wanted) if isinstance(wanted, str) else wanted
-        if not isinstance(algo, Algorithm):
-            raise TypeError(
-                "algorithm must be a name or what @algorithm made, found "
-                f"{type(algo).__module__}.{type(algo).__qualname__}"
-            )
-        if algo.collective != request.collective:
-            raise ValueError(
-                f"algorithm {algo.name} does {algo.collective}, expected one for "
-                f"{request.collective}"
-            )
-        if not algo.allows(self._size):
-            raise ValueError(f"{algo.collective} {algo.name} is not written for {self._size} ranks")
-        _refuse_one_sided(algo)
-        if request.deterministic:
-            self._refuse_other_orders(request, algo)
-        if request.counts is not None and request.collective == "alltoall" and self._relays(algo):
-            raise ValueError(
-                f"alltoall {algo.name} relays chunks of other ranks, whose counts a rank does not "
-                "know; with counts= use pairwise"
-            )
-        return algo
-
     def proved_algorithm_for(self, request: Request) -> Algorithm:
         """As `algorithm_for`; one of the user's is proved first, by a call of all ranks.
 
@@ -139,47 +71,10 @@ class Calls:
             ProofError: it does not hold.
             ValueError: as `algorithm_for`.
         """
-        algo = self.algorithm_for(request)
+        algo = self._chooser.algorithm_for(request)
         if isinstance(request.algorithm, Algorithm):
             self._digests[algo] = self._prove(algo, request.root)
         return algo
-
-    def _in_rank_order(self, request: Request) -> tuple[str, ...]:
-        """The catalogued algorithms that are proved to fold in rank order."""
-        return tuple(
-            name
-            for name in names(request.collective)
-            if find(request.collective, name).allows(self._size)
-            and not find(request.collective, name).one_sided
-            and _folds_in_rank_order(
-                find(request.collective, name), self._size, request.root, self._hosts
-            )
-        )
-
-    def _refuse_other_orders(self, request: Request, algo: Algorithm) -> None:
-        if not _folds_in_rank_order(algo, self._size, request.root, self._hosts):
-            raise ValueError(
-                "deterministic=True needs an algorithm that folds in rank order, which "
-                f"{algo.collective} {algo.name} does not at {self._size} ranks; expected one of "
-                f"{', '.join(self._in_rank_order(request))}"
-            )
-
-    def _relays(self, algo: Algorithm) -> bool:
-        """Whether any rank handles chunks that neither come from it nor end with it."""
-        return any(
-            rank not in divmod(chunk, self._size)
-            for rank in range(self._size)
-            for step in algo.schedule(rank, self._size)
-            if not isinstance(step, Copy)
-            for chunk in step.chunks
-        )
-
-    def _nbytes(self, request: Request) -> int:
-        """Bytes of the full array, the same on every rank."""
-        if request.counts is not None and request.collective != "alltoall":
-            return sum(request.counts) * request.itemsize
-        fixed = request.collective not in ("allreduce", "reduce", "broadcast", "barrier")
-        return request.count * request.itemsize * (self._size if fixed else 1)
 
     def _make(self, request: Request) -> _native.Call:
         reduction = None
@@ -238,17 +133,6 @@ class Calls:
         return " ".join(words)
 
 
-def _refuse_one_sided(algo: Algorithm) -> None:
-    if algo.one_sided:
-        raise ValueError(f"{algo.collective} {algo.name} needs arrays from comm.empty")
-
-
-@lru_cache(maxsize=512)
-def _folds_in_rank_order(algo: Algorithm, size: int, root: int, hosts: tuple[int, ...]) -> bool:
-    """Whether the proof shows ((x0 + x1) + x2) + ... in one pass for every chunk."""
-    return verify(algo, size, root, hosts).rank_order
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -270,7 +154,13 @@ def _native_plan(
         plan.outputs,
         plan.scratch,
         plan.widest,
-        [(i.chunks, i.sources, i.targets, i.reads, i.writes, i.own_at) for i in plan.instructions],
+        [
+            (i.chunks, i.sources, i.targets, i.reads, i.writes, i.own_at, i.peeks, i.pokes)
+            for i in plan.instructions
+        ],
+        plan.peer_inputs,
+        plan.peer_outputs,
+        plan.remote,
     )
 
 

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any
 
 from collectives.calls import Calls
-from collectives.messages import Messages
 from collectives.proof import ProofError, verify
 from collectives.schedule import Algorithm, ScheduleError
 from collectives.selection import SelectionTable
+from collectives.symmetric import Symmetric
 from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
@@ -46,7 +46,7 @@ os.register_at_fork(after_in_child=_forsake_in_child)
 atexit.register(_close_at_exit)
 
 
-class Communicator(Messages):
+class Communicator(Symmetric):
     """A group of ranks; made by `collectives.init` and by `split`.
 
     Calls may come from any thread, but two collectives at once are an error: ranks must call
@@ -92,6 +92,7 @@ class Communicator(Messages):
             settings={"table": table.as_settings()},
             timeout=timeout,
         )
+        self._me = me
         self.rank = rank
         self.size = size
         self.hosts = (0,) * size
@@ -103,6 +104,7 @@ class Communicator(Messages):
         self._host_id = host_id
         self._splits = 0
         self._engine: _native.Engine = connection.engine
+        self._begin_symmetric()
         _ALIVE.add(self)
         self._point_to_point = _native.PointToPoint(connection.engine)
         self._engine.set_timeout(timeout)
@@ -190,7 +192,7 @@ class Communicator(Messages):
         members = sorted(
             (other_key, rank) for rank, (other, other_key) in enumerate(everyone) if other == color
         )
-        return Communicator(
+        half = Communicator(
             rank=members.index((key, self.rank)),
             size=len(members),
             job=f"{self._job}/{self._splits}.{min(rank for _, rank in members)}",
@@ -200,6 +202,8 @@ class Communicator(Messages):
             timeout=self.timeout,
             host_id=self._host_id,
         )
+        self._share_with(half, tuple(rank for _, rank in members))
+        return half
 
     def _prove_once(self, algo: Algorithm, root: int) -> str:
         """Prove an algorithm of the user's before its first use: rank 0 does, all learn of it.

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from collectives.arguments import check_out, check_timeout, refuse_out, refuse_overlap
-from collectives.arrays import NUMPY, Array, Family, is_same_memory, shape_of
-from collectives.calls import Calls, Request
+from collectives.arrays import NUMPY, Array, Family, family_of, is_same_memory, shape_of
+from collectives.calls import Calls
+from collectives.choosing import Request
 from collectives.schedule import Algorithm
 from collectives.work import WorkQueue
 from transports import _native
+from transports.plan import Space
 
 _MOST_READY = 4096  # a program that never repeats a shape must not grow for ever
 
@@ -65,12 +67,19 @@ class Execution:
         deterministic: bool = False,
     ) -> Any:
         """Run a call from `source` to an array of `shape`, or to nothing where it is None."""
-        key = (collective, family.kind_of(x), count, op, root, algorithm, counts, deterministic)
+        symmetric = (
+            self._symmetric_of(collective, family, x, out) if self._engine.has_symmetric else ()
+        )
+        key = (
+            collective, family.kind_of(x), count, op, root, algorithm, counts, deterministic, symmetric,
+        )  # fmt: skip
         try:
             call = self._ready.get(key)
         except TypeError:  # something in it cannot be hashed, hence is no name
             call = None
         call = call or self._make_ready(key, family, x)
+        if call.one_sided:
+            source = x  # where it lies tells where that of a peer does, though it may not be read
         plain = source is None or family.is_contiguous(source)
         given = out if shape is not None else None
         if out is None or shape is None:
@@ -115,13 +124,37 @@ class Execution:
             raise
         return out
 
+    def _symmetric_of(
+        self, collective: str, family: Family, x: Array, out: Array | None
+    ) -> tuple[Space, ...]:
+        """Which arrays of the call lie in symmetric memory, as they lie there.
+
+        `out` does not count where not every rank has one, nor where it cannot be worked on beside x.
+        """
+        found = []
+        if self._lies_in_symmetric(family, x):
+            found.append(Space.INPUT)
+        if out is not None and collective not in ("reduce", "gather"):
+            if collective == "alltoall" and is_same_memory(family, x, out):
+                return ()
+            if self._lies_in_symmetric(family, out):
+                found.append(Space.OUTPUT)
+        return tuple(found)
+
+    def _lies_in_symmetric(self, family: Family, x: Array) -> bool:
+        if family_of(x).name != family.name or not family.is_contiguous(x):
+            return False
+        address = family.address_of(x)
+        return self._engine.is_symmetric(address, family.count_of(x) * family.itemsize_of(x))
+
     def _make_ready(self, key: tuple[Any, ...], family: Family, x: Array) -> _native.Call:
         """The call of a key seen for the first time; all that is slow happens here."""
-        collective, _, count, op, root, algorithm, counts, deterministic = key
+        collective, _, count, op, root, algorithm, counts, deterministic, symmetric = key
         dtype, itemsize = family.dtype_of(x), family.itemsize_of(x)
         request = Request(
-            collective, dtype, itemsize, count, op, root, algorithm, counts, bool(deterministic)
-        )
+            collective, dtype, itemsize, count, op, root, algorithm, counts, bool(deterministic),
+            symmetric,
+        )  # fmt: skip
         call = self._calls.get(request)
         if len(self._ready) >= _MOST_READY:
             self._ready.clear()

@@ -29,7 +29,7 @@ from collectives.arguments import (
     input_array,
 )
 from collectives.arrays import Array, Family, shape_of
-from collectives.calls import Request
+from collectives.choosing import Request
 from collectives.execution import Execution
 from collectives.schedule import Algorithm
 

@@ -16,7 +16,7 @@ from collectives.arguments import (
     refuse_overlap,
 )
 from collectives.arrays import Array, family_of, shape_of
-from collectives.calls import Request
+from collectives.choosing import Request
 from collectives.operations import Counts, Operations
 from collectives.schedule import Algorithm
 

@@ -6,7 +6,7 @@ A row depends on nothing that may differ between ranks; rank 0's table is handed
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Row:
     least: int = 1
     most: int = _NO_LIMIT
     uneven: bool = True
+    symmetric: bool = False
 
     def fits(self, size: int, nbytes: int, uneven: bool) -> bool:
         """Whether the row is for such a call."""
@@ -45,11 +46,18 @@ class SelectionTable:
         self.rows = tuple(rows)
         for row in self.rows:
             spec_named(row.collective)
-            find(row.collective, row.algorithm)
+            algo = find(row.collective, row.algorithm)
+            if algo.one_sided != row.symmetric:
+                raise ValueError(
+                    f"a row for {row.collective} {row.algorithm} must say symmetric = "
+                    f"{str(algo.one_sided).lower()}, found {str(row.symmetric).lower()}"
+                )
         for collective in SPECS:
             last = [row for row in self.rows if row.collective == collective][-1:]
             if not last or not last[0].fits(_NO_LIMIT - 1, _NO_LIMIT - 1, True):
                 raise ValueError(f"the selection table has no row for every {collective}")
+            if last[0].symmetric:
+                raise ValueError(f"the last row for {collective} must fit any memory")
             if last[0].least > 1:
                 raise ValueError(f"the last row for {collective} must fit every size")
 
@@ -61,6 +69,7 @@ class SelectionTable:
         nbytes: int,
         uneven: bool = False,
         among: Sequence[str] | None = None,
+        reaches: Callable[[str], bool] = lambda name: False,
     ) -> str:
         """The name of the algorithm for a call.
 
@@ -71,10 +80,13 @@ class SelectionTable:
             uneven: whether chunks may differ in length, or ranks not know all lengths.
             among: those that may be chosen, the best for long arrays last; None is all. Where no
                 row names one of them, the last.
+            reaches: whether the call's arrays are such that a one-sided algorithm can reach them.
         """
         for row in self.rows:
             allowed = among is None or row.algorithm in among
-            if allowed and row.collective == collective and row.fits(size, nbytes, uneven):
+            if not (allowed and row.collective == collective and row.fits(size, nbytes, uneven)):
+                continue
+            if not row.symmetric or reaches(row.algorithm):
                 return row.algorithm
         if among:
             return among[-1]
@@ -101,16 +113,15 @@ class SelectionTable:
 
 
 def _row(entry: Mapping[str, Any]) -> Row:
-    valid = ("collective", "algorithm", "below", "sizes", "uneven")
+    valid = ("collective", "algorithm", "below", "sizes", "uneven", "symmetric")
     for key in entry:
         if key not in valid:
             raise ValueError(f"a row has {', '.join(valid)}, found {key!r}" + nearest(key, valid))
     for key in ("collective", "algorithm"):
         if key not in entry:
             raise ValueError(f"a row needs {key}, found only {', '.join(entry)}")
-    known = {
-        key: entry[key] for key in ("collective", "algorithm", "below", "uneven") if key in entry
-    }
+    taken = ("collective", "algorithm", "below", "uneven", "symmetric")
+    known = {key: entry[key] for key in taken if key in entry}
     least, most = entry.get("sizes", (1, _NO_LIMIT))
     return Row(**known, least=least, most=most)
 

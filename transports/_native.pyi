@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
 Buffer = Any
 """An object with the buffer protocol, an address as an int, or None for no bytes."""
 
@@ -26,8 +29,13 @@ class Plan:
                 Sequence[tuple[int, int]],
                 Sequence[tuple[int, int]],
                 int,
+                Sequence[tuple[int, int]],
+                Sequence[tuple[int, int]],
             ]
         ],
+        peer_inputs: Sequence[Sequence[int]] = (),
+        peer_outputs: Sequence[Sequence[int]] = (),
+        remote: Sequence[int] = (),
     ) -> None: ...
 
 class Call:
@@ -40,6 +48,7 @@ class Call:
     input_bytes: int
     output_bytes: int
     scratch_bytes: int
+    one_sided: bool
     text: str
     def __init__(
         self,
@@ -50,6 +59,15 @@ class Call:
         slot_bytes: int,
         text: str,
     ) -> None: ...
+
+class SymmetricBlock:
+    """Memory that every rank maps: a part for each."""
+
+    def __init__(self, fd: int, parts: int, bytes: int) -> None: ...
+    def part(self, index: int, owner: object) -> NDArray[np.uint8]:
+        """A part's bytes; `owner` lives as long as any view of them."""
+
+def symmetric_file_bytes(parts: int, bytes: int) -> int: ...
 
 class Engine:
     """Runs calls of one rank over shared memory; owns the mapping and the given pidfds."""
@@ -96,6 +114,12 @@ class Engine:
     ) -> None:
         """Let `repeat` find `call`; must not be given what refers to this engine."""
 
+    has_symmetric: bool
+    def add_symmetric(self, id: int, block: SymmetricBlock, parts: Sequence[int]) -> None:
+        """Reach `block`; `parts[r]` is the part of rank r."""
+
+    def remove_symmetric(self, id: int) -> None: ...
+    def is_symmetric(self, memory: Buffer, bytes: int) -> bool: ...
     def queue(self, more: int) -> None:
         """Count asynchronous calls under way; while there are any, nothing is repeated."""
 

@@ -115,6 +115,8 @@ void register_engine(nb::module_& module) {
       .def_prop_ro("input_bytes", &Call::input_bytes)
       .def_prop_ro("output_bytes", &Call::output_bytes)
       .def_prop_ro("scratch_bytes", &Call::scratch_bytes)
+      .def_prop_ro("one_sided",
+                   [](const Call& self) { return self.reaches_inputs() || self.reaches_outputs(); })
       .def_prop_ro("text", &Call::text);
   nb::class_<Rank>(module, "Engine")
       .def(nb::init<int, std::uint32_t, const Rank::Peers&, bool>(), nb::arg("fd"), nb::arg("rank"),

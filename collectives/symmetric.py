@@ -1,0 +1,202 @@
+"""Symmetric memory: arrays that every rank of a host can reach, for collectives without copies.
+
+`empty` is a collective call. Its memory is one block, mapped by all ranks, a part for each; the
+array a rank gets lies in its own part, at the same place in every part.
+
+Freeing never communicates. A block is dropped by a rank once the last view of it there has died,
+and used again, or given back, only in a later `empty`, in which the ranks tell each other what they
+have dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import operator
+import os
+import sys
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from collectives.arrays import Array
+from collectives.messages import Messages
+from transports import _native
+from transports.rendezvous.local import Introduction, meet
+from transports.shm.memory import allocate
+
+_LINE = 64
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Memory of which every rank has a part; `parts[r]` is that of the communicator's rank r."""
+
+    id: int
+    memory: _native.SymmetricBlock
+    nbytes: int
+    parts: tuple[int, ...]
+
+
+class _Owner:
+    """What the views of a block keep alive; its end says that this rank has dropped the block."""
+
+    def __init__(self, memory: _native.SymmetricBlock) -> None:
+        self.memory = memory
+
+
+class Symmetric(Messages):
+    """The symmetric memory of a communicator."""
+
+    _me: Introduction
+    _job: str
+    _secret: str
+
+    def _begin_symmetric(self) -> None:
+        self._blocks: dict[int, _Block] = {}  # all that this communicator can reach
+        self._own: list[_Block] = []  # of them, those of its own `empty`, oldest first
+        self._dropped: set[int] = set()  # of these, those without a view on this rank
+        self._allocations = 0
+        self._kin: list[tuple[weakref.ref[Symmetric], tuple[int, ...]]] = []
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
+        """Make an array in symmetric memory; every rank must call it, with the same arguments.
+
+        Collectives on such arrays, and on contiguous views of them, move bytes straight between
+        the ranks' arrays where the arrays lie at the same place on every rank; where they lie is
+        then part of what the ranks must agree on. That holds on this communicator and on those
+        split from it; elsewhere it is an ordinary array.
+
+        Args:
+            shape: of the array.
+            dtype: a numpy type, or a torch type for a torch tensor.
+
+        Returns:
+            An array of unspecified content. Its memory may be used again by a later `empty` once
+            it and all views of it have died on every rank.
+
+        Raises:
+            TypeError: shape or dtype is none, or elements hold Python objects.
+            ValueError: a length is negative.
+            MismatchError: the ranks ask for different arrays.
+            MemoryError: there is not as much memory.
+        """
+        lengths = _checked_shape(shape)
+        torch_dtype, itemsize, name = _checked_dtype(dtype)
+        nbytes = math.prod(lengths) * itemsize
+        block = self._block_for(nbytes, f"{name}{list(lengths)}")
+        flat = self._view(block)[:nbytes]
+        if torch_dtype is None:
+            return flat.view(dtype).reshape(lengths)
+        return sys.modules["torch"].from_numpy(flat).view(torch_dtype).reshape(lengths)
+
+    def _block_for(self, nbytes: int, what: str) -> _Block:
+        """A block of at least `nbytes` that no rank uses, the same one on every rank."""
+        everyone = self.allgather_object((what, sorted(self._dropped)))
+        for rank, (other, _) in enumerate(everyone):
+            if other != everyone[0][0]:
+                self._engine.mismatch(
+                    f"empty: rank 0 asks for {everyone[0][0]}, rank {rank} asks for {other}"
+                )
+        free_everywhere = set.intersection(*(set(dropped) for _, dropped in everyone))
+        free = [block for block in self._own if block.id in free_everywhere]
+        fitting = [block for block in free if nbytes <= block.nbytes <= 2 * nbytes + 4096]
+        if fitting:
+            return min(fitting, key=lambda block: block.nbytes)
+        for block in free:  # else a program of ever other shapes would keep them all
+            self._own.remove(block)
+            self._dropped.discard(block.id)
+            self._forget(block.id)
+        return self._new_block(max(nbytes, _LINE))
+
+    def _new_block(self, nbytes: int) -> _Block:
+        self._allocations += 1
+        job = f"{self._job}/memory-{self._allocations}"
+        descriptor, failure = -1, None
+        if self.rank == 0:
+            try:
+                descriptor = allocate(_native.symmetric_file_bytes(self.size, nbytes))
+            except MemoryError as error:  # every rank must hear of it
+                failure = error
+        if (failure := self.broadcast_object(failure)) is not None:
+            raise failure
+        meeting = meet(
+            self._me, job=job, secret=self._secret, settings={}, offer=lambda ranks: descriptor,
+            timeout=self.timeout,
+        )  # fmt: skip
+        try:
+            memory = _native.SymmetricBlock(meeting.descriptor, self.size, nbytes)
+        finally:
+            os.close(meeting.descriptor)
+            for pidfd in meeting.pidfds:
+                with contextlib.suppress(OSError):
+                    os.close(pidfd)
+        name = int.from_bytes(hashlib.sha256(job.encode()).digest()[:7])
+        block = _Block(name, memory, nbytes, tuple(range(self.size)))
+        self._own.append(block)
+        self._adopt(block)
+        return block
+
+    def _view(self, block: _Block) -> Array:
+        owner = _Owner(block.memory)
+        self._dropped.discard(block.id)
+        # The callback refers to the set alone: the array may outlive the communicator.
+        weakref.finalize(owner, self._dropped.add, block.id).atexit = False
+        return block.memory.part(self.rank, owner)
+
+    # --- with the communicators split from this one
+
+    def _adopt(self, block: _Block) -> None:
+        """Reach a block from now on, here and on the communicators split from this one."""
+        self._blocks[block.id] = block
+        self._engine.add_symmetric(block.id, block.memory, block.parts)
+        for weak, ranks in self._kin:
+            if (split := weak()) is not None:
+                split._adopt(_seen_by(ranks, block))
+
+    def _forget(self, name: int) -> None:
+        self._blocks.pop(name, None)
+        self._engine.remove_symmetric(name)
+        for weak, _ in self._kin:
+            if (split := weak()) is not None:
+                split._forget(name)
+
+    def _share_with(self, split: Symmetric, ranks: tuple[int, ...]) -> None:
+        """Let a communicator of these `ranks` reach what this one can, now and later."""
+        self._kin = [(weak, of) for weak, of in self._kin if weak() is not None]
+        self._kin.append((weakref.ref(split), ranks))
+        for block in self._blocks.values():
+            split._adopt(_seen_by(ranks, block))
+
+
+def _seen_by(ranks: tuple[int, ...], block: _Block) -> _Block:
+    parts = tuple(block.parts[rank] for rank in ranks)
+    return _Block(block.id, block.memory, block.nbytes, parts)
+
+
+def _checked_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    try:
+        lengths = tuple(map(operator.index, shape))  # type: ignore[arg-type]
+    except TypeError:
+        try:
+            lengths = (operator.index(shape),)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(f"shape must be an integer or several, found {shape!r}") from None
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"shape must not have negative lengths, found {lengths}")
+    return lengths
+
+
+def _checked_dtype(dtype: Any) -> tuple[Any, int, str]:
+    """(the torch type or None, bytes of an element, name)."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(dtype, torch.dtype):
+        return dtype, int(dtype.itemsize), str(dtype)
+    found = np.dtype(dtype)
+    if found.hasobject:
+        raise TypeError(f"elements of {found} hold Python objects, which cannot be shared")
+    return None, found.itemsize, str(found)
