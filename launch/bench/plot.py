@@ -20,7 +20,7 @@ from launch.bench.results import Comparison, Result, compared
 OURS = ("#c2255c", "#f06595", "#862e9c", "#cc5de8")
 THEIRS = ("#1971c2", "#2f9e44", "#e8590c", "#0c8599", "#6741d9", "#846358", "#5c940d")
 INK, FAINT, FORBIDDEN = "#212529", "#dee2e6", "#f1f3f5"
-_INCHES = (11.5, 4.9)
+_INCHES = (13.0, 4.9)
 _LINE_HEIGHT = 0.052  # of the panel, between two names at its edge
 
 Points = list[tuple[float, float]]
@@ -43,14 +43,13 @@ def draw_results(results: Sequence[Result], path: Path) -> None:
             ranks = comparison.results[0].size
             title = f"{case.collective}, {ranks} ranks, {case.dtype}{op}, {where}"
             sections.setdefault(title + ", cold" * case.cold, []).append(comparison)
-    style = {"font.size": 9, "svg.fonttype": "none", "axes.labelcolor": INK, "text.color": INK}
+    style: Any = {"font.size": 9, "svg.fonttype": "none", "axes.labelcolor": INK, "text.color": INK}
     with matplotlib.rc_context(style):
         rows = max(1, len(sections))
         width, height = _INCHES
         figure, panels = pyplot.subplots(
             rows, 2, figsize=(width, height * rows), squeeze=False, layout="constrained"
         )
-        figure.get_layout_engine().set(wspace=0.03, hspace=0.06)
         for (title, comparisons), (left, right) in zip(sections.items(), panels, strict=False):
             _panel(left, comparisons, lambda result: result.best * 1e6, _predicted_time, True)
             _panel(right, comparisons, lambda result: result.busbw / 1e9, _predicted_rate, False)
@@ -165,17 +164,30 @@ def _dress(axes: Any, sizes: Sequence[int]) -> None:
 
 def _name_lines(axes: Any, names: Sequence[tuple[float, str, str, bool]]) -> None:
     """Writes every line's name beside its end, moved apart where they would overlap."""
-    places: list[float] = []
     ordered = sorted(names)
-    for value, *_ in ordered:
-        wanted = axes.transAxes.inverted().transform(axes.transData.transform((1, value)))[1]
-        places.append(max(wanted, places[-1] + _LINE_HEIGHT if places else wanted))
-    overshoot = max(0.0, places[-1] - 1.0) if places else 0.0
-    for i in reversed(range(len(places))):  # push down what went beyond the top
-        top = places[i + 1] - _LINE_HEIGHT if i + 1 < len(places) else 1.0
-        places[i] = min(places[i], top) if overshoot else places[i]
+    to_axes = axes.transData + axes.transAxes.inverted()
+    wanted = [to_axes.transform((1, value))[1] for value, *_ in ordered]
+    places = spread_apart(wanted, _LINE_HEIGHT)
     for place, (_, title, colour, ours) in zip(places, ordered, strict=True):
         axes.annotate(
             title, (1.015, place), xycoords="axes fraction", color=colour, va="center",
             fontweight="bold" if ours else "normal", annotation_clip=False,
         )  # fmt: skip
+
+
+def spread_apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """Ascending places moved as little as may be, until none is nearer than `gap` to the next."""
+    clusters: list[list[float]] = []
+    for place in wanted:
+        clusters.append([place])
+        while len(clusters) > 1 and _begin(clusters[-1], gap) < _end(clusters[-2], gap) + gap:
+            clusters[-2] += clusters.pop()
+    return [_begin(cluster, gap) + i * gap for cluster in clusters for i in range(len(cluster))]
+
+
+def _begin(cluster: Sequence[float], gap: float) -> float:
+    return sum(cluster) / len(cluster) - (len(cluster) - 1) * gap / 2
+
+
+def _end(cluster: Sequence[float], gap: float) -> float:
+    return _begin(cluster, gap) + (len(cluster) - 1) * gap

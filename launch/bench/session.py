@@ -207,10 +207,10 @@ class Session:
         cores = [",".join(map(str, each)) for each in self._cores]
         bound = f"rank r on core {' | '.join(cores)}" if any(self._cores) else "not bound"
         cache = f"{self._cache_bytes >> 20} MiB last-level cache"
-        least = f"at least {manner.round_seconds * 1e3:g}"
+        least = f"each at least {manner.round_seconds * 1e3:g} ms"
         lines = [
             f"{ranks} ranks, {bound}, {self._threads} thread each; {processor_name()}, {cache}",
-            f"times in microseconds: the slowest rank's, best of {manner.rounds} rounds of {least} ms",
+            f"times in microseconds: the slowest rank's, best of {manner.rounds} rounds, {least}",
             "spread: by how much the slowest round was slower than the best",
             "÷ ours: their time over ours, so above 1 ours is the quicker",
         ]
