@@ -1,0 +1,103 @@
+"""Our own collectives, by whatever algorithm, over private or over symmetric memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from collectives.bench.cases import POINT_TO_POINT, Case, NotCarried
+from collectives.bench.libraries import OrdinaryMemory
+from collectives.bench.streams import ping_pong, stream
+from collectives.bench.tasks import Memory, Operation
+
+AUTO = "auto"
+"""The variant that leaves the choice of the algorithm to the selection table."""
+
+SYMMETRIC = "symmetric"
+"""The variant whose arrays are from `comm.empty`; `symmetric:ring` names an algorithm too."""
+
+
+class Ours(OrdinaryMemory):
+    """A communicator of ours as a library to measure."""
+
+    def __init__(self, comm: Any) -> None:
+        self.comm = comm
+        self.rank: int = comm.rank
+        self.size: int = comm.size
+
+    def describe(self) -> dict[str, str]:
+        """Version, transport and kernels."""
+        from collectives.version import __version__
+        from transports import _native
+
+        return {
+            "library": f"collectives {__version__}",
+            "transport": self.comm.transport,
+            "kernels": _native.instruction_set(),
+        }
+
+    def barrier(self) -> None:
+        """Return once every rank has come here."""
+        self.comm.barrier()
+
+    def memory(self, nbytes: int, variant: str) -> Memory:
+        """Private or symmetric memory, as the variant has it."""
+        if variant.partition(":")[0] != SYMMETRIC:
+            return super().memory(nbytes, variant)
+        if not hasattr(self.comm, "empty"):
+            raise NotCarried("this version of collectives has no symmetric memory (comm.empty)")
+        found: Memory = self.comm.empty((nbytes,), np.uint8)
+        return found
+
+    def array(self, memory: Memory, dtype: str) -> Any:
+        """A numpy array, or for bfloat16 one of torch, over that memory."""
+        if dtype != "bfloat16":
+            return memory
+        import torch
+
+        return torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16)
+
+    def operation(self, case: Case, variant: str, x: Any, out: Any) -> Operation:
+        """A call of the communicator's method."""
+        comm, name, size = self.comm, case.collective, self.size
+        if name in POINT_TO_POINT:
+            exchange = ping_pong if name == "pingpong" else stream
+            return exchange(self.rank, partial(comm.send, x), partial(comm.recv, out))
+        if name == "barrier":
+            return partial(comm.barrier, algorithm=algorithm_of(variant))
+        options: dict[str, Any] = {"out": out, "algorithm": algorithm_of(variant)}
+        if case.op:
+            options["op"] = case.op
+        if name in ("reduce", "broadcast", "scatter", "gather"):
+            options["root"] = case.root
+        is_root = self.rank == case.root
+        if name in ("reduce", "gather") and not is_root:
+            del options["out"]
+        if name in ("allgather", "gather") and out.shape[0]:
+            options["out"] = out.reshape(size, -1)
+        if name == "scatter" and not is_root:
+            x = None
+        elif name in ("reduce_scatter", "scatter", "alltoall"):
+            x = x.reshape(size, -1)
+            if name == "alltoall":
+                options["out"] = out.reshape(size, -1)
+        return partial(getattr(comm, name), x, **options)
+
+    def begin(self, case: Case, variant: str, x: Any, out: Any) -> Any:
+        """An asynchronous call; its `wait()` ends it."""
+        return partial(self.operation(case, variant, x, out), async_op=True)  # type: ignore[call-arg]
+
+
+def algorithm_of(variant: str) -> str | None:
+    """The algorithm that a variant names, if any."""
+    name = variant.partition(":")[2] if variant.partition(":")[0] == SYMMETRIC else variant
+    return None if name in ("", AUTO) else name
+
+
+def connect(options: dict[str, Any]) -> Ours:
+    """Meets the other ranks of the job."""
+    from collectives.initialization import init
+
+    return Ours(init(timeout=options["timeout"]))

@@ -1,0 +1,90 @@
+"""What a rank of a contender does: asleep until asked, it makes cases ready, times and checks them.
+
+Requests and answers are lines of JSON over one socket:
+
+    {"do": "prepare", "key": 3, "case": {…}, "variant": "ring"}   {"most_calls": null}
+    {"do": "time", "key": 3, "calls": 1000}                       {"seconds": 0.02}
+    {"do": "part", "key": 3, "calls": 9, "part": "both", …}       {"seconds": 0.02}
+    {"do": "check", "key": 3, "plant": 0}                         {"wrong": 0}
+    {"do": "release", "key": 3}                                   {}
+    {"do": "leave"}
+
+An answer may be {"refused": text}, what this library does not carry, or {"failed": text}. Between
+requests the rank is blocked in reading the socket: it takes nothing from whoever runs meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import traceback
+from functools import partial
+from io import BufferedRWPair
+from typing import Any
+
+from collectives.bench.cases import Case, NotCarried
+from collectives.bench.overlap import OVERLAP, OverlapTask
+from collectives.bench.tasks import Library, Task
+
+Line = BufferedRWPair
+
+
+def dial(address: str) -> Line:
+    """Connects to the benchmark's socket, a name in Linux's abstract namespace."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect("\0" + address)
+    return connection.makefile("rwb")
+
+
+def say(stream: Line, **words: Any) -> None:
+    """Sends a line."""
+    stream.write(json.dumps(words).encode() + b"\n")
+    stream.flush()
+
+
+def serve(library: Library, stream: Line, cache_bytes: int) -> None:
+    """Answers requests until told to leave, or until nobody asks any more."""
+    say(
+        stream,
+        rank=library.rank,
+        size=library.size,
+        cores=sorted(os.sched_getaffinity(0)),
+        description=library.describe(),
+    )
+    tasks: dict[int, Any] = {}
+    while line := stream.readline():
+        request = json.loads(line)
+        if request["do"] == "leave":
+            return
+        try:
+            answer = _answer(request, library, tasks, cache_bytes)
+        except NotCarried as reason:
+            answer = {"refused": str(reason)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"failed": f"{type(error).__name__}: {error}".split("\n")[0]}
+        say(stream, **answer)
+
+
+def _answer(
+    request: dict[str, Any], library: Library, tasks: dict[int, Any], cache_bytes: int
+) -> dict[str, Any]:
+    do, key = request["do"], request["key"]
+    if do == "prepare":
+        case = Case(**request["case"])
+        kind = OverlapTask if case.collective == OVERLAP else Task
+        make = getattr(library, "task", partial(kind, library))
+        tasks[key] = make(case, request["variant"], cache_bytes)
+        return {"most_calls": tasks[key].most_calls}
+    if do == "time":
+        return {"seconds": tasks[key].seconds(request["calls"])}
+    if do == "part":
+        part, units = request["part"], request["units"]
+        return {"seconds": tasks[key].part_seconds(request["calls"], part, units)}
+    if do == "check":
+        return {"wrong": tasks[key].wrong(request["plant"])}
+    if do == "release":
+        tasks.pop(key, None)
+        return {}
+    raise ValueError(f"unknown request {do!r}; expected prepare, time, part, check, release")

@@ -1,0 +1,1 @@
+"""The race: contenders as groups of processes, taking turns case by case and round by round."""

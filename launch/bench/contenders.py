@@ -1,0 +1,225 @@
+"""Who takes part, as named on the command line, and how each is started with its best settings.
+
+    gloo, nccl, torch:NAME   a backend of torch.distributed
+    mpi                      the MPI that mpi4py finds here
+    deepspeed                DeepSpeed's allreduce over shared memory
+    symmetric, ring, …       our own, by an algorithm, or over symmetric memory
+
+All but our own may name another Python, whose environment has them: mpi=/opt/impi/bin/python. So
+several MPI libraries can take part at once, of which an environment holds only one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import collectives
+from collectives.specs import nearest
+
+PROGRAM = Path(collectives.__file__).parent / "bench" / "rank_program.py"
+PROBE_SECONDS = 60.0
+OLDEST_PYTHON = (3, 11)
+
+PROBE = """
+import importlib.util, json, os, sys
+found = {"python": list(sys.version_info[:3])}
+found["missing"] = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+if "mpi4py" in sys.argv[1:] and not found["missing"]:
+    import mpi4py
+    mpi4py.rc.initialize = False
+    try:
+        from mpi4py import MPI
+        found["mpi"] = MPI.Get_library_version()
+    except Exception as error:
+        found["broken"] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
+"""
+"""What is asked of a Python before its ranks are started."""
+
+
+class ContenderMissing(Exception):
+    """A contender cannot take part; the text says why, and what would help."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One group of ranks to start.
+
+    Attributes:
+        name: short, for tables: gloo, MPICH.
+        library: the file in collectives/bench/libraries that its ranks load.
+        python: which runs its ranks.
+        mpiexec: the command that starts them, if it is not we who do.
+        options: what its library's `connect` wants to know.
+        settings: what it is told beyond its defaults, to be shown.
+        environment: further variables of its ranks.
+        inherited: file descriptors its ranks find.
+        start_seconds: how long it may take until its ranks have met.
+    """
+
+    name: str
+    library: str
+    python: str = sys.executable
+    mpiexec: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    inherited: Sequence[int] = ()
+    start_seconds: float = 0.0
+
+    def command(self, ranks: int, options: str) -> list[str]:
+        """What starts a rank, or with mpiexec all of them."""
+        # -P: the program's folder is no place to import from.
+        program = [self.python, "-P", "-u", str(PROGRAM), options]
+        return [*self.mpiexec, "-n", str(ranks), *program] if self.mpiexec else program
+
+
+OURS = Contender(name="ours", library="ours")
+
+_TORCH = ("gloo", "nccl")
+_KINDS = (*_TORCH, "mpi", "deepspeed")
+_NEEDED = {"mpi": ("numpy", "mpi4py"), "deepspeed": ("numpy", "torch", "deepspeed", "ninja")}
+_HOW = {
+    "mpi": "pip install 'collectives-runtime[mpi]' (mpi4py and MPICH), or mpi=PYTHON for the "
+    "Python of an environment that has mpi4py",
+    "deepspeed": "pip install deepspeed ninja, in an environment of its own, and "
+    "deepspeed=PYTHON for its Python",
+}
+_HOW_TORCH = "pip install torch, or {kind}=PYTHON for the Python of an environment that has it"
+
+
+def is_foreign(spec: str) -> bool:
+    """Whether a contender's name is that of another library, rather than one of our algorithms."""
+    kind = spec.partition("=")[0]
+    return kind in _KINDS or kind.startswith("torch:")
+
+
+def find_contender(spec: str) -> Contender:
+    """The contender that `spec` names, once its environment has been looked at.
+
+    Raises:
+        ContenderMissing: it is not installed, or cannot take part.
+    """
+    kind, _, python = spec.partition("=")
+    python = _program(spec, python) if python else sys.executable
+    needed = _NEEDED.get(kind, ("numpy", "torch"))
+    how = _HOW.get(kind, _HOW_TORCH.format(kind=kind))
+    found = _probed(spec, python, needed, how)
+    here = {"PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", "")])}
+    if kind == "mpi":
+        return _mpi(spec, python, found["mpi"], here)
+    backend = kind.removeprefix("torch:")
+    if kind == "deepspeed":
+        return Contender(
+            name="DeepSpeed",
+            library="deepspeed",
+            python=python,
+            environment={**here, "DS_ACCELERATOR": "cpu"},
+            settings={"LOCAL_SIZE": "the number of ranks, which turns shared memory on"},
+            start_seconds=600.0,  # the first time it compiles
+        )
+    settings = {"GLOO_SOCKET_IFNAME": "lo"} if backend == "gloo" else {}
+    return Contender(
+        name=backend,
+        library="torch_distributed",
+        python=python,
+        options={"backend": backend},
+        environment={**here, **settings},
+        settings=settings,
+    )
+
+
+def distinct(contenders: Sequence[Contender]) -> list[Contender]:
+    """The same contenders with names that differ."""
+    names = [contender.name for contender in contenders]
+    return [
+        contender
+        if names.count(contender.name) == 1
+        else replace(contender, name=f"{contender.name} #{names[: i + 1].count(contender.name)}")
+        for i, contender in enumerate(contenders)
+    ]
+
+
+def _mpi(spec: str, python: str, version: str, here: dict[str, str]) -> Contender:
+    """An MPI, with the options of its own mpiexec."""
+    beside = Path(python).parent / "mpiexec"
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None:
+        raise ContenderMissing(
+            f"{spec}: no mpiexec beside {python} and none on PATH; expected the one of the MPI "
+            "that its mpi4py uses"
+        )
+    name, options, settings = "MPI", ["-bind-to", "none"], {}
+    # Binding is ours for all contenders, so that it is equal; theirs is turned off.
+    if version.startswith("Open MPI"):
+        name = "Open MPI"
+        options = ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
+        if os.getuid() == 0:
+            options.append("--allow-run-as-root")
+    elif version.startswith("Intel"):
+        name, options = "Intel MPI", ["-bootstrap", "fork"]
+        settings = {"I_MPI_PIN": "0", "I_MPI_FABRICS": "shm"}
+    elif version.startswith("MPICH"):
+        name, options = "MPICH", ["-launcher", "fork", "-bind-to", "none"]
+    return Contender(
+        name=name,
+        library="mpi",
+        python=python,
+        mpiexec=[mpiexec, *options],
+        environment={**here, **settings},
+        settings={"mpiexec": " ".join(options), **settings},
+        options={"settings": {"mpiexec": " ".join(options), **settings}},
+    )
+
+
+def _program(spec: str, python: str) -> str:
+    path = shutil.which(python)
+    if path is None:
+        raise ContenderMissing(f"{spec}: no program {python!r}; expected a Python's path")
+    return str(Path(path).absolute())  # not resolved: an environment's Python is a link
+
+
+def _probed(spec: str, python: str, needed: Sequence[str], how: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [python, "-P", "-c", PROBE, *needed],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+        )
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        raise ContenderMissing(
+            f"{spec}: {python} is no Python that runs here ({type(error).__name__}); expected "
+            f"{'.'.join(map(str, OLDEST_PYTHON))} or newer"
+        ) from None
+    if tuple(found["python"]) < OLDEST_PYTHON:
+        raise ContenderMissing(
+            f"{spec}: expected Python {'.'.join(map(str, OLDEST_PYTHON))} or newer, found "
+            f"{'.'.join(map(str, found['python']))}"
+        )
+    if found["missing"]:
+        raise ContenderMissing(
+            f"{spec}: {', '.join(found['missing'])} not installed in {python}: {how}"
+        )
+    if "broken" in found:
+        raise ContenderMissing(
+            f"{spec}: mpi4py finds no MPI in {python} ({found['broken']}): {how}"
+        )
+    return found
+
+
+def unknown_contender(spec: str, algorithms: Sequence[str]) -> str:
+    """What to say of a contender that is neither a library nor one of our algorithms."""
+    known = (*_KINDS, "torch:BACKEND", "symmetric", *algorithms)
+    return f"unknown contender {spec!r}; expected one of {', '.join(known)}" + nearest(spec, known)

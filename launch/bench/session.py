@@ -1,0 +1,310 @@
+"""A run from beginning to end: contenders started, cases raced, results shown and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from collectives.bench.cases import Case
+from collectives.bench.libraries.limit import METHODS, SHARED_BYTES
+from collectives.bench.libraries.ours import AUTO, algorithm_of
+from collectives.bench.overlap import OVERLAP
+from collectives.bench.tasks import last_level_cache_bytes
+from launch.bench.agenda import Agenda
+from launch.bench.contenders import (
+    OURS,
+    Contender,
+    ContenderMissing,
+    distinct,
+    find_contender,
+    is_foreign,
+)
+from launch.bench.groups import Group, GroupLost
+from launch.bench.hardware import available_memory, processor_name, run_facts
+from launch.bench.prediction import chosen_algorithm, predicted_seconds
+from launch.bench.race import Race
+from launch.bench.results import Comparison, Result
+from launch.bench.table import Table
+from launch.bench.turns import Entry
+from launch.binding import rank_cores, rank_threads
+
+_ROOM = 1.25  # libraries take memory besides the arrays
+
+
+class BenchError(Exception):
+    """The run cannot begin; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How a run is made.
+
+    Attributes:
+        rounds: turns of each contender in a case.
+        round_seconds: how long a turn lasts, at least about.
+        threads: of each rank; None shares the cores out.
+        bind: whether every rank has its own cores.
+        limit: whether the machine's limit is measured too.
+        plant: elements of our results to spoil before they are checked.
+    """
+
+    rounds: int
+    round_seconds: float
+    threads: int | None
+    bind: bool
+    limit: bool
+    plant: int
+
+
+class Session:
+    """One run of the benchmark."""
+
+    def __init__(
+        self, agenda: Agenda, against: Sequence[str], manner: Manner, console: Console
+    ) -> None:
+        """Finds the contenders; those that cannot take part are noted in `absent`.
+
+        Raises:
+            BenchError: the arrays would not fit into memory.
+        """
+        self._agenda = agenda
+        self._manner = manner
+        self._console = console
+        self._cache_bytes = last_level_cache_bytes()
+        self._own_rivals = [spec for spec in against if not is_foreign(spec)]
+        self.absent: list[str] = []
+        rivals = []
+        for spec in against:
+            if is_foreign(spec):
+                try:
+                    rivals.append(find_contender(spec))
+                except ContenderMissing as reason:
+                    self.absent.append(str(reason))
+        self._rivals = distinct(rivals)
+        self._check_memory()
+        self._cores = rank_cores(agenda.ranks, manner.bind)
+        self._threads = manner.threads or rank_threads(agenda.ranks, {}) or 1
+        self.results: list[Result] = []
+        self.lost: dict[str, str] = {}
+
+    def run(self, record: TextIO | None) -> None:
+        """Runs everything, showing rows as they come and writing lines to `record`.
+
+        Raises:
+            BenchError: our own ranks did not start.
+        """
+        with ExitStack() as stack, _stopped_by_sigterm():
+            groups = self._start(stack)
+            entries = self._entries(groups)
+            self._introduce(groups)
+            _write(record, self._header(groups))
+            titles = [
+                Result(case=Case(collective="", nbytes=0), size=1, role=entry.role, who=entry.who,
+                       variant=entry.variant).title
+                for entry in entries if entry.role == "against"
+            ]  # fmt: skip
+            table = Table(self._console, titles)
+            race = Race(
+                entries,
+                rounds=self._manner.rounds,
+                least_seconds=self._manner.round_seconds,
+                plant=self._manner.plant,
+                notice=table.show_status,
+            )
+            race.lost = self.lost
+            try:
+                for heading, cases in self._agenda.sections():
+                    table.begin(heading, overlap=cases[0].collective == OVERLAP)
+                    for case in cases:
+                        known = set(self.lost)
+                        comparison = Comparison(self._completed(race.run(case)))
+                        self.results += comparison.results
+                        table.add(comparison)
+                        for result in comparison.results:
+                            _write(record, result.as_json())
+                        self._tell_lost(known)
+            finally:
+                table.clear_status()
+
+    def _start(self, stack: ExitStack) -> list[Group]:
+        """Starts all groups, then waits for each; those that do not come are lost."""
+        contenders = [OURS, *self._rivals]
+        if self._manner.limit:
+            shared = os.memfd_create("collectives-limit")
+            stack.callback(os.close, shared)
+            os.ftruncate(shared, SHARED_BYTES)
+            contenders.append(limit_contender(shared))
+        groups = [
+            Group(
+                contender,
+                self._agenda.ranks,
+                cores=self._cores,
+                threads=self._threads,
+                cache_bytes=self._cache_bytes,
+            )
+            for contender in contenders
+        ]
+        for group in groups:
+            stack.enter_context(group)
+        met = []
+        for group in groups:
+            try:
+                group.meet()
+                met.append(group)
+            except GroupLost as reason:
+                if group.contender is OURS:
+                    raise BenchError(f"our own ranks did not start: {reason}") from None
+                self.absent.append(f"{group.contender.name}: {reason}")
+                group.close()
+        for line in self.absent:
+            self._console.print(Text(f"does not take part: {line}", style="yellow"))
+        return met
+
+    def _entries(self, groups: Sequence[Group]) -> list[Entry]:
+        entries = []
+        for group in groups:
+            if group.contender is OURS:
+                entries += [
+                    Entry(group=group, variant=v, role="ours") for v in self._agenda.algorithms
+                ]
+                entries += [Entry(group=group, variant=v, role="against") for v in self._own_rivals]
+            elif group.contender.library == "limit":
+                entries += [Entry(group=group, variant=each, role="limit") for each in METHODS]
+            else:
+                entries.append(Entry(group=group, variant="", role="against"))
+        return entries
+
+    def _completed(self, results: Sequence[Result]) -> list[Result]:
+        """Results with what is known without measuring."""
+        completed = []
+        for result in results:
+            if result.who == OURS.name:
+                chosen = ""
+                if algorithm_of(result.variant) is None:
+                    chosen = chosen_algorithm(result.case, result.size)
+                name = chosen or algorithm_of(result.variant) or ""
+                result = replace(
+                    result,
+                    chosen=chosen if result.variant == AUTO else "",
+                    predicted=predicted_seconds(result.case, result.size, name),
+                )
+            completed.append(result)
+        return completed
+
+    def _introduce(self, groups: Sequence[Group]) -> None:
+        """Prints who takes part, and how."""
+        console, manner, ranks = self._console, self._manner, self._agenda.ranks
+        cores = [",".join(map(str, each)) for each in self._cores]
+        bound = f"rank r on core {' | '.join(cores)}" if any(self._cores) else "not bound"
+        cache = f"{self._cache_bytes >> 20} MiB last-level cache"
+        least = f"each at least {manner.round_seconds * 1e3:g} ms"
+        lines = [
+            f"{ranks} ranks, {bound}, {self._threads} thread each; {processor_name()}, {cache}",
+            f"times in microseconds: the slowest rank's, best of {manner.rounds} rounds, {least}",
+            "spread: by how much the slowest round was slower than the best",
+            "÷ ours: their time over ours, so above 1 ours is the quicker",
+        ]
+        for line in lines:
+            console.print(Text(line), soft_wrap=True)
+        width = max(len(group.contender.name) for group in groups)
+        for group in groups:
+            about = dict(group.description)
+            first = about.pop("library", "")
+            more = "; ".join(f"{name} {text}" for name, text in about.items())
+            line = f"{group.contender.name:<{width}}  {first}{'; ' + more if more else ''}"
+            console.print(Text(line, style="dim"), soft_wrap=True)
+        ours = groups[0].bound
+        for group in groups:
+            if group.bound != ours:
+                console.print(
+                    Text(f"{group.contender.name} is bound otherwise: {group.bound}", style="red")
+                )
+
+    def _header(self, groups: Sequence[Group]) -> dict[str, Any]:
+        manner = self._manner
+        return {
+            "kind": "run",
+            **run_facts(),
+            "ranks": self._agenda.ranks,
+            "rounds": manner.rounds,
+            "round_seconds": manner.round_seconds,
+            "threads": self._threads,
+            "contenders": {
+                group.contender.name: {
+                    **group.description,
+                    "python": group.contender.python,
+                    "environment": dict(group.contender.settings),
+                    "cores": group.bound,
+                }
+                for group in groups
+            },
+            "absent": self.absent,
+        }
+
+    def _tell_lost(self, known: set[str]) -> None:
+        for who in self.lost.keys() - known:
+            self._console.print(Text(f"  lost {who}: {self.lost[who]}", style="red"))
+
+    def _check_memory(self) -> None:
+        entries = len(self._rivals) + len(self._own_rivals) + len(self._agenda.algorithms)
+        entries += len(METHODS) * self._manner.limit
+        needed = self._agenda.most_memory(entries, self._cache_bytes) * _ROOM
+        available = available_memory()
+        if needed > available:
+            raise BenchError(
+                f"the arrays of {self._agenda.ranks} ranks and {entries} contenders would take "
+                f"{needed / 2**30:.1f} GiB, found {available / 2**30:.1f} GiB of memory available; "
+                "expected a smaller --max, or fewer contenders"
+            )
+
+
+def limit_contender(shared: int) -> Contender:
+    """The machine's limit, as a contender whose ranks share a memory file."""
+    return Contender(name="limit", library="limit", options={"shared": shared}, inherited=(shared,))
+
+
+def _write(record: TextIO | None, line: dict[str, Any]) -> None:
+    if record is not None:
+        record.write(json.dumps(line) + "\n")
+        record.flush()
+
+
+def open_record(path: Path) -> TextIO:
+    """Opens a file for JSON lines.
+
+    Raises:
+        BenchError: it cannot be written.
+    """
+    try:
+        return path.open("w")
+    except OSError as error:
+        raise BenchError(f"cannot write {path}: {error.strerror}") from None
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end the run as Ctrl-C does: with everything tidied up."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if previous[number] != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
