@@ -46,7 +46,7 @@ class _Owner:
     """What the views of a block keep alive; its end says that this rank has dropped the block."""
 
     def __init__(self, memory: _native.SymmetricBlock) -> None:
-        self.memory = memory
+        self._kept = memory.keep()
 
 
 class Symmetric(Messages):

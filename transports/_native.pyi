@@ -67,6 +67,9 @@ class SymmetricBlock:
     def part(self, index: int, owner: object) -> NDArray[np.uint8]:
         """A part's bytes; `owner` lives as long as any view of them."""
 
+    def keep(self) -> object:
+        """What keeps the memory mapped as long as it lives."""
+
 def symmetric_file_bytes(parts: int, bytes: int) -> int: ...
 
 class Engine:

@@ -1,11 +1,11 @@
 // Plans, calls and the engine, as Python sees them; transports/_native.pyi says what they take.
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings.hpp"
+#include "held_block.hpp"
 #include "rank.hpp"
 
 namespace nb = nanobind;
@@ -145,9 +145,8 @@ void register_engine(nb::module_& module) {
           nb::arg("call"))
       .def(
           "add_symmetric",
-          [](Rank& self, std::uint64_t id, std::shared_ptr<SymmetricBlock> block, Numbers parts) {
-            self.engine().symmetric().add(id, std::move(block), std::move(parts),
-                                          self.engine().rank());
+          [](Rank& self, std::uint64_t id, const HeldBlock& held, Numbers parts) {
+            self.engine().symmetric().add(id, held.block, std::move(parts), self.engine().rank());
           },
           nb::arg("id"), nb::arg("block"), nb::arg("parts"))
       .def(

@@ -27,6 +27,19 @@ std::uint64_t fnv1a(const std::string& text) {
   return hash;
 }
 
+// Bytes of a chunk in one pass, so that the widest message fits in a slot.
+std::uint64_t segment_bytes(std::size_t slot_bytes, std::size_t item_bytes, std::uint32_t widest) {
+  std::uint64_t items = slot_bytes / item_bytes / widest;
+  // Segments that begin on a cache line as long as there is room for one.
+  const std::uint64_t per_line = kLine / std::min<std::size_t>(kLine, item_bytes);
+  if (items > per_line) items -= items % per_line;
+  if (items == 0) {
+    refuse("a slot of " + std::to_string(slot_bytes) + " bytes cannot hold " +
+           std::to_string(widest) + " elements of " + std::to_string(item_bytes) + " bytes");
+  }
+  return items * item_bytes;
+}
+
 // Where each chunk of a space begins; chunks that are not in the space have none.
 using Begins = std::vector<std::optional<std::uint64_t>>;
 
@@ -125,16 +138,10 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     if (reduction->average) divide_ = divide_kernel(reduction->dtype);
   }
   for (auto& length : lengths) length *= item_bytes;
-  const std::uint64_t longest = lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
-  std::uint64_t segment_items = plan.is_one_sided() ? longest / item_bytes + 1 : slot_bytes / item_bytes / plan.widest;
-  // Segments that begin on a cache line as long as there is room for one.
-  const std::uint64_t per_line = kLine / std::min<std::size_t>(kLine, item_bytes);
-  if (segment_items > per_line) segment_items -= segment_items % per_line;
-  if (segment_items == 0) {
-    refuse("a slot of " + std::to_string(slot_bytes) + " bytes cannot hold " +
-           std::to_string(plan.widest) + " elements of " + std::to_string(item_bytes) + " bytes");
-  }
-  segment_ = segment_items * item_bytes;
+  const std::uint64_t longest =
+      lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
+  segment_ = plan.is_one_sided() ? std::max<std::uint64_t>(longest, 1)  // no slot bounds it
+                                 : segment_bytes(slot_bytes, item_bytes, plan.widest);
   passes_ = std::max<std::uint64_t>(1, (longest + segment_ - 1) / segment_);
 
   Begins inputs(plan.chunk_count), outputs(plan.chunk_count), scratch(plan.chunk_count);
