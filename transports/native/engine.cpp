@@ -165,8 +165,17 @@ void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
     const std::byte* const own = own_operand(*item, segment_at, input, output, scratch_.get());
     std::byte* out = kept_at(*item, segment_at, output, scratch_.get());
     std::byte* also = outgoing == nullptr ? nullptr : outgoing + at;
-    if (out == nullptr) std::swap(out, also);
-    if (out != nullptr) {
+    if (item->write == Space::output && call.streams() && input != output) {
+      if (source_count != 0 && own != nullptr) {
+        operands_[step.own_at] = own;
+        reduce_past_caches(call, out, also, source_count + 1, length);
+      } else {
+        const std::byte* const from = own != nullptr ? own : operands_[step.own_at == 0 ? 1 : 0];
+        if (also != nullptr) copy_to_both(also, nullptr, from, length);
+        stream(out, also != nullptr ? also : from, length);
+      }
+    } else if (out != nullptr || also != nullptr) {
+      if (out == nullptr) std::swap(out, also);
       if (source_count == 0 || own == nullptr) {
         const std::byte* const from = own != nullptr ? own : operands_[step.own_at == 0 ? 1 : 0];
         copy_to_both(out, also, from, length);
@@ -183,6 +192,19 @@ void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
   if (target_count != 0) post(targets, target_count, outgoing, bytes, fingerprint);
   for (std::uint32_t i = 0; i < source_count; ++i) release(sources[i]);
   if (source_count + target_count != 0) wake(sources, source_count, targets, target_count);
+}
+
+void Engine::reduce_past_caches(const Call& call, std::byte* out, std::byte* also,
+                                std::size_t operands, std::uint64_t length) {
+  alignas(kLine) std::byte held[kHeldBytes];
+  for (std::uint64_t at = 0; at < length; at += kHeldBytes) {
+    const std::uint64_t bytes = std::min<std::uint64_t>(kHeldBytes, length - at);
+    for (std::size_t i = 0; i < operands; ++i) block_operands_[i] = operands_[i] + at;
+    // The slot, if it goes there too, is in the cache as well as anything.
+    std::byte* const value = also != nullptr ? also + at : held;
+    call.reduce()(value, nullptr, block_operands_.data(), operands, bytes / call.item_bytes());
+    stream(out + at, value, bytes);
+  }
 }
 
 std::byte* Engine::take_slot(const std::uint32_t* targets, std::uint32_t count,

@@ -16,6 +16,9 @@
 
 namespace transports {
 
+// What is folded before it is written past the caches; a multiple of every element's size.
+inline constexpr std::size_t kHeldBytes = 8 * 1024;
+
 // Where a chunk's own operand is, and where its value is kept; nullptr for nowhere.
 inline const std::byte* own_operand(const Call::Item& item, std::uint64_t segment_at,
                              const std::byte* input, const std::byte* output,
@@ -87,9 +90,13 @@ class Engine {
   // The work of a one-sided step: folds or copies what it peeks at, keeps and pokes the value.
   void reach(const Call& call, const Call::Step& step, const std::byte* input, std::byte* output);
   // `operands_` folded, or the one copied, to `results_`.
-  void fold(const Call& call, std::size_t operands, std::size_t results, std::uint64_t length);
+  void fold(const Call& call, std::size_t operands, std::size_t results, std::uint64_t length,
+            bool past_caches);
   // Finds the arrays of a one-sided call at every peer; makes where they lie part of the call.
   void locate(const Call& call, const std::byte* input, const std::byte* output);
+  // Folds `operands_` into `out`, past the caches, and into `also`.
+  void reduce_past_caches(const Call& call, std::byte* out, std::byte* also, std::size_t operands,
+                          std::uint64_t length);
   std::byte* take_slot(const std::uint32_t* targets, std::uint32_t count, std::uint64_t bytes);
   const std::byte* take(const Call& call, std::uint32_t peer, std::uint64_t bytes,
                         std::uint64_t fingerprint);

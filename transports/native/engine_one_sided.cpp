@@ -69,22 +69,29 @@ void Engine::reach(const Call& call, const Call::Step& step, const std::byte* in
     for (std::uint32_t i = 0; i < poke_count; ++i) {
       results_[results++] = at_peer(pokes[i]) + offsets[peek_count + i];
     }
-    if (results != 0) fold(call, peek_count + (own != nullptr), results, item->length);
+    if (results == 0) continue;
+    const bool past_caches = call.streams() && input != output && item->write != Space::scratch;
+    fold(call, peek_count + (own != nullptr), results, item->length, past_caches);
   }
 }
 
 void Engine::fold(const Call& call, std::size_t operands, std::size_t results,
-                  std::uint64_t length) {
-  const std::uint64_t block = results <= 2 ? length : kBlock;
+                  std::uint64_t length, bool past_caches) {
+  alignas(kLine) std::byte held[kHeldBytes];
+  const std::uint64_t block = past_caches ? kHeldBytes : results <= 2 ? length : kBlock;
   for (std::uint64_t at = 0; at < length; at += block) {
     const std::uint64_t bytes = std::min(block, length - at);
-    std::byte* const first = results_[0] + at;
-    std::byte* const second = results > 1 ? results_[1] + at : nullptr;
+    std::byte* const first = past_caches ? held : results_[0] + at;
+    std::byte* const second = !past_caches && results > 1 ? results_[1] + at : nullptr;
     if (operands == 1) {
       copy_to_both(first, second, operands_[0] + at, bytes);
     } else {
       for (std::size_t i = 0; i < operands; ++i) block_operands_[i] = operands_[i] + at;
       call.reduce()(first, second, block_operands_.data(), operands, bytes / call.item_bytes());
+    }
+    if (past_caches) {
+      for (std::size_t i = 0; i < results; ++i) stream(results_[i] + at, held, bytes);
+      continue;
     }
     for (std::size_t i = 2; i < results; i += 2) {
       std::byte* const also = i + 1 < results ? results_[i + 1] + at : nullptr;

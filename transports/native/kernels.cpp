@@ -93,6 +93,10 @@ void copy_to_both(std::byte* out, std::byte* also, const std::byte* input, std::
   table().copy_to_both(out, also, input, bytes);
 }
 
+void stream(std::byte* out, const std::byte* input, std::size_t bytes) {
+  table().stream(out, input, bytes);
+}
+
 const char* instruction_set() {
   return table().name;
 }

@@ -239,6 +239,37 @@ void reduce_bits(std::byte* out, std::byte* also, const std::byte* const* inputs
   reduce<Plain<std::uint8_t>, Operation>(out, also, inputs, n, count * Size);
 }
 
+struct Stream {
+  std::byte* out;
+  const std::byte* input;
+  static constexpr std::size_t element = 1;
+
+  template <std::size_t Elements>
+  TRANSPORTS_INLINE void ask(std::size_t begin) const {
+    ask_ahead<Elements>(input + begin);
+  }
+
+  template <std::size_t Lanes, std::size_t Vectors>
+  TRANSPORTS_INLINE void block(std::size_t begin) const {
+    using Bytes = Plain<std::uint8_t>;
+    for (std::size_t v = 0; v < Vectors; ++v) {
+      const auto bytes = Bytes::load<Lanes>(input + begin + v * Lanes);
+      if constexpr (Lanes == vector_bytes)
+        stream_vector(out + begin + v * Lanes, bytes);
+      else
+        Bytes::store<Lanes>(out + begin + v * Lanes, bytes);
+    }
+  }
+};
+
+void stream(std::byte* out, const std::byte* input, std::size_t bytes) {
+  std::size_t head = -reinterpret_cast<std::uintptr_t>(out) % vector_bytes;
+  if (head > bytes) head = bytes;
+  if (head != 0) __builtin_memcpy(out, input, head);
+  cover<vector_bytes>(Stream{out + head, input + head}, bytes - head);
+  end_streaming();
+}
+
 template <class Codec>
 struct Divide {
   std::byte* data;
@@ -302,7 +333,7 @@ constexpr void set_boolean(KernelTable& table, DType dtype) {
 }
 
 constexpr KernelTable make_table() {
-  KernelTable table{TRANSPORTS_KERNEL_NAME, {}, {}, copy};
+  KernelTable table{TRANSPORTS_KERNEL_NAME, {}, {}, copy, stream};
   set_float<Float16Codec>(table, DType::float16);
   set_float<BFloat16Codec>(table, DType::bfloat16);
   set_float<Plain<float>>(table, DType::float32);

@@ -12,6 +12,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <immintrin.h>  // its functions are always inlined
+#endif
+
 #define TRANSPORTS_INLINE [[gnu::always_inline]] inline
 
 namespace transports {
@@ -92,6 +96,27 @@ TRANSPORTS_INLINE void store_bytes(std::byte* to, V vector) {
         static_cast<typename UnsignedOf<Bytes>::type>(as<Vector<std::uint64_t, 2>>(vector)[0]);
     __builtin_memcpy(to, &low, Bytes);
   }
+}
+
+// A store past the caches, to an address that is a multiple of the vector's length.
+template <class V>
+TRANSPORTS_INLINE void stream_vector(std::byte* to, V vector) {
+#if defined(__AVX512BW__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), as<__m512i>(vector));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), as<__m256i>(vector));
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), as<__m128i>(vector));
+#else
+  *reinterpret_cast<V*>(to) = vector;
+#endif
+}
+
+// Such stores are not ordered by a release; this does it.
+TRANSPORTS_INLINE void end_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 // Elements computed as they are stored. Signed integers use it with their unsigned type, where

@@ -1,5 +1,7 @@
 #include "program.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -38,6 +40,16 @@ std::uint64_t segment_bytes(std::size_t slot_bytes, std::size_t item_bytes, std:
            std::to_string(widest) + " elements of " + std::to_string(item_bytes) + " bytes");
   }
   return items * item_bytes;
+}
+
+// Bytes of the last level of cache, which all ranks are taken to share.
+std::uint64_t last_level_cache() {
+  static const std::uint64_t bytes = [] {
+    long found = ::sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (found <= 0) found = ::sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return static_cast<std::uint64_t>(found > 0 ? found : 32 << 20);
+  }();
+  return bytes;
 }
 
 // Where each chunk of a space begins; chunks that are not in the space have none.
@@ -151,6 +163,7 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     scratch[chunk] = scratch_bytes_;
     scratch_bytes_ += segment_;  // scratch holds one pass at a time
   }
+  streams_ = (input_bytes_ + output_bytes_) * plan.size > last_level_cache();
   for (const auto chunk : plan.outputs) outputs_.push_back({*outputs[chunk], lengths[chunk]});
 
   const auto find = [&](const Place& place) -> std::uint64_t {

@@ -116,6 +116,9 @@ class Call {
   // The longest that any rank's input or output is.
   std::uint64_t widest_input() const { return widest_input_; }
   std::uint64_t widest_output() const { return widest_output_; }
+  // Whether what goes to the output is better written past the caches: the arrays of all ranks do
+  // not fit in them.
+  bool streams() const { return streams_; }
   ReduceKernel reduce() const { return reduce_; }
   DivideKernel divide() const { return divide_; }
   std::uint64_t fingerprint() const { return fingerprint_; }
@@ -138,6 +141,7 @@ class Call {
   std::uint64_t output_bytes_ = 0;
   std::uint64_t scratch_bytes_ = 0;
   bool in_place_;
+  bool streams_;
   std::size_t item_bytes_;
   std::size_t slot_bytes_;
   std::uint32_t size_;
