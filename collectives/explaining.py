@@ -10,7 +10,7 @@ from collectives.arguments import check_leading_axis, check_root, input_array
 from collectives.arrays import Array
 from collectives.bench.timing import measure as measure_rounds
 from collectives.calls import Calls, Request
-from collectives.cost.comparison import contenders
+from collectives.cost.comparison import able_algorithms
 from collectives.cost.parameters import Parameters
 from collectives.cost.shared_memory import predict
 from collectives.cost.work import Room
@@ -129,7 +129,7 @@ class Explaining:
         model = machine_model()
         candidates = [
             self._candidate(each, request, nbytes, model, chosen)
-            for each in _with(chosen, contenders(collective, self.size, one_sided=True))
+            for each in _with(chosen, able_algorithms(collective, self.size, one_sided=True))
         ]
         if measure:
             candidates = [

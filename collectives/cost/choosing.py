@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from collectives.catalogue import find
-from collectives.cost.comparison import contenders
+from collectives.cost.comparison import able_algorithms
 from collectives.cost.measuring import FIT_SIZES, Measurement, whole_bytes
 from collectives.cost.parameters import Vector
 from collectives.cost.shared_memory import composition
@@ -67,7 +67,7 @@ def predicted_table(sizes: Sequence[int], values: Vector, room: Room) -> Selecti
             times = {
                 nbytes: {
                     algo.name: float(composition(algo, ranks, nbytes, values, roomy) @ values)
-                    for algo in contenders(collective, ranks)
+                    for algo in able_algorithms(collective, ranks)
                 }
                 for nbytes in sorted({whole_bytes(collective, each, ranks) for each in FIT_SIZES})
             }

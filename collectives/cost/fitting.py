@@ -19,12 +19,22 @@ from numpy.typing import NDArray
 
 from collectives.catalogue import find
 from collectives.cost.measuring import HELD_OUT_SIZES, Measurement, whole_bytes
-from collectives.cost.parameters import CALLS, EVENTS, KNOTS, NAMES, PLACE, STREAMS, Vector
-from collectives.cost.shared_memory import composition, composition_of
+from collectives.cost.parameters import (
+    CALLS,
+    EVENTS,
+    KNOTS,
+    NAMES,
+    PLACE,
+    STREAMS,
+    Vector,
+    with_company,
+)
+from collectives.cost.shared_memory import composition, critical_path
 from collectives.cost.work import Room, Workload, workload
 
 _ROUNDS = 12
 _STIFFNESS = 0.03  # of curves, against the measurements' weight of 1 each
+_SHARES = tuple(np.arange(0, 0.85, 0.05))
 _OUTLIER = 0.15  # relative errors beyond this count less
 
 
@@ -48,6 +58,7 @@ def guess() -> Vector:
         values[PLACE[name]] = 1e-7
     for name in CALLS:
         values[PLACE[name]] = 5e-7
+    values[PLACE["alone"]] = 0.0
     return values
 
 
@@ -63,15 +74,29 @@ def fit(measurements: Sequence[Measurement], room: Room) -> Vector:
     seconds = np.array([each.seconds for each in measurements])
     best, values = (np.inf, guess()), guess()
     for _ in range(_ROUNDS):
-        paths = np.array([composition_of(load, values, room) for load in loads])
-        errors = np.abs(paths @ values / seconds - 1)
-        score = float(np.minimum(errors, 1).mean())
+        found = [critical_path(load, values, room) for load in loads]
+        alone, score = _alone(found, values, seconds)
+        values[PLACE["alone"]] = alone
         if score < best[0]:
             best = (score, values)
+        paths = np.array([with_company(path, company, alone) for path, company in found])
         fitted = _solve(paths / seconds[:, None], values)
         # Half of the way: the path may flip between two that are nearly as long.
         values = np.sqrt(np.maximum(values, 1e-18) * np.maximum(fitted, 1e-18))
     return _seen(best[1], loads)
+
+
+def _alone(
+    found: Sequence[tuple[Vector, float]], values: Vector, seconds: NDArray[np.float64]
+) -> tuple[float, float]:
+    """By what share bytes are quicker while others wait, as errors are least, and these."""
+    scores = []
+    for alone in _SHARES:
+        paths = np.array([with_company(path, company, alone) for path, company in found])
+        errors = np.abs(paths @ values / seconds - 1)
+        scores.append((float(np.minimum(errors, 1).mean()), alone))
+    score, alone = min(scores)
+    return alone, score
 
 
 def _load(measured: Measurement, room: Room) -> Workload:
@@ -131,7 +156,7 @@ def _seen(values: Vector, loads: Iterable[Workload]) -> Vector:
         used += load.call
         if len(load.works):
             used += load.works.sum(axis=0)
-    used[[PLACE["arrival"], PLACE["switch"]]] = 1
+    used[[PLACE["arrival"], PLACE["switch"], PLACE["alone"]]] = 1
     for stream in STREAMS:
         places = [PLACE[f"{stream}.{knot}"] for knot in KNOTS]
         if used[places].any():

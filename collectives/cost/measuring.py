@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from collectives.bench.timing import fitting_calls, measure, timed_calls
-from collectives.cost.comparison import contenders
+from collectives.cost.comparison import able_algorithms
 from collectives.schedule import Algorithm
 from collectives.specs import SPECS, spec_named
 
@@ -109,7 +109,7 @@ def measure_all(
     calls: dict[tuple[str, str, int], int] = {}
     for _ in range(sweeps):
         for collective in collectives:
-            algorithms = contenders(collective, comm.size)
+            algorithms = able_algorithms(collective, comm.size)
             for nbytes in sorted({whole_bytes(collective, each, comm.size) for each in sizes}):
                 for algo in algorithms:
                     key = (collective, algo.name, nbytes)

@@ -3,7 +3,8 @@
 Seconds each: of a step, of a chunk in it, of a message posted, taken, on its way, of a turn on a
 core that another rank had, and of a call of each collective. Seconds a byte: of reading and writing
 arrays, slots and peers' memory, each as a curve over the bytes that a rank works on (its working
-set, which decides in which cache they are), and of reducing.
+set, which decides in which cache they are), and of reducing. And one share: by how much a byte is
+quicker while the other ranks wait.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ NAMES = (
     *CALLS,
     *(f"{stream}.{knot}" for stream in STREAMS for knot in KNOTS),
     "reduce",
+    "alone",
 )
-"""Every parameter; a vector of them is in this order."""
+"""Every parameter; a vector of them is in this order. The last is a share, see `with_company`."""
 
 PLACE: Mapping[str, int] = {name: place for place, name in enumerate(NAMES)}
 
@@ -60,6 +62,24 @@ def add_bytes(vector: Vector, stream: str, nbytes: float, working_set: int) -> N
     """Count `nbytes` of a stream in a vector of parameters."""
     for knot, weight in on_curve(working_set):
         vector[PLACE[f"{stream}.{KNOTS[knot]}"]] += nbytes * weight
+
+
+_BYTES = slice(len(EVENTS) + len(CALLS), len(NAMES) - 1)
+
+
+def with_company(path: Vector, company: float, alone: float) -> Vector:
+    """What a path costs where ranks work at the same time for only a part of it.
+
+    Bytes move more slowly while the other ranks move theirs, which is how rates are stated.
+
+    Args:
+        path: in parameters.
+        company: the share of the time that a rank works, on average; 1 if all always do.
+        alone: by what share a byte is quicker while the others wait; the parameter of that name.
+    """
+    found = path.copy()
+    found[_BYTES] *= 1 - alone * (1 - company)
+    return found
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,7 @@ class Parameters:
         ]
         lines += [f"{_quoted(n)} = {self.values[PLACE[n]]:.4g}" for n in (*EVENTS, *CALLS)]
         lines += ["", "[seconds_a_byte]", f"reduce = {self.values[PLACE['reduce']]:.4g}"]
+        lines.append(f"alone = {self.values[PLACE['alone']]:.4g}")
         lines.append(f"working_sets = {list(KNOTS)}")
         for stream in STREAMS:
             curve = ", ".join(f"{self.values[PLACE[f'{stream}.{knot}']]:.4g}" for knot in KNOTS)
@@ -108,13 +129,16 @@ class Parameters:
         """
         document = tomllib.loads(text)
         seconds = _table(document, "seconds", (*EVENTS, *CALLS))
-        rates = _table(document, "seconds_a_byte", (*STREAMS, "reduce", "working_sets"))
+        rates = _table(document, "seconds_a_byte", (*STREAMS, "reduce", "alone", "working_sets"))
         if tuple(rates["working_sets"]) != KNOTS:
             raise ValueError(f"expected working_sets {list(KNOTS)}, found {rates['working_sets']}")
         values = np.zeros(len(NAMES))
         for name, value in seconds.items():
             values[PLACE[name]] = _number(name, value)
-        values[PLACE["reduce"]] = _number("reduce", rates["reduce"])
+        for name in ("reduce", "alone"):
+            values[PLACE[name]] = _number(name, rates[name])
+        if values[PLACE["alone"]] > 1:
+            raise ValueError(f"expected a share of at most 1 as alone, found {rates['alone']}")
         for stream in STREAMS:
             curve = rates[stream]
             if not isinstance(curve, list) or len(curve) != len(KNOTS):

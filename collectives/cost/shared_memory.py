@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from collectives.cost.parameters import NAMES, PLACE, Parameters, Vector
+from collectives.cost.parameters import NAMES, PLACE, Parameters, Vector, with_company
 from collectives.cost.work import Doing, Room, Workload, workload
 from collectives.schedule import Algorithm
 
@@ -54,21 +54,32 @@ def composition(
 
 
 def composition_of(load: Workload, values: Vector, room: Room) -> Vector:
-    """As `composition`, of what is counted already; more passes than listed go on like the last."""
+    """As `composition`, of what is counted already."""
+    path, company = critical_path(load, values, room)
+    return with_company(path, company, float(values[PLACE["alone"]]))
+
+
+def critical_path(load: Workload, values: Vector, room: Room) -> tuple[Vector, float]:
+    """What the critical path is made of, as if all ranks worked always, and what share they do.
+
+    Where there are more passes than are listed, they go on like the last.
+    """
     listed = len(load.ranks[0])
-    whole = _of_one_call(load, listed, values, room)
+    whole, company = _one_call(load, listed, values, room)
     if load.passes <= listed:
-        return whole
+        return whole, company
     fewer = listed - 3
-    each = (whole - _of_one_call(load, fewer, values, room)) / (listed - fewer)
-    return whole + (load.passes - listed) * each
+    each = (whole - _one_call(load, fewer, values, room)[0]) / (listed - fewer)
+    return whole + (load.passes - listed) * each, company
 
 
-def _of_one_call(load: Workload, passes: int, values: Vector, room: Room) -> Vector:
+def _one_call(load: Workload, passes: int, values: Vector, room: Room) -> tuple[Vector, float]:
+    """Of one of many calls in a row, each of so many passes."""
     calls = max(3, -(-_FEWEST_TURNS // passes))
-    ends = _Run(load, passes, calls, values, room).run()
+    run = _Run(load, passes, calls, values, room)
+    ends = run.run()
     before = calls // 2
-    return (ends[-1] - ends[before - 1]) / (calls - before)
+    return (ends[-1] - ends[before - 1]) / (calls - before), run.company()
 
 
 @dataclass(slots=True)
@@ -110,7 +121,14 @@ class _Run:
         self._released: dict[tuple[int, int], list[_Moment]] = {}  # (reader, sender) -> moments
         self._cores = [(0.0, -1, zero)] * room.cores  # free from when on, who was there, path
         self._crowded = len(self._ranks) > room.cores
+        self._busy = 0.0
         self._ends: list[_Moment] = [(0.0, zero)] * calls
+
+    def company(self) -> float:
+        """The share of the time, until all has ended, that ranks (as many as have cores) worked."""
+        longest = max(rank.clock for rank in self._ranks)
+        at_once = min(len(self._ranks), self._room.cores)
+        return min(1.0, self._busy / (at_once * longest)) if longest > 0 else 1.0
 
     def run(self) -> list[Vector]:
         """What the time until the end of each call is made of."""
@@ -176,6 +194,7 @@ class _Run:
         doing = self._doing(rank, number)
         if not rank.began:
             rank.began = True
+            self._busy += self._call_cost
             when, path = when + self._call_cost, path + self._load.call
         core = -1
         if self._crowded:
@@ -189,6 +208,7 @@ class _Run:
             if last != number:
                 when, path = when + self._switch_cost, path + self._switch
         if doing is not None:
+            self._busy += float(self._costs[doing.work])
             when = when + float(self._costs[doing.work])
             path = path + self._load.works[doing.work]
             self._exchange(rank, number, doing, (when, path))

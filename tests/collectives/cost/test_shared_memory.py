@@ -163,7 +163,20 @@ def test_parameters_travel_as_text():
     assert (found.ranks, found.machine, found.errors) == (2, sent.machine, sent.errors)
 
 
+def test_bytes_are_quicker_where_the_others_wait():
+    together = only(fetch=1, store=1)
+    shared, alone = together.copy(), together.copy()
+    alone[PLACE["alone"]] = 0.5
+    # Both ranks of an exchange work all the time; in a tree they take turns.
+    both = [seconds("allreduce", "one_shot", 2, 4096, each) for each in (shared, alone)]
+    assert both[0] == both[1]
+    turns = [seconds("allreduce", "tree", 2, 4096, each) for each in (shared, alone)]
+    assert turns[1] == pytest.approx(turns[0] * 0.75)
+    assert seconds("barrier", "tree", 2, 0, alone) == 0
+
+
 WRONG = {
+    "expected a share of at most 1 as alone, found 2": ("alone = 0", "alone = 2"),
     "needs a table seconds": ("[seconds]", "[secnds]"),
     "found 'stp'; did you mean step?": ('"step"', '"stp"'),
     "seconds needs step": ('"step" = 0', ""),
