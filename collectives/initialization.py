@@ -9,8 +9,8 @@ import sys
 from collectives import settings
 from collectives.arguments import check_timeout
 from collectives.communicator import Communicator
-from collectives.selection import default_table
 from collectives.specs import nearest
+from collectives.tuned import machine_table
 
 _TRANSPORTS = ("auto", "shm")
 _OF_LATER = ("mpi", "cuda_ipc", "tcp")
@@ -62,7 +62,7 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
         job=place.job,
         secret=place.secret,
         geometry=settings.geometry(),
-        table=default_table(),
+        table=machine_table(),
         timeout=timeout,
         host_id=settings.host_id_override(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from transports.shm.connection import Geometry
 
@@ -104,6 +105,25 @@ def geometry(environment: Mapping[str, str] | None = None) -> Geometry:
             raise ValueError(f"{name} must be a power of two, found {value}")
         found = replace(found, **{each.name: value})
     return found
+
+
+def tuning_folder(environment: Mapping[str, str] | None = None) -> tuple[Path, bool] | None:
+    """Where `collectives tune` leaves its files, and whether that is the very folder.
+
+    COLLECTIVES_TUNING names the folder; "off" is none at all. By default it is a folder of this
+    machine's name in `collectives` in the user's cache.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get("COLLECTIVES_TUNING")
+    if named == "off":
+        return None
+    if named:
+        return Path(named).expanduser(), True
+    cache = environment.get("XDG_CACHE_HOME")
+    home = environment.get("HOME")
+    if not cache and not home:
+        return None
+    return (Path(cache) if cache else Path(str(home)) / ".cache") / "collectives", False
 
 
 def refuse_foreign_launchers(environment: Mapping[str, str]) -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from collectives.catalogue import CATALOGUE, names
 from collectives.closed_form import Number, evaluate
 from collectives.cost.links import Links
-from collectives.cost.simulation import simulate
+from collectives.cost.simulation import run_simulation
 from collectives.schedule import Algorithm
 
 SIZES = tuple(1 << power for power in range(3, 29))
 """Bytes over which algorithms are compared: 8 to 256 Mi."""
 
 
-def contenders(collective: str, size: int, *, one_sided: bool = False) -> list[Algorithm]:
+def able_algorithms(collective: str, size: int, *, one_sided: bool = False) -> list[Algorithm]:
     """All algorithms that can do a collective at `size` ranks, each once.
 
     Args:
@@ -40,7 +40,7 @@ def model_seconds(
         return evaluate(
             algo.cost, n=size, s=s, alpha=rates.alpha, beta=rates.beta, gamma=rates.gamma
         )
-    return simulate(algo, size, nbytes, links, root).seconds
+    return run_simulation(algo, size, nbytes, links, root).seconds
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ class Stuck(ValueError):
     """Some message is never taken, or never sent: these are no schedules of one collective."""
 
 
-def run(programs: Programs, links: Links, share: Number) -> list[Hop]:
+def run_machine(programs: Programs, links: Links, share: Number) -> list[Hop]:
     """All hops, in the order in which they were begun; a chunk has `share` bytes.
 
     Raises:

@@ -1,6 +1,6 @@
 """How long an algorithm takes on a model machine: any algorithm, from one rank to many thousands.
 
-    simulate(find("allreduce", "ring"), 4096, 1 << 20, links).seconds
+    run_simulation(find("allreduce", "ring"), 4096, 1 << 20, links).seconds
 
 Chunks are equal: a chunk has s/k bytes, fractions of a byte included. What is whole or a fraction
 stays exact; links of floats give floats.
@@ -16,7 +16,7 @@ from collectives.closed_form import Number
 from collectives.cost.actions import Kind, as_programs
 from collectives.cost.forest import finish_times
 from collectives.cost.links import Links
-from collectives.cost.machine import Hop, run
+from collectives.cost.machine import Hop, run_machine
 from collectives.cost.tracing import Group, trace
 from collectives.schedule import Algorithm
 
@@ -79,7 +79,7 @@ class Simulation:
         )
 
 
-def simulate(
+def run_simulation(
     algo: Algorithm, size: int, nbytes: Number, links: Links | None = None, root: int = 0
 ) -> Simulation:
     """Run all ranks of `algo` on the model machine.
@@ -106,7 +106,7 @@ def simulate(
         if done is not None:
             return Simulation(max(done), int(done.argmax()), "rank by rank", None)
     programs = as_programs(groups, size, uniform=links.uniform)
-    hops = run(programs, links, share)
+    hops = run_machine(programs, links, share)
     method = "event by event" if programs.stands_for == 1 else "all ranks alike"
     return _result(hops, method)
 

@@ -16,18 +16,22 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from launch.bench.contenders import Contender
+from launch.bench.leftovers import mapped_files, remove_leftovers
 from launch.environment import JobIdentity, ReservedPort, rank_environment
 from launch.failures import ending
 from launch.processes import Ended, Job, Output, RankCommand
+from launch.sweeping import job_members
 
 START_SECONDS = 120.0
 ANSWER_SECONDS = 120.0
 OTHERS_SECONDS = 10.0  # that ranks get after one has failed, to fail likewise
-LEAVE_SECONDS = 5.0
+LEAVE_SECONDS = 3.0  # that ranks get to end by themselves
+ASKED_SECONDS = 1.0  # that they get after having been asked to
 KEPT_LINES = 12
 
 Answer = dict[str, Any]
@@ -84,6 +88,7 @@ class Group:
         self._strangers: list[_Line] = []
         self._said: deque[str] = deque(maxlen=KEPT_LINES)
         self._lost = ""
+        self._mapped: set[Path] = set()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -107,16 +112,24 @@ class Group:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if kind is None and not self._lost:
+            if not self._lost:
                 self._leave()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Ends the ranks at once; closing twice does nothing."""
+        """Ends the ranks; closing twice does nothing.
+
+        They are asked first: an mpiexec that is killed at once leaves its folders.
+        """
+        if self._job is not None and self._job.running:
+            self._mapped |= mapped_files(job_members(self._job.job))
+            self._job.send_signal(signal.SIGTERM)
+            self._await_end(ASKED_SECONDS)
         for line in (*self._lines.values(), *self._strangers):
             line.connection.close()
         self._stack.close()
+        remove_leftovers(self._mapped)
 
     def meet(self) -> None:
         """Waits until all ranks have connected.
@@ -135,6 +148,9 @@ class Group:
                     self._lines[hello["rank"]] = line
                     self.description = self.description or hello["description"]
                     self.bound[hello["rank"]] = hello["cores"]
+
+        assert self._job is not None
+        self._mapped |= mapped_files(job_members(self._job.job))
 
     def ask(self, do: str, key: int, **words: Any) -> list[Answer]:
         """Asks all ranks the same and returns their answers, by rank.
@@ -246,7 +262,11 @@ class Group:
             with suppress(OSError):
                 line.connection.sendall(b'{"do": "leave"}\n')
                 line.connection.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + LEAVE_SECONDS
-        while self._job.running and time.monotonic() < deadline:
-            self._job.events(0.1)
-        self._job.send_signal(signal.SIGTERM)
+        self._await_end(LEAVE_SECONDS)
+
+    def _await_end(self, seconds: float) -> None:
+        assert self._job is not None
+        deadline = time.monotonic() + seconds
+        while self._job.running and (left := deadline - time.monotonic()) > 0:
+            self._job.events(left)
+            time.sleep(0.01)  # a closed socket is always readable, and would wake us all the time

@@ -181,7 +181,8 @@ def spread_apart(wanted: Sequence[float], gap: float) -> list[float]:
     for place in wanted:
         clusters.append([place])
         while len(clusters) > 1 and _begin(clusters[-1], gap) < _end(clusters[-2], gap) + gap:
-            clusters[-2] += clusters.pop()
+            last = clusters.pop()
+            clusters[-1] += last
     return [_begin(cluster, gap) + i * gap for cluster in clusters for i in range(len(cluster))]
 
 

@@ -91,9 +91,9 @@ class Result:
                 "best": timing.best,
                 "median": timing.median,
                 "spread": timing.spread,
-                "algbw": self.algbw,
-                "busbw": self.busbw,
             }
+        if self.rounds and not self.part:
+            line |= {"algbw": self.algbw, "busbw": self.busbw}
         return line
 
     @classmethod

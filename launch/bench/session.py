@@ -30,7 +30,8 @@ from launch.bench.contenders import (
     is_foreign,
 )
 from launch.bench.groups import Group, GroupLost
-from launch.bench.hardware import available_memory, processor_name, run_facts
+from launch.bench.hardware import available_memory
+from launch.bench.introduction import Conditions, header, introduce
 from launch.bench.prediction import chosen_algorithm, predicted_seconds
 from launch.bench.race import Race
 from launch.bench.results import Comparison, Result
@@ -106,8 +107,16 @@ class Session:
         with ExitStack() as stack, _stopped_by_sigterm():
             groups = self._start(stack)
             entries = self._entries(groups)
-            self._introduce(groups)
-            _write(record, self._header(groups))
+            conditions = Conditions(
+                ranks=self._agenda.ranks,
+                rounds=self._manner.rounds,
+                round_seconds=self._manner.round_seconds,
+                threads=self._threads,
+                cores=self._cores,
+                cache_bytes=self._cache_bytes,
+            )
+            introduce(self._console, groups, conditions)
+            _write(record, header(groups, conditions, self.absent))
             titles = [
                 Result(case=Case(collective="", nbytes=0), size=1, role=entry.role, who=entry.who,
                        variant=entry.variant).title
@@ -200,56 +209,6 @@ class Session:
                 )
             completed.append(result)
         return completed
-
-    def _introduce(self, groups: Sequence[Group]) -> None:
-        """Prints who takes part, and how."""
-        console, manner, ranks = self._console, self._manner, self._agenda.ranks
-        cores = [",".join(map(str, each)) for each in self._cores]
-        bound = f"rank r on core {' | '.join(cores)}" if any(self._cores) else "not bound"
-        cache = f"{self._cache_bytes >> 20} MiB last-level cache"
-        least = f"each at least {manner.round_seconds * 1e3:g} ms"
-        lines = [
-            f"{ranks} ranks, {bound}, {self._threads} thread each; {processor_name()}, {cache}",
-            f"times in microseconds: the slowest rank's, best of {manner.rounds} rounds, {least}",
-            "spread: by how much the slowest round was slower than the best",
-            "÷ ours: their time over ours, so above 1 ours is the quicker",
-        ]
-        for line in lines:
-            console.print(Text(line), soft_wrap=True)
-        width = max(len(group.contender.name) for group in groups)
-        for group in groups:
-            about = dict(group.description)
-            first = about.pop("library", "")
-            more = "; ".join(f"{name} {text}" for name, text in about.items())
-            line = f"{group.contender.name:<{width}}  {first}{'; ' + more if more else ''}"
-            console.print(Text(line, style="dim"), soft_wrap=True)
-        ours = groups[0].bound
-        for group in groups:
-            if group.bound != ours:
-                console.print(
-                    Text(f"{group.contender.name} is bound otherwise: {group.bound}", style="red")
-                )
-
-    def _header(self, groups: Sequence[Group]) -> dict[str, Any]:
-        manner = self._manner
-        return {
-            "kind": "run",
-            **run_facts(),
-            "ranks": self._agenda.ranks,
-            "rounds": manner.rounds,
-            "round_seconds": manner.round_seconds,
-            "threads": self._threads,
-            "contenders": {
-                group.contender.name: {
-                    **group.description,
-                    "python": group.contender.python,
-                    "environment": dict(group.contender.settings),
-                    "cores": group.bound,
-                }
-                for group in groups
-            },
-            "absent": self.absent,
-        }
 
     def _tell_lost(self, known: set[str]) -> None:
         for who in self.lost.keys() - known:

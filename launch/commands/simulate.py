@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Prints what the model machine says."""
     from collectives.catalogue import find
-    from collectives.cost.comparison import contenders
+    from collectives.cost.comparison import able_algorithms
     from collectives.cost.links import parse_links, spread_over
     from collectives.specs import spec_named
 
@@ -70,7 +70,7 @@ def execute(arguments: argparse.Namespace) -> int:
         nbytes = parse_bytes(arguments.bytes)
         links = parse_links(arguments.links, spread_over(size, arguments.hosts))
         if arguments.algorithm == "all":
-            _compare(contenders(spec.name, size, one_sided=True), size, nbytes, links, root)
+            _compare(able_algorithms(spec.name, size, one_sided=True), size, nbytes, links, root)
             return 0
         algo = find(spec.name, arguments.algorithm)
         if not algo.allows(size):
@@ -83,10 +83,10 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _show_one(algo: Algorithm, size: int, nbytes: int, links: Links, root: int) -> None:
     from collectives.closed_form import evaluate
-    from collectives.cost.simulation import simulate
+    from collectives.cost.simulation import run_simulation
     from launch.commands.explain import _duration, _readable
 
-    found = simulate(algo, size, nbytes, links, root)
+    found = run_simulation(algo, size, nbytes, links, root)
     of_root = f", root {root}" if algo.spec.rooted else ""
     print(f"{algo.collective} by {algo.name}, {size} ranks{of_root}, {_readable(nbytes)} in all")
     print(_stated(links))

@@ -14,11 +14,11 @@ from collectives.catalogue import CATALOGUE, find
 from collectives.closed_form import evaluate
 from collectives.cost import simulation
 from collectives.cost.actions import as_programs
-from collectives.cost.comparison import contenders, model_seconds, reigns
+from collectives.cost.comparison import able_algorithms, model_seconds, reigns
 from collectives.cost.forest import finish_times
 from collectives.cost.links import Link, Links
-from collectives.cost.machine import Stuck, run
-from collectives.cost.simulation import share_of, simulate
+from collectives.cost.machine import Stuck, run_machine
+from collectives.cost.simulation import run_simulation, share_of
 from collectives.cost.tracing import trace
 from collectives.schedule import ScheduleError, algorithm, copy, recv, recv_reduce, send
 
@@ -35,7 +35,7 @@ def test_the_simulation_is_the_closed_form(algo, full):
     for size in (*range(1, 10), 12, 16, 17) if not full else range(1, 34):
         for root in {0, size // 2} if algo.spec.rooted else {0}:
             for alpha, beta, gamma in RATES:
-                found = simulate(algo, size, 1, links_of(alpha, beta, gamma), root)
+                found = run_simulation(algo, size, 1, links_of(alpha, beta, gamma), root)
                 assert isinstance(found.seconds, Fraction)
                 assert found.seconds == evaluate(
                     algo.cost, n=size, s=1, alpha=alpha, beta=beta, gamma=gamma
@@ -45,7 +45,7 @@ def test_the_simulation_is_the_closed_form(algo, full):
 @pytest.mark.parametrize("algo", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_the_critical_path_adds_up(algo):
     for size in (2, 5, 8):
-        found = simulate(algo, size, 1, links_of(1, 10, 1))
+        found = run_simulation(algo, size, 1, links_of(1, 10, 1))
         share = share_of(algo, size, 1)
         messages, moved, reduced = found.composition()
         assert messages + 10 * moved * share + reduced * share == found.seconds
@@ -59,7 +59,7 @@ def test_one_rank_stands_for_all_only_where_that_is_exact(algo):
         groups = trace(algo, size)
         links, share = links_of(1, 10, 3), share_of(algo, size, 1)
         ends = {
-            uniform: max(hop.end for hop in run(as_programs(groups, size, uniform=uniform),
+            uniform: max(hop.end for hop in run_machine(as_programs(groups, size, uniform=uniform),
                                                 links, share))
             for uniform in (True, False)
         }  # fmt: skip
@@ -68,8 +68,8 @@ def test_one_rank_stands_for_all_only_where_that_is_exact(algo):
 
 def test_symmetric_algorithms_are_simulated_by_one_rank():
     for name in ("ring", "one_shot", "two_shot"):
-        assert simulate(find("allreduce", name), 8, 1).method == "all ranks alike"
-    assert simulate(find("allreduce", "tree"), 8, 1).method == "event by event"
+        assert run_simulation(find("allreduce", name), 8, 1).method == "all ranks alike"
+    assert run_simulation(find("allreduce", "tree"), 8, 1).method == "event by event"
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS.values(), ids=ALGORITHMS)
@@ -80,7 +80,7 @@ def test_rank_by_rank_is_event_by_event(algo):
         groups = trace(algo, size, root)
         done = finish_times(groups, size, links, share)
         if done is not None:
-            assert max(done) == simulate(algo, size, 1, links, root).seconds
+            assert max(done) == run_simulation(algo, size, 1, links, root).seconds
     forests = ("chain", "linear", "tree") if algo.collective == "broadcast" else ("chain",)
     if algo.collective in ("broadcast", "reduce") and algo.name in forests:
         assert done is not None
@@ -90,7 +90,7 @@ def test_many_messages_are_simulated_rank_by_rank(monkeypatch):
     monkeypatch.setattr(simulation, "_FOREST_FROM", 10)
     for key in (("reduce", "chain"), ("gather", "ring"), ("broadcast", "tree")):
         algo = find(*key)
-        found = simulate(algo, 13, 1 << 20, root=3)
+        found = run_simulation(algo, 13, 1 << 20, root=3)
         rates = Links().inside
         form = evaluate(
             algo.cost, n=13, s=1 << 20, alpha=rates.alpha, beta=rates.beta, gamma=rates.gamma
@@ -99,12 +99,12 @@ def test_many_messages_are_simulated_rank_by_rank(monkeypatch):
         assert float(found.seconds) == pytest.approx(float(form))
         with pytest.raises(ValueError, match="the critical path was not traced"):
             found.composition()
-    assert simulate(find("gather", "linear"), 13, 1).method == "event by event"
+    assert run_simulation(find("gather", "linear"), 13, 1).method == "event by event"
 
 
 def test_thousands_of_ranks_are_no_matter():
     ring = find("allreduce", "ring")
-    found = simulate(ring, 1024, 1024, links_of(1, 10, 3))
+    found = run_simulation(ring, 1024, 1024, links_of(1, 10, 3))
     assert found.seconds == evaluate(ring.cost, n=1024, s=1024, alpha=1, beta=10, gamma=3)
     assert len(found.path) == 2 * 1023
 
@@ -143,7 +143,7 @@ def test_whatever_an_author_does_with_the_rank_is_traced():
         else:
             yield recv(rank - rank, chunk=0)
 
-    found = simulate(odd, 6, 1, links_of(1, 10, 1))
+    found = run_simulation(odd, 6, 1, links_of(1, 10, 1))
     assert found.seconds == 5 * 11
 
 
@@ -156,7 +156,7 @@ def test_work_on_the_own_memory_takes_its_time():
         if rank == 1:
             yield recv(0, chunk=[0, 1])
 
-    found = simulate(copying, 2, 4, links_of(1, 10, 3))
+    found = run_simulation(copying, 2, 4, links_of(1, 10, 3))
     assert found.seconds == 2 * 3 + 1 + 4 * 10
     assert [leg.message for leg in found.path] == [False, True]
 
@@ -165,19 +165,19 @@ def test_links_differ_by_level():
     algo = find("allreduce", "ring")
     near, far = Link(alpha=Fraction(1)), Link(alpha=Fraction(10))
     uniform = Links(inside=near, hosts=(0, 0, 1, 1))
-    assert simulate(algo, 4, 1, uniform).seconds == 6
-    assert simulate(algo, 4, 1, replace(uniform, between=far)).seconds > 6
-    assert simulate(algo, 4, 1, replace(uniform, between=near)).method == "all ranks alike"
-    found = simulate(find("broadcast", "linear"), 4, 1, replace(uniform, between=far))
+    assert run_simulation(algo, 4, 1, uniform).seconds == 6
+    assert run_simulation(algo, 4, 1, replace(uniform, between=far)).seconds > 6
+    assert run_simulation(algo, 4, 1, replace(uniform, between=near)).method == "all ranks alike"
+    found = run_simulation(find("broadcast", "linear"), 4, 1, replace(uniform, between=far))
     assert found.seconds == 1 + 10 + 10
     assert model_seconds(find("broadcast", "linear"), 4, 1, replace(uniform, between=far)) == 21
 
 
 def test_what_does_not_fit_together_is_refused():
     with pytest.raises(ValueError, match="links name the hosts of 2 ranks, expected 3"):
-        simulate(find("allreduce", "ring"), 3, 1, Links(hosts=(0, 1)))
+        run_simulation(find("allreduce", "ring"), 3, 1, Links(hosts=(0, 1)))
     with pytest.raises(ValueError, match=r"root must be in 0\.\.2, found 3"):
-        simulate(find("broadcast", "tree"), 3, 1, root=3)
+        run_simulation(find("broadcast", "tree"), 3, 1, root=3)
 
     @algorithm("broadcast", name="lonely")
     def lonely(rank, size, root):
@@ -195,11 +195,11 @@ def test_what_does_not_fit_together_is_refused():
             yield send(rank + 1, chunk=0)
 
     with pytest.raises(Stuck, match="rank 0 sends what nobody takes, at step 0"):
-        simulate(lonely, 2, 1)
+        run_simulation(lonely, 2, 1)
     with pytest.raises(Stuck, match="rank 1 waits for what nobody sends, at step 0"):
-        simulate(hoping, 2, 1)
+        run_simulation(hoping, 2, 1)
     with pytest.raises(ScheduleError, match=r"rank 3 of 4, step 0: peer must be in 0\.\.3"):
-        simulate(astray, 4, 1)
+        run_simulation(astray, 4, 1)
 
 
 def test_the_first_posted_enters_first_and_takes_keep_their_order():
@@ -216,7 +216,7 @@ def test_the_first_posted_enters_first_and_takes_keep_their_order():
         else:
             yield send(0, chunk=0)
 
-    found = simulate(both, 4, 1, links_of(1, 0, 0))
+    found = run_simulation(both, 4, 1, links_of(1, 0, 0))
     assert found.seconds == 4
     assert [(leg.source, leg.target) for leg in found.path] == [(2, 1), (2, 0), (1, 0), (3, 0)]
 
@@ -225,14 +225,14 @@ def test_the_first_posted_enters_first_and_takes_keep_their_order():
 def test_any_size_and_bytes(size, nbytes):
     for key in (("allreduce", "double_binary_tree"), ("allgather", "bruck")):
         algo = find(*key)
-        found = simulate(algo, size, nbytes, links_of(1, 10, 1))
+        found = run_simulation(algo, size, nbytes, links_of(1, 10, 1))
         assert found.seconds == evaluate(algo.cost, n=size, s=nbytes, alpha=1, beta=10, gamma=1)
 
 
 def test_algorithms_are_compared_by_size():
-    algorithms = contenders("allreduce", 16)
+    algorithms = able_algorithms("allreduce", 16)
     assert not any(algo.one_sided for algo in algorithms)
-    assert len(contenders("allreduce", 16, one_sided=True)) > len(algorithms)
+    assert len(able_algorithms("allreduce", 16, one_sided=True)) > len(algorithms)
     found = reigns(algorithms, 16, Links(), sizes=[8, 64, 1 << 20, 1 << 28])
     assert [found[0].least, found[-1].most] == [8, 1 << 28]
     assert found[0].algorithm.name == "recursive_doubling"

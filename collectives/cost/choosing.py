@@ -1,0 +1,167 @@
+"""From measurements to a selection table: at each size the quickest, without needless changes."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from collectives.catalogue import find
+from collectives.cost.comparison import able_algorithms
+from collectives.cost.measuring import FIT_SIZES, Measurement, whole_bytes
+from collectives.cost.parameters import Vector
+from collectives.cost.shared_memory import composition
+from collectives.cost.work import Room
+from collectives.schedule import Algorithm, Copy
+from collectives.selection import Row, SelectionTable
+from collectives.specs import SPECS
+
+WORTH = 0.05
+"""A change of algorithm must gain so much: less is noise."""
+
+_NO_LIMIT = Row(collective="barrier", algorithm="tree").below
+
+Times = Mapping[int, Mapping[str, float]]
+"""Bytes -> algorithm -> seconds."""
+
+
+def chosen_table(measurements: Sequence[Measurement], base: SelectionTable) -> SelectionTable:
+    """Rows for the numbers of ranks that were measured, before those of `base`.
+
+    A number of ranks between two that were measured goes by the greater one.
+
+    Args:
+        measurements: every algorithm of a collective at the same sizes.
+        base: what goes for more ranks than were measured, and for collectives that were not.
+
+    Raises:
+        ValueError: there are no measurements.
+    """
+    if not measurements:
+        raise ValueError("expected measurements to choose by, found none")
+    by_call: dict[tuple[str, int], dict[int, dict[str, float]]] = defaultdict(dict)
+    for each in measurements:
+        times = by_call[each.collective, each.ranks].setdefault(each.nbytes, {})
+        times[each.algorithm] = min(each.seconds, times.get(each.algorithm, math.inf))
+    rows: list[Row] = []
+    for collective in SPECS:
+        measured = sorted(ranks for name, ranks in by_call if name == collective)
+        for ranks in measured:
+            rows += rows_for(collective, by_call[collective, ranks], ranks, ranks)
+        most = max(measured, default=0)
+        rows += [row for row in base.rows if row.collective == collective and row.most > most]
+    return SelectionTable(rows)
+
+
+def predicted_table(sizes: Sequence[int], values: Vector, room: Room) -> SelectionTable:
+    """Rows for the numbers of ranks `sizes`, as the model predicts them with a core for each rank.
+
+    A number of ranks between two goes by the greater one, and beyond the last by that.
+    """
+    rows: list[Row] = []
+    for collective in SPECS:
+        for ranks in sizes:
+            most = _NO_LIMIT if ranks == sizes[-1] else ranks
+            roomy = replace(room, cores=ranks)
+            times = {
+                nbytes: {
+                    algo.name: float(composition(algo, ranks, nbytes, values, roomy) @ values)
+                    for algo in able_algorithms(collective, ranks)
+                }
+                for nbytes in sorted({whole_bytes(collective, each, ranks) for each in FIT_SIZES})
+            }
+            rows += rows_for(collective, times, most, ranks)
+    return SelectionTable(rows)
+
+
+def rows_for(collective: str, times: Times, most: int, ranks: int) -> list[Row]:
+    """The rows of one collective for up to `most` ranks, the times being those of `ranks`."""
+    found: list[Row] = []
+    for below, name in limits(times):
+        algo = find(collective, name)
+        any_counts = not (collective == "alltoall" and relays(algo, ranks))
+        found.append(
+            Row(collective=collective, algorithm=name, below=below, most=most, uneven=any_counts)
+        )
+    if any(not row.uneven for row in found):
+        # What relays cannot have counts of its own; the quickest of the others can.
+        others = {
+            nbytes: {n: t for n, t in at.items() if not relays(find(collective, n), ranks)}
+            for nbytes, at in times.items()
+        }
+        found += [
+            Row(collective=collective, algorithm=name, below=below, most=most)
+            for below, name in limits(others)
+        ]
+    return found
+
+
+def limits(times: Times) -> list[tuple[int, str]]:
+    """(bytes below which, algorithm) in ascending order, the last without a limit."""
+    sizes = sorted(times)
+    runs: list[tuple[int, str]] = []  # from which size on
+    for place, nbytes in enumerate(sizes):
+        at = times[nbytes]
+        best = min(at.values())
+        if not runs or at.get(runs[-1][1], math.inf) > best * (1 + WORTH):
+            runs.append((nbytes, _most_lasting(times, sizes[place:], best)))
+    found = []
+    for place, (_, name) in enumerate(runs):
+        if place + 1 == len(runs):
+            found.append((_NO_LIMIT, name))
+        else:
+            change = sizes.index(runs[place + 1][0])
+            found.append((_between(sizes[change - 1], sizes[change]), name))
+    return found
+
+
+def _most_lasting(times: Times, sizes: Sequence[int], best: float) -> str:
+    """Of those about as quick at the first size, the one that stays so the longest."""
+
+    def lasts(name: str) -> tuple[int, float]:
+        for count, nbytes in enumerate(sizes):
+            at = times[nbytes]
+            if at.get(name, math.inf) > min(at.values()) * (1 + WORTH):
+                return count, -times[sizes[0]][name]
+        return len(sizes), -times[sizes[0]][name]
+
+    near = [name for name, seconds in times[sizes[0]].items() if seconds <= best * (1 + WORTH)]
+    return max(near, key=lasts)
+
+
+def _between(low: int, high: int) -> int:
+    """A limit between two sizes: the power of two next to their geometric mean, in (low, high]."""
+    middle = 1 << round(math.log2(math.sqrt(max(1, low) * high)))
+    return middle if low < middle <= high else high
+
+
+def relays(algo: Algorithm, size: int) -> bool:
+    """Whether an alltoall handles chunks that neither come from a rank nor end with it."""
+    return any(
+        rank not in divmod(chunk, size)
+        for rank in range(size)
+        for step in algo.schedule(rank, size)
+        if not isinstance(step, Copy)
+        for chunk in step.chunks
+    )
+
+
+def as_toml(table: SelectionTable, heading: str) -> str:
+    """The text of a table, that `SelectionTable.from_toml` reads.
+
+    Args:
+        table: the rows.
+        heading: lines that become a comment at the top.
+    """
+    lines = [f"# {line}".rstrip() for line in heading.splitlines()]
+    for row in table.rows:
+        lines += ["", "[[row]]", f'collective = "{row.collective}"']
+        if row.below < _NO_LIMIT:
+            lines.append(f"below = {row.below}")
+        if row.least > 1 or row.most < _NO_LIMIT:
+            lines.append(f"sizes = [{row.least}, {row.most}]")
+        if not row.uneven:
+            lines.append("uneven = false")
+        lines.append(f'algorithm = "{row.algorithm}"')
+    return "\n".join(lines) + "\n"
