@@ -14,7 +14,7 @@ from functools import lru_cache
 from collectives import dtypes
 from collectives.choosing import Chooser, Request
 from collectives.lowering import lower
-from collectives.schedule import Algorithm, Copy
+from collectives.schedule import Algorithm
 from collectives.selection import SelectionTable
 from collectives.specs import spec_named
 from transports import _native
@@ -40,7 +40,7 @@ class Calls:
         self._rank = rank
         self._size = size
         self._hosts = hosts
-        self._chooser = Chooser(rank, size, hosts, table)
+        self.chooser = Chooser(rank, size, hosts, table)
         self._slot_bytes = slot_bytes
         self._prove = prove
         self._digests: dict[Algorithm, str] = {}
@@ -71,7 +71,7 @@ class Calls:
             ProofError: it does not hold.
             ValueError: as `algorithm_for`.
         """
-        algo = self._chooser.algorithm_for(request)
+        algo = self.chooser.algorithm_for(request)
         if isinstance(request.algorithm, Algorithm):
             self._digests[algo] = self._prove(algo, request.root)
         return algo
@@ -128,6 +128,8 @@ class Calls:
         if algo.spec.rooted:
             words.append(f"root {request.root}")
         words.append(f"by {self._name(algo)}")
+        if request.whole:
+            words.append(f"of {_short(request.whole)}")
         if request.deterministic:
             words.append("in rank order")
         return " ".join(words)

@@ -33,6 +33,7 @@ class Request(NamedTuple):
             received; None where chunks are equal.
         deterministic: whether values must be folded in rank order.
         symmetric: which arrays lie in symmetric memory, on every rank alike.
+        whole: of a scatter, what the root scatters, since calls are told apart by it.
     """
 
     collective: str
@@ -45,6 +46,7 @@ class Request(NamedTuple):
     counts: tuple[int, ...] | None = None
     deterministic: bool = False
     symmetric: tuple[Space, ...] = ()
+    whole: str = ""
 
 
 class Chooser:

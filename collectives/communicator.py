@@ -112,6 +112,7 @@ class Communicator(Symmetric):
         self._queue = WorkQueue(f"collectives-{job}-{rank}", connection.engine.queue)
         self._table = SelectionTable.from_settings(connection.settings["table"])
         self._ready: dict[Any, _native.Call] = {}
+        self._told = {}
         self._proved: dict[tuple[Algorithm, int], str] = {}
         # Weak: else a closed communicator would live, and hold its memory, until a collection.
         weak = weakref.ref(self)

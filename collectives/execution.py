@@ -71,7 +71,8 @@ class Execution:
             self._symmetric_of(collective, family, x, out) if self._engine.has_symmetric else ()
         )
         key = (
-            collective, family.kind_of(x), count, op, root, algorithm, counts, deterministic, symmetric,
+            collective, family.kind_of(x), count, op, root, algorithm, counts, deterministic,
+            symmetric,
         )  # fmt: skip
         try:
             call = self._ready.get(key)
@@ -129,7 +130,8 @@ class Execution:
     ) -> tuple[Space, ...]:
         """Which arrays of the call lie in symmetric memory, as they lie there.
 
-        `out` does not count where not every rank has one, nor where it cannot be worked on beside x.
+        `out` does not count where not every rank has one. An alltoall in place has none: it reads a
+        copy of x.
         """
         found = []
         if self._lies_in_symmetric(family, x):

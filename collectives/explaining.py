@@ -9,7 +9,8 @@ from typing import Any
 from collectives.arguments import check_leading_axis, check_root, input_array
 from collectives.arrays import Array
 from collectives.bench.timing import measure as measure_rounds
-from collectives.calls import Calls, Request
+from collectives.calls import Calls
+from collectives.choosing import Request
 from collectives.cost.comparison import able_algorithms
 from collectives.cost.parameters import Parameters
 from collectives.cost.shared_memory import predict
@@ -18,6 +19,7 @@ from collectives.schedule import Algorithm
 from collectives.selection import Row, SelectionTable
 from collectives.specs import Spec, spec_named
 from collectives.tuned import machine_model
+from transports.plan import Space
 
 _NO_LIMIT = 1 << 62  # as in collectives.selection
 
@@ -124,7 +126,7 @@ class Explaining:
         spec = spec_named(collective)
         root = check_root(root, self.size)
         request = self._request(spec, x, root, op, algorithm, deterministic)
-        chosen = self._calls.algorithm_for(request)
+        chosen = self._calls.chooser.algorithm_for(request)
         nbytes = _full_bytes(spec, request, self.size)
         model = machine_model()
         candidates = [
@@ -165,10 +167,12 @@ class Explaining:
         if spec.name in ("reduce_scatter", "scatter", "alltoall"):
             check_leading_axis(x, self.size, "the number of ranks")
             count //= self.size
+        # What one array is asked about stands for both, as in place.
+        both = (Space.INPUT, Space.OUTPUT)
         return Request(
             spec.name, family.dtype_of(x), family.itemsize_of(x), count,
             (op or "sum") if spec.reduces else None, root if spec.rooted else 0, algorithm,
-            None, deterministic,
+            None, deterministic, both if self._lies_in_symmetric(family, x) else (),
         )  # fmt: skip
 
     def _candidate(
@@ -181,7 +185,7 @@ class Explaining:
     ) -> Candidate:
         refused = ""
         try:
-            self._calls.algorithm_for(request._replace(algorithm=algo))
+            self._calls.chooser.algorithm_for(request._replace(algorithm=algo))
         except ValueError as error:
             refused = str(error).partition("; expected")[0]
         seconds = predict(

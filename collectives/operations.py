@@ -308,7 +308,11 @@ class Operations(Execution):
         timeout: float | None = None,
     ) -> Any:
         """Return once every rank has come here."""
+        if self._repeat("barrier", None, None, 0, None, algorithm, False, async_op, timeout):
+            return None
         call = self._calls.get(Request("barrier", "", 1, 0, algorithm=algorithm))
+        if algorithm is None or isinstance(algorithm, str):
+            self._engine.remember("barrier", None, None, 0, None, algorithm, False, call)
         return self._launch(call, None, None, async_op, timeout)
 
     # --- shapes

@@ -114,8 +114,15 @@ class Engine:
         algorithm: object,
         deterministic: object,
         call: Call,
+        is_told: bool = False,
     ) -> None:
-        """Let `repeat` find `call`; must not be given what refers to this engine."""
+        """Let `repeat` find `call`; must not be given what refers to this engine.
+
+        `is_told`: another rank decides which call comes; whether it is this one is looked up.
+        """
+
+    def next_is(self, call: Call, timeout: float) -> bool:
+        """Whether the call that this rank hears of next is `call`; waits for its first message."""
 
     has_symmetric: bool
     def add_symmetric(self, id: int, block: SymmetricBlock, parts: Sequence[int]) -> None:

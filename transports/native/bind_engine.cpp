@@ -137,12 +137,14 @@ void register_engine(nb::module_& module) {
       .def(
           "remember",
           [](Rank& self, nb::handle collective, nb::handle x, nb::handle out, nb::handle root,
-             nb::handle op, nb::handle algorithm, nb::handle deterministic, nb::handle call) {
-            self.remember({collective, x, out, root, op, algorithm, deterministic}, call);
+             nb::handle op, nb::handle algorithm, nb::handle deterministic, nb::handle call,
+             bool is_told) {
+            self.remember({collective, x, out, root, op, algorithm, deterministic}, call, is_told);
           },
           nb::arg("collective"), nb::arg("x").none(), nb::arg("out").none(), nb::arg("root").none(),
           nb::arg("op").none(), nb::arg("algorithm").none(), nb::arg("deterministic").none(),
-          nb::arg("call"))
+          nb::arg("call"), nb::arg("is_told") = false)
+      .def("next_is", &Rank::next_is, nb::arg("call"), nb::arg("timeout"))
       .def(
           "add_symmetric",
           [](Rank& self, std::uint64_t id, const HeldBlock& held, Numbers parts) {

@@ -68,39 +68,23 @@ void Engine::abort(const std::string& text) {
   waiter_.report(FailureKind::aborted, text);
 }
 
-void Engine::execute(const Call& call, const std::byte* input, std::byte* output,
-                     double timeout_seconds, bool background, OnceSlow once_slow) {
+void Engine::check_usable() const {
   if (forsaken_.load(std::memory_order_relaxed)) {
     throw Failure(FailureKind::misuse,
                   "this process was forked from rank " + std::to_string(rank()) +
                       " and is no rank itself: collectives belong to the process that called init");
   }
-  const Turn turn(busy_);
   if (is_closed()) throw Failure(FailureKind::misuse, "the communicator is closed");
   waiter_.look_at_trouble();
   if (is_broken()) {
     throw Failure(FailureKind::misuse, "the communicator is broken: a call on it was interrupted");
   }
-  if (call.size() != region_.geometry().ranks || call.rank() != rank() ||
-      call.slot_bytes() != region_.geometry().slot_bytes) {
-    throw Failure(FailureKind::misuse, "the call was made for another communicator");
-  }
-  ++number_;
-  stamp_ = call.fingerprint() ^ (number_ * 0x9e3779b97f4a7c15u);
-  if (call.reaches_inputs() || call.reaches_outputs()) locate(call, input, output);
-  auto& standing = region_.standing(rank());
-  if (shown_ != call.fingerprint()) {
-    standing.call.set(call.text());
-    shown_ = call.fingerprint();
-  }
-  standing.entered.store(number_, std::memory_order_release);
-  waiter_.begin(timeout_seconds, background, once_slow);
+}
+
+template <class Work>
+void Engine::or_tell_others(const Work& work) {
   try {
-    if (call.scratch_bytes() > scratch_bytes_) {
-      scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
-      scratch_bytes_ = call.scratch_bytes();
-    }
-    run(call, input, output);
+    work();
   } catch (const Failure&) {
     broken_.store(true, std::memory_order_relaxed);  // the others know, or need not
     throw;
@@ -111,7 +95,58 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
                                              waiter_.call_of(rank()));
     throw;
   }
+}
+
+std::uint64_t Engine::stamp_of(const Call& call, std::uint64_t number) {
+  return call.fingerprint() ^ (number * 0x9e3779b97f4a7c15u);
+}
+
+std::uint64_t Engine::fingerprint_of(std::uint64_t stamp, const Call::Step& step) {
+  // The length over all passes is part of it: both ends know it, and must agree from pass 0 on.
+  return stamp ^ (step.bytes * 0xff51afd7ed558ccdu);
+}
+
+void Engine::execute(const Call& call, const std::byte* input, std::byte* output,
+                     double timeout_seconds, bool background, OnceSlow once_slow) {
+  const Turn turn(busy_);
+  check_usable();
+  if (call.size() != region_.geometry().ranks || call.rank() != rank() ||
+      call.slot_bytes() != region_.geometry().slot_bytes) {
+    throw Failure(FailureKind::misuse, "the call was made for another communicator");
+  }
+  ++number_;
+  stamp_ = stamp_of(call, number_);
+  auto& standing = region_.standing(rank());
+  if (shown_ != call.fingerprint()) {
+    standing.call.set(call.text());
+    shown_ = call.fingerprint();
+  }
+  standing.entered.store(number_, std::memory_order_release);
+  waiter_.begin(timeout_seconds, background, once_slow);
+  or_tell_others([&] {
+    if (call.reaches_inputs() || call.reaches_outputs()) locate(call, input, output);
+    if (call.scratch_bytes() > scratch_bytes_) {
+      scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
+      scratch_bytes_ = call.scratch_bytes();
+    }
+    run(call, input, output);
+  });
   standing.completed.store(number_, std::memory_order_release);
+}
+
+bool Engine::next_is(const Call& call, double timeout_seconds, OnceSlow once_slow) {
+  const Turn turn(busy_);
+  check_usable();
+  waiter_.begin(timeout_seconds, false, once_slow);
+  const auto first = std::find_if(call.steps().begin(), call.steps().end(), [](const auto& step) {
+    return step.sources_begin != step.sources_end;
+  });
+  if (first == call.steps().end()) return true;  // alone
+  const std::uint32_t peer = call.peers()[first->sources_begin];
+  const std::uint32_t index = peers_[peer].received;
+  const auto& descriptor = region_.descriptor(peer, rank(), index);
+  or_tell_others([&] { waiter_.await(descriptor.sequence, index + 1, peer, "message from"); });
+  return descriptor.fingerprint == fingerprint_of(stamp_of(call, number_ + 1), *first);
 }
 
 void Engine::run(const Call& call, const std::byte* input, std::byte* output) {
@@ -146,8 +181,7 @@ void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
     // Both ends know the lengths, so what is done needs no message; pass 0 always speaks.
     if (bytes == 0 && turn > 0) return;
   }
-  // The length over all passes is part of it: both ends know it, and must agree from pass 0 on.
-  const std::uint64_t fingerprint = stamp_ ^ (step.bytes * 0xff51afd7ed558ccdu);
+  const std::uint64_t fingerprint = fingerprint_of(stamp_, step);
   const std::uint32_t* const sources = call.peers() + step.sources_begin;
   const std::uint32_t source_count = step.sources_end - step.sources_begin;
   const std::uint32_t* const targets = call.peers() + step.targets_begin;

@@ -56,6 +56,10 @@ class Engine {
   void execute(const Call& call, const std::byte* input, std::byte* output, double timeout_seconds,
                bool background, OnceSlow once_slow = {});
 
+  // Whether `call` is what comes next, where another rank decides that: waits for the first message
+  // that it would take, looks at its fingerprint and leaves it there. Throws as `execute`.
+  bool next_is(const Call& call, double timeout_seconds, OnceSlow once_slow);
+
   // Tells all ranks that this one gives up; their waits throw `aborted` with the text.
   void abort(const std::string& text);
   // Throws `mismatch` here and on every rank.
@@ -84,6 +88,12 @@ class Engine {
     std::uint32_t known_released = 0;  // of ours, when we last looked
   };
 
+  static std::uint64_t stamp_of(const Call& call, std::uint64_t number);
+  static std::uint64_t fingerprint_of(std::uint64_t stamp, const Call::Step& step);
+  void check_usable() const;
+  // Runs `work`; what it throws breaks the engine, and the others hear of it.
+  template <class Work>
+  void or_tell_others(const Work& work);
   void run(const Call& call, const std::byte* input, std::byte* output);
   void step(const Call& call, const Call::Step& step, std::uint64_t turn, const std::byte* input,
             std::byte* output);

@@ -26,10 +26,6 @@ PyObject* dtype_of(PyArrayObject* array) {
   return reinterpret_cast<PyObject*>(PyArray_DESCR(array));
 }
 
-bool has_flags(PyArrayObject* array, int flags) {
-  return (PyArray_FLAGS(array) & flags) == flags;
-}
-
 std::byte* data_of(PyArrayObject* array) {
   return static_cast<std::byte*>(PyArray_DATA(array));
 }
@@ -39,79 +35,86 @@ bool is_in(const SymmetricMemory& symmetric, PyArrayObject* array) {
   return !symmetric.is_empty() && symmetric.find(data_of(array), 0).has_value();
 }
 
-bool has_shape(PyArrayObject* array, const std::vector<std::ptrdiff_t>& shape) {
-  return static_cast<std::size_t>(PyArray_NDIM(array)) == shape.size() &&
-         std::equal(shape.begin(), shape.end(), PyArray_DIMS(array));
-}
-
 }  // namespace
 
-std::size_t KnownCalls::place_of(const Ask& ask, bool symmetric) {
-  auto* const x = reinterpret_cast<PyArrayObject*>(ask.x.ptr());
-  auto hash = (reinterpret_cast<std::size_t>(ask.collective.ptr()) >> 4) + symmetric;
-  for (int axis = 0; axis < PyArray_NDIM(x); ++axis) {
-    hash = hash * 1000003 + static_cast<std::size_t>(PyArray_DIM(x, axis));
+// An argument as it was given now.
+struct KnownCalls::Given {
+  PyArrayObject* array = nullptr;  // null for None
+  bool symmetric = false;
+  bool is_usable = true;  // None, or an array of numpy's own type
+
+  Given(nb::handle object, const SymmetricMemory& memory) {
+    if (object.is_none()) return;
+    array = as_array(object);
+    is_usable = array != nullptr;
+    symmetric = is_usable && is_in(memory, array);
   }
-  for (const void* each :
-       {static_cast<void*>(dtype_of(x)), static_cast<void*>(ask.op.ptr()),
-        static_cast<void*>(ask.algorithm.ptr()), static_cast<void*>(ask.root.ptr())}) {
-    hash = hash * 1000003 + (reinterpret_cast<std::size_t>(each) >> 4);
+
+  std::byte* data() const { return array == nullptr ? nullptr : data_of(array); }
+
+  std::size_t add_to(std::size_t hash) const {
+    if (array == nullptr) return hash;
+    hash = hash * 1000003 + (reinterpret_cast<std::size_t>(dtype_of(array)) >> 4) + symmetric;
+    for (int axis = 0; axis < PyArray_NDIM(array); ++axis) {
+      hash = hash * 1000003 + static_cast<std::size_t>(PyArray_DIM(array, axis));
+    }
+    return hash;
+  }
+
+  bool is(const Array& known, int flags) const {
+    if (array == nullptr || !known.dtype.is_valid()) return !array && !known.dtype.is_valid();
+    return known.dtype.ptr() == dtype_of(array) && known.symmetric == symmetric &&
+           static_cast<std::size_t>(PyArray_NDIM(array)) == known.shape.size() &&
+           std::equal(known.shape.begin(), known.shape.end(), PyArray_DIMS(array)) &&
+           (PyArray_FLAGS(array) & flags) == flags;
+  }
+
+  Array described() const {
+    if (array == nullptr) return {};
+    return {{PyArray_DIMS(array), PyArray_DIMS(array) + PyArray_NDIM(array)},
+            nb::borrow(dtype_of(array)),
+            symmetric};
+  }
+};
+
+std::size_t KnownCalls::place_of(const Ask& ask, const Given& x, const Given& out) {
+  std::size_t hash = out.add_to(x.add_to(0));
+  for (const nb::handle each : {ask.collective, ask.root, ask.op, ask.algorithm}) {
+    hash = hash * 1000003 + (reinterpret_cast<std::size_t>(each.ptr()) >> 4);
   }
   return (hash ^ hash >> 17 ^ hash >> 34) % kEntries;
 }
 
 std::optional<KnownCalls::Found> KnownCalls::find(const Ask& ask,
                                                   const SymmetricMemory& symmetric) const {
-  PyArrayObject* const x = as_array(ask.x);
-  if (x == nullptr) return std::nullopt;
-  const bool lies = is_in(symmetric, x);
-  const Entry& entry = entries_[place_of(ask, lies)];
+  const Given x(ask.x, symmetric), out(ask.out, symmetric);
+  if (!x.is_usable || !out.is_usable) return std::nullopt;
+  const Entry& entry = entries_[place_of(ask, x, out)];
   if (entry.call == nullptr || entry.collective.ptr() != ask.collective.ptr() ||
-      entry.root.ptr() != ask.root.ptr() || entry.x.dtype.ptr() != dtype_of(x) || entry.x.symmetric != lies ||
-      entry.op.ptr() != ask.op.ptr() || entry.algorithm.ptr() != ask.algorithm.ptr() ||
-      entry.deterministic.ptr() != ask.deterministic.ptr() || !has_shape(x, entry.x.shape) ||
-      !has_flags(x, NPY_ARRAY_C_CONTIGUOUS)) {
+      entry.root.ptr() != ask.root.ptr() || entry.op.ptr() != ask.op.ptr() ||
+      entry.algorithm.ptr() != ask.algorithm.ptr() ||
+      entry.deterministic.ptr() != ask.deterministic.ptr() ||
+      !x.is(entry.x, NPY_ARRAY_C_CONTIGUOUS) ||
+      !out.is(entry.out, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_WRITEABLE)) {
     return std::nullopt;
   }
-  Found found{entry.call, entry.holder, data_of(x), nullptr};
-  if (entry.out.dtype.is_valid()) {
-    PyArrayObject* const out = as_array(ask.out);
-    if (out == nullptr || entry.out.dtype.ptr() != dtype_of(out) ||
-        entry.out.symmetric != is_in(symmetric, out) ||
-        !has_shape(out, entry.out.shape) ||
-        !has_flags(out, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_WRITEABLE)) {
-      return std::nullopt;
-    }
-    found.output = data_of(out);
-  } else if (!ask.out.is_none()) {
-    return std::nullopt;
-  }
-  return found;
+  return Found{entry.call, entry.holder, x.data(), out.data(), entry.is_told};
 }
 
-void KnownCalls::remember(const Ask& ask, const SymmetricMemory& symmetric, nb::handle call) {
-  const auto described = [&](PyArrayObject* array) {
-    return Array{{PyArray_DIMS(array), PyArray_DIMS(array) + PyArray_NDIM(array)},
-                 nb::borrow(dtype_of(array)),
-                 is_in(symmetric, array)};
-  };
-  PyArrayObject* const x = as_array(ask.x);
-  if (x == nullptr) return;
-  Array result;
-  if (!ask.out.is_none()) {
-    PyArrayObject* const out = as_array(ask.out);
-    if (out == nullptr) return;
-    result = described(out);
-  }
-  entries_[place_of(ask, is_in(symmetric, x))] = {described(x),
-                             std::move(result),
-                             nb::borrow(ask.collective),
-                             nb::borrow(ask.root),
-                             nb::borrow(ask.op),
-                             nb::borrow(ask.algorithm),
-                             nb::borrow(ask.deterministic),
-                             nb::borrow(call),
-                             &nb::cast<const Call&>(call)};
+void KnownCalls::remember(const Ask& ask, const SymmetricMemory& symmetric, nb::handle call,
+                          bool is_told) {
+  const Given x(ask.x, symmetric), out(ask.out, symmetric);
+  if (!x.is_usable || !out.is_usable) return;
+  entries_[place_of(ask, x, out)] = {x.described(),
+                                     out.described(),
+                                     nb::borrow(ask.collective),
+                                     nb::borrow(ask.root),
+                                     nb::borrow(ask.op),
+                                     nb::borrow(ask.algorithm),
+                                     nb::borrow(ask.deterministic),
+                                     nb::borrow(call),
+                                     &nb::cast<const Call&>(call),
+                                     is_told};
 }
 
 }  // namespace transports

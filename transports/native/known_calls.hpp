@@ -1,7 +1,7 @@
 // The short way from a method to the engine: a call that was made before is found by the arrays it
 // is made with, in some tens of nanoseconds, and nothing of Python runs in between.
 //
-// Only numpy arrays, contiguous ones, are looked at. What distinguishes calls beyond them (which
+// Only numpy arrays, contiguous ones, are looked at (or None, where a rank has none). What distinguishes calls beyond them (which
 // collective, the root, the operation, an algorithm) is compared as an object, by identity: equal
 // objects that are not the same only miss, and take the long way. Everything that is compared is
 // held, so an address never comes to mean another object. Used under the interpreter's lock.
@@ -38,13 +38,16 @@ class KnownCalls {
     nanobind::handle holder;  // of the call
     const std::byte* input;
     std::byte* output;
+    bool is_told;
   };
 
   // Whether an array lies in symmetric memory is part of what call it is made for.
   std::optional<Found> find(const Ask& ask, const SymmetricMemory& symmetric) const;
   // `call` holds a Call. Does nothing if the arrays are not such as `find` looks at. What is held
   // must not lead back to the owner of this table: the garbage collector does not look in here.
-  void remember(const Ask& ask, const SymmetricMemory& symmetric, nanobind::handle call);
+  // `is_told`: another rank decides which call comes; whether it is this one shows its first message.
+  void remember(const Ask& ask, const SymmetricMemory& symmetric, nanobind::handle call,
+                bool is_told);
 
  private:
   struct Array {  // what of an array distinguishes calls
@@ -57,10 +60,13 @@ class KnownCalls {
     nanobind::object collective, root, op, algorithm, deterministic;
     nanobind::object holder;  // of the call
     const Call* call = nullptr;
+    bool is_told = false;
   };
   static constexpr std::size_t kEntries = 64;  // a power of two; a later call takes an entry over
 
-  static std::size_t place_of(const Ask& ask, bool symmetric);
+  struct Given;
+
+  static std::size_t place_of(const Ask& ask, const Given& x, const Given& out);
 
   std::array<Entry, kEntries> entries_;
 };

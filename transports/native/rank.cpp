@@ -58,15 +58,35 @@ Rank::Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded)
   engine_.waiter().set_interrupt(check_signals);
 }
 
-void Rank::run(const Call& call, const std::byte* input, std::byte* output, double timeout,
-               bool background) {
-  std::optional<nb::gil_scoped_release> free;
-  const auto release = [](void* with) {
+namespace {
+
+// Lets go of the interpreter's lock at once, or once a wait turns slow.
+class Unlocking {
+ public:
+  OnceSlow once_slow() { return {release, &free_}; }
+  void now() { release(&free_); }
+
+ private:
+  static void release(void* with) {
     auto& lock = *static_cast<std::optional<nb::gil_scoped_release>*>(with);
     if (!lock) lock.emplace();
-  };
-  if (background || call.input_bytes() + call.output_bytes() > kQuickBytes) release(&free);
-  engine_.execute(call, input, output, timeout, background, {release, &free});
+  }
+
+  std::optional<nb::gil_scoped_release> free_;
+};
+
+}  // namespace
+
+bool Rank::next_is(const Call& call, double timeout) {
+  Unlocking unlocking;
+  return engine_.next_is(call, timeout, unlocking.once_slow());
+}
+
+void Rank::run(const Call& call, const std::byte* input, std::byte* output, double timeout,
+               bool background) {
+  Unlocking unlocking;
+  if (background || call.input_bytes() + call.output_bytes() > kQuickBytes) unlocking.now();
+  engine_.execute(call, input, output, timeout, background, unlocking.once_slow());
 }
 
 void Rank::execute(const Call& call, nb::handle input, nb::handle output, double timeout,
@@ -83,12 +103,13 @@ bool Rank::repeat(const KnownCalls::Ask& ask) {
   if (!found || !may_run_on(*found->call, found->input, found->output)) return false;
   // Held while it runs: the entry may be taken over by a call of another thread.
   const nb::object call = nb::borrow(found->holder);
+  if (found->is_told && !next_is(*found->call, timeout_)) return false;
   run(*found->call, found->input, found->output, timeout_, false);
   return true;
 }
 
-void Rank::remember(const KnownCalls::Ask& ask, nb::handle call) {
-  known_.remember(ask, engine_.symmetric(), call);
+void Rank::remember(const KnownCalls::Ask& ask, nb::handle call, bool is_told) {
+  known_.remember(ask, engine_.symmetric(), call, is_told);
 }
 
 bool Rank::is_symmetric(nb::handle memory, std::uint64_t bytes) {

@@ -29,7 +29,9 @@ class Rank {
   // Runs the call that was remembered for `ask`; false, and nothing was done, if there is none, or
   // the arrays are not such as the engine takes as they are, or calls wait in the queue.
   bool repeat(const KnownCalls::Ask& ask);
-  void remember(const KnownCalls::Ask& ask, nanobind::handle call);
+  void remember(const KnownCalls::Ask& ask, nanobind::handle call, bool is_told);
+  // Whether the next call of the rank that this one hears of first is `call`; waits for its message.
+  bool next_is(const Call& call, double timeout);
   // Whether `bytes` of memory lie in the own part of a symmetric block.
   bool is_symmetric(nanobind::handle memory, std::uint64_t bytes);
   // Asynchronous calls that have begun and not ended: what is repeated must wait for its turn.
