@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,14 +31,14 @@ class Candidate:
 
     Attributes:
         algorithm: its name.
-        predicted: seconds by the model of this machine.
+        predicted: seconds by the model of this machine; None where it was not fitted for that.
         measured: seconds of a call in the best round, if it was measured.
         refused: why this call cannot run it; empty if it can.
         chosen: whether it is the one that runs.
     """
 
     algorithm: str
-    predicted: float
+    predicted: float | None
     measured: float | None = None
     refused: str = ""
     chosen: bool = False
@@ -73,7 +74,7 @@ class Explanation:
             line = f"{'* ' if each.chosen else '  '}{each.algorithm:<{wide}}"
             line += f"{_readable(each.predicted):>12}"
             if measured:
-                line += f"{'' if each.measured is None else _readable(each.measured):>12}"
+                line += f"{_readable(each.measured):>12}"
             lines.append(line + (f"  {each.refused}" if each.refused else ""))
         about = f"predictions fitted on {self.machine or 'another machine'}"
         if self.error is not None:
@@ -144,7 +145,7 @@ class Explaining:
             call=_words(spec, request, self.size, nbytes),
             algorithm=chosen.name,
             reason=self._reason(request, chosen, nbytes),
-            candidates=tuple(sorted(candidates, key=lambda each: each.predicted)),
+            candidates=tuple(sorted(candidates, key=_quickest_first)),
             machine=model.machine,
             error=model.errors.get(f"{collective} {chosen.name}"),
         )
@@ -188,10 +189,12 @@ class Explaining:
             self._calls.chooser.algorithm_for(request._replace(algorithm=algo))
         except ValueError as error:
             refused = str(error).partition("; expected")[0]
-        seconds = predict(
-            algo, self.size, nbytes, model, self._room, item_bytes=request.itemsize,
-            root=request.root,
-        )  # fmt: skip
+        seconds = None
+        if model.tells_of(algo):
+            seconds = predict(
+                algo, self.size, nbytes, model, self._room, item_bytes=request.itemsize,
+                root=request.root,
+            )  # fmt: skip
         return Candidate(algo.name, seconds, refused=refused, chosen=algo is chosen)
 
     def _time(
@@ -232,6 +235,10 @@ class Explaining:
         return tuple(name for (_, name), each in CATALOGUE.items() if each is algo)
 
 
+def _quickest_first(candidate: Candidate) -> float:
+    return math.inf if candidate.predicted is None else candidate.predicted
+
+
 def _with(chosen: Algorithm, algorithms: Sequence[Algorithm]) -> list[Algorithm]:
     return [*algorithms] if chosen in algorithms else [chosen, *algorithms]
 
@@ -267,7 +274,9 @@ def _row_words(row: Row) -> str:
     return ", ".join(words)
 
 
-def _readable(seconds: float) -> str:
+def _readable(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
     if seconds >= 1e-3:
         return f"{seconds * 1e3:.2f} ms"
     return f"{seconds * 1e6:.2f} µs"

@@ -17,8 +17,8 @@ from collectives.schedule import Algorithm, Copy
 from collectives.selection import Row, SelectionTable
 from collectives.specs import SPECS
 
-WORTH = 0.05
-"""A change of algorithm must gain so much: less is noise."""
+CHANGE = 0.2
+"""What a change of algorithm must gain: a fifth at one size, or less at several. Less is noise."""
 
 _NO_LIMIT = Row(collective="barrier", algorithm="tree").below
 
@@ -98,36 +98,37 @@ def rows_for(collective: str, times: Times, most: int, ranks: int) -> list[Row]:
 
 
 def limits(times: Times) -> list[tuple[int, str]]:
-    """(bytes below which, algorithm) in ascending order, the last without a limit."""
+    """(bytes below which, algorithm) in ascending order, the last without a limit.
+
+    Of all ways to go through the sizes with one algorithm after another, the one that loses least
+    against the quickest at each size, where every change counts as a loss too.
+    """
     sizes = sorted(times)
-    runs: list[tuple[int, str]] = []  # from which size on
-    for place, nbytes in enumerate(sizes):
-        at = times[nbytes]
-        best = min(at.values())
-        if not runs or at.get(runs[-1][1], math.inf) > best * (1 + WORTH):
-            runs.append((nbytes, _most_lasting(times, sizes[place:], best)))
-    found = []
-    for place, (_, name) in enumerate(runs):
-        if place + 1 == len(runs):
-            found.append((_NO_LIMIT, name))
-        else:
-            change = sizes.index(runs[place + 1][0])
-            found.append((_between(sizes[change - 1], sizes[change]), name))
-    return found
-
-
-def _most_lasting(times: Times, sizes: Sequence[int], best: float) -> str:
-    """Of those about as quick at the first size, the one that stays so the longest."""
-
-    def lasts(name: str) -> tuple[int, float]:
-        for count, nbytes in enumerate(sizes):
-            at = times[nbytes]
-            if at.get(name, math.inf) > min(at.values()) * (1 + WORTH):
-                return count, -times[sizes[0]][name]
-        return len(sizes), -times[sizes[0]][name]
-
-    near = [name for name, seconds in times[sizes[0]].items() if seconds <= best * (1 + WORTH)]
-    return max(near, key=lasts)
+    names = sorted(set.intersection(*(set(at) for at in times.values())))
+    losses = [
+        {name: math.log(times[nbytes][name] / min(times[nbytes].values())) for name in names}
+        for nbytes in sizes
+    ]
+    # The best way to every algorithm at this size, as (loss, the algorithms so far).
+    ways: dict[str, tuple[float, tuple[str, ...]]] = {
+        name: (losses[0][name], (name,)) for name in names
+    }
+    for loss in losses[1:]:
+        cheapest = min(ways.values())
+        ways = {
+            name: min(
+                (ways[name][0] + loss[name], (*ways[name][1], name)),
+                (cheapest[0] + CHANGE + loss[name], (*cheapest[1], name)),
+            )
+            for name in names
+        }
+    _, chosen = min(ways.values())
+    found = [
+        (_between(sizes[place], sizes[place + 1]), chosen[place])
+        for place in range(len(sizes) - 1)
+        if chosen[place] != chosen[place + 1]
+    ]
+    return [*found, (_NO_LIMIT, chosen[-1])]
 
 
 def _between(low: int, high: int) -> int:

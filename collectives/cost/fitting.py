@@ -131,6 +131,11 @@ def _bends(scale: Vector) -> NDArray[np.float64]:
             row = np.zeros(len(NAMES))
             row[left], row[middle], row[right] = scale[left], -2 * scale[middle], scale[right]
             rows.append(row * _STIFFNESS / unit)
+        # Ends that no measurement tells of go on flat.
+        for end, next_to in ((places[0], places[1]), (places[-1], places[-2])):
+            row = np.zeros(len(NAMES))
+            row[end], row[next_to] = scale[end], -scale[next_to]
+            rows.append(row * _STIFFNESS / unit)
     return np.array(rows)
 
 

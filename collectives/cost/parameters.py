@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from collectives.schedule import Algorithm
 from collectives.specs import SPECS, nearest
 
 Vector: TypeAlias = NDArray[np.float64]
@@ -97,6 +98,11 @@ class Parameters:
     ranks: int
     machine: str = ""
     errors: Mapping[str, float] = field(default_factory=dict)
+
+    def tells_of(self, algo: Algorithm) -> bool:
+        """Whether what the algorithm does was measured: no model knows one-sided steps unasked."""
+        peers = [PLACE[f"{stream}.{knot}"] for stream in ("peek", "poke") for knot in KNOTS]
+        return not algo.one_sided or bool(self.values[peers].any())
 
     def as_toml(self) -> str:
         """The text of a file that `from_toml` reads."""

@@ -35,9 +35,16 @@ def test_a_change_must_gain_something():
     assert limits(times) == [(BEYOND, "a")]
 
 
-def test_of_equals_the_one_that_lasts_is_taken():
+def test_of_near_equals_the_one_that_lasts_is_taken():
     times = {64: {"a": 1.0, "b": 1.01}, 1024: {"a": 3.0, "b": 1.0}}
     assert limits(times) == [(BEYOND, "b")]
+
+
+def test_a_little_at_many_sizes_is_a_gain_too():
+    few = {4**power: {"a": 1.0, "b": 1.1 if power < 5 else 0.9} for power in range(7)}
+    assert len(limits(dict(list(few.items())[:6]))) == 1  # one size alone, a tenth: noise
+    many = {4**power: {"a": 1.0, "b": 1.1 if power < 5 else 0.9} for power in range(10)}
+    assert [name for _, name in limits(many)] == ["a", "b"]
 
 
 def test_an_algorithm_that_relays_has_no_counts_of_its_own():

@@ -155,6 +155,13 @@ def test_curves_are_interpolated_between_working_sets():
     assert on_curve(1 << 40)[1] == (len(KNOTS) - 1, 1.0)
 
 
+def test_a_model_says_nothing_of_what_was_never_measured():
+    messages = Parameters(values=only(step=1, fetch=1), ranks=2)
+    assert messages.tells_of(find("allreduce", "ring"))
+    assert not messages.tells_of(find("allreduce", "one_sided"))
+    assert Parameters(values=only(peek=1), ranks=2).tells_of(find("allreduce", "one_sided"))
+
+
 def test_parameters_travel_as_text():
     values = np.arange(1.0, len(NAMES) + 1) * 1e-9
     sent = Parameters(values=values, ranks=2, machine='a "big" one', errors={"gather tree": 0.125})
