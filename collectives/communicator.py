@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from collectives.calls import Calls
+from collectives.cost.work import Room
+from collectives.explaining import Explaining
 from collectives.proof import ProofError, verify
 from collectives.schedule import Algorithm, ScheduleError
 from collectives.selection import SelectionTable
@@ -46,7 +48,7 @@ os.register_at_fork(after_in_child=_forsake_in_child)
 atexit.register(_close_at_exit)
 
 
-class Communicator(Symmetric):
+class Communicator(Symmetric, Explaining):
     """A group of ranks; made by `collectives.init` and by `split`.
 
     Calls may come from any thread, but two collectives at once are an error: ranks must call
@@ -109,6 +111,8 @@ class Communicator(Symmetric):
         self._point_to_point = _native.PointToPoint(connection.engine)
         self._engine.set_timeout(timeout)
         self._repeat = connection.engine.repeat
+        cores = {core for each in connection.ranks for core in each.cores}
+        self._room = Room(geometry.slots, connection.engine.slot_bytes, geometry.depth, len(cores))
         self._queue = WorkQueue(f"collectives-{job}-{rank}", connection.engine.queue)
         self._table = SelectionTable.from_settings(connection.settings["table"])
         self._ready: dict[Any, _native.Call] = {}

@@ -10,12 +10,12 @@ from typing import Any
 from collectives.arguments import check_leading_axis, check_root, input_array
 from collectives.arrays import Array
 from collectives.bench.timing import measure as measure_rounds
-from collectives.calls import Calls
 from collectives.choosing import Request
 from collectives.cost.comparison import able_algorithms
 from collectives.cost.parameters import Parameters
 from collectives.cost.shared_memory import predict
 from collectives.cost.work import Room
+from collectives.execution import Execution
 from collectives.schedule import Algorithm
 from collectives.selection import Row, SelectionTable
 from collectives.specs import Spec, spec_named
@@ -82,12 +82,9 @@ class Explanation:
         return "\n".join([*lines, about])
 
 
-class Explaining:
+class Explaining(Execution):
     """Adds `explain` to a communicator."""
 
-    rank: int
-    size: int
-    _calls: Calls
     _table: SelectionTable
     _room: Room
 
