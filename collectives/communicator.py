@@ -107,12 +107,16 @@ class Communicator(Symmetric, Explaining):
         self._splits = 0
         self._engine: _native.Engine = connection.engine
         self._begin_symmetric()
-        _ALIVE.add(self)
         self._point_to_point = _native.PointToPoint(connection.engine)
         self._engine.set_timeout(timeout)
         self._repeat = connection.engine.repeat
         cores = {core for each in connection.ranks for core in each.cores}
-        self._room = Room(geometry.slots, connection.engine.slot_bytes, geometry.depth, len(cores))
+        self._room = Room(
+            slots=geometry.slots,
+            slot_bytes=connection.engine.slot_bytes,
+            depth=geometry.depth,
+            cores=len(cores),
+        )
         self._queue = WorkQueue(f"collectives-{job}-{rank}", connection.engine.queue)
         self._table = SelectionTable.from_settings(connection.settings["table"])
         self._ready: dict[Any, _native.Call] = {}
@@ -129,6 +133,7 @@ class Communicator(Symmetric, Explaining):
         self._calls = Calls(
             rank, size, self.hosts, self._table, connection.engine.slot_bytes, prove
         )
+        _ALIVE.add(self)
 
     def __repr__(self) -> str:
         state = ", closed" if self._engine.closed else ""
