@@ -18,7 +18,6 @@ from collectives.explaining import Explaining
 from collectives.proof import ProofError, verify
 from collectives.schedule import Algorithm, ScheduleError
 from collectives.selection import SelectionTable
-from collectives.symmetric import Symmetric
 from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
@@ -48,7 +47,7 @@ os.register_at_fork(after_in_child=_forsake_in_child)
 atexit.register(_close_at_exit)
 
 
-class Communicator(Symmetric, Explaining):
+class Communicator(Explaining):
     """A group of ranks; made by `collectives.init` and by `split`.
 
     Calls may come from any thread, but two collectives at once are an error: ranks must call

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from collectives.arguments import check_leading_axis, check_root, input_array
-from collectives.arrays import Array
+from collectives.arrays import Array, shape_of
 from collectives.bench.timing import measure as measure_rounds
 from collectives.choosing import Request
 from collectives.cost.comparison import able_algorithms
 from collectives.cost.parameters import Parameters
 from collectives.cost.shared_memory import predict
 from collectives.cost.work import Room
-from collectives.execution import Execution
 from collectives.schedule import Algorithm
 from collectives.selection import Row, SelectionTable
 from collectives.specs import Spec, spec_named
+from collectives.symmetric import Symmetric
 from collectives.tuned import machine_model
 from transports.plan import Space
 
@@ -82,7 +82,7 @@ class Explanation:
         return "\n".join([*lines, about])
 
 
-class Explaining(Execution):
+class Explaining(Symmetric):
     """Adds `explain` to a communicator."""
 
     _table: SelectionTable
@@ -213,7 +213,10 @@ class Explaining(Execution):
             options |= {"op": request.op, "deterministic": request.deterministic}
         if spec.rooted:
             options["root"] = request.root
-        out = method(x, **options)
+        if request.symmetric and request.collective == "allreduce":  # which reaches into out, too
+            out = self.empty(shape_of(x), x.dtype)
+        else:
+            out = method(x, **options)
         return lambda: method(x, out=out, **options)
 
     def _reason(self, request: Request, chosen: Algorithm, nbytes: int) -> str:
