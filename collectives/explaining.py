@@ -198,7 +198,7 @@ class Explaining(Symmetric):
         self, algorithm: str | Algorithm, request: Request, x: Array | None, rounds: int
     ) -> float:
         call = self._call(request, x, algorithm)
-        return measure_rounds(self, call, rounds=rounds, least_seconds=0.002).best  # type: ignore[arg-type]
+        return measure_rounds(self, call, rounds=rounds, least_seconds=0.002).best
 
     def _call(
         self, request: Request, x: Array | None, algorithm: str | Algorithm
