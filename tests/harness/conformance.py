@@ -17,7 +17,7 @@ from collectives.specs import SPECS
 from harness.references import contribution, expected
 
 MESSAGES = {key: algo for key, algo in CATALOGUE.items() if not algo.one_sided}
-"""What runs on any array; one-sided algorithms need arrays from comm.empty."""
+"""What runs on any array."""
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 INTEGERS = (
@@ -47,9 +47,9 @@ class Case(NamedTuple):
 def cases(size: int, counts: tuple[int, ...], kinds: tuple[str, ...], full: bool) -> list[Case]:
     """All cases, in an order every rank agrees on."""
     found = []
-    for collective, name in sorted(MESSAGES):
+    for collective, name in sorted(CATALOGUE):
         spec = SPECS[collective]
-        if collective == "barrier" or not MESSAGES[collective, name].allows(size):
+        if collective == "barrier" or not CATALOGUE[collective, name].allows(size):
             continue
         roots = range(size) if spec.rooted else (0,)
         for number, count in enumerate(counts):
@@ -74,6 +74,18 @@ def as_kind(kind: str, x: np.ndarray | None) -> Any:
     if x.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(x)
+
+
+def as_symmetric(comm: Any, kind: str, x: np.ndarray) -> Any:
+    """The array as the kind that a case is for, in memory that all ranks reach."""
+    if kind == "numpy":
+        found = comm.empty(x.shape, x.dtype)
+    else:
+        import torch
+
+        found = comm.empty(x.shape, getattr(torch, x.dtype.name))
+    found[...] = as_kind(kind, x)
+    return found
 
 
 def as_numpy(kind: str, x: Any) -> Any:
@@ -102,9 +114,13 @@ def run_case(comm: Any, case: Case) -> str | None:
         keywords["root"] = root
     mine = None if collective == "scatter" and comm.rank != root else inputs[comm.rank].copy()
     given = as_kind(kind, mine)
+    if CATALOGUE[collective, name].one_sided:
+        given = as_symmetric(comm, kind, mine)
+        if collective == "allreduce":  # the one that reaches into the result, too
+            keywords["out"] = as_symmetric(comm, kind, np.zeros_like(mine))
     result = getattr(comm, collective)(given, **keywords)
     wanted = expected(collective, inputs, comm.rank, root, op)
-    if mine is not None and mine.tobytes() != inputs[comm.rank].tobytes():
+    if mine is not None and as_numpy(kind, given).tobytes() != inputs[comm.rank].tobytes():
         return f"rank {comm.rank}: the input was changed"
     if wanted is None or result is None:
         return None if result is wanted else f"rank {comm.rank}: expected {wanted}, found {result}"
