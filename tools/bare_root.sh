@@ -83,6 +83,9 @@ mount -t proc proc "$root/proc"
 mounted="$root/proc $mounted"
 mount --bind /dev "$root/dev"
 mounted="$root/dev $mounted"
+mount --make-private "$root/dev" # lest what comes below appears in this machine's own /dev
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$root/dev/pts" # terminals
+mounted="$root/dev/pts $mounted"
 mount -t tmpfs -o size=64m tmpfs "$root/dev/shm" # as small as in a container
 mounted="$root/dev/shm $mounted"
 

@@ -2,7 +2,7 @@
 
 Requests and answers are lines of JSON over one socket:
 
-    {"do": "prepare", "key": 3, "case": {…}, "variant": "ring"}   {"most_calls": null}
+    {"do": "prepare", "key": 3, "case": {…}, "variant": "ring"}   {"most_calls": null, …}
     {"do": "time", "key": 3, "calls": 1000}                       {"seconds": 0.02}
     {"do": "part", "key": 3, "calls": 9, "part": "both", …}       {"seconds": 0.02}
     {"do": "check", "key": 3, "plant": 0}                         {"wrong": 0}
@@ -76,7 +76,7 @@ def _answer(
         kind = OverlapTask if case.collective == OVERLAP else Task
         make = getattr(library, "task", partial(kind, library))
         tasks[key] = make(case, request["variant"], cache_bytes)
-        return {"most_calls": tasks[key].most_calls}
+        return {"most_calls": tasks[key].most_calls, "expected": tasks[key].expected()}
     if do == "time":
         return {"seconds": tasks[key].seconds(request["calls"])}
     if do == "part":

@@ -86,6 +86,7 @@ class Task:
         """
         self._library = library
         self._case = case
+        self._variant = variant
         rank, size = library.rank, library.size
         kind = storage(case.dtype)
         counts = case.counts(rank, size)
@@ -94,7 +95,7 @@ class Task:
         if in_place:
             lengths = [max(lengths)]
         sets, stride = rotation(case, cache_bytes)
-        self.most_calls = sets if case.cold and sets * stride < 2 * cache_bytes else None
+        self.most_calls = most_calls(case, cache_bytes)
         blocks = [library.memory(sets * stride if length else 0, variant) for length in lengths]
         views = [
             [block[i * stride : i * stride + length].view(kind) for i in range(sets)]
@@ -109,6 +110,12 @@ class Task:
         self.refill()
         self._operations = [library.operation(case, variant, x, out) for x, out in self._pairs]
         self._sweep = np.zeros(2 * cache_bytes, np.uint8) if case.cold else None
+
+    def expected(self) -> dict[str, Any]:
+        """What the library expects of the case, where it says: the algorithm, the seconds."""
+        if self._library.rank != 0 or not hasattr(self._library, "expected"):
+            return {}
+        return dict(self._library.expected(self._case, self._variant, self._pairs[0][0]))
 
     def refill(self) -> None:
         """Gives every input its first contents again."""
@@ -168,6 +175,13 @@ def rotation(case: Case, cache_bytes: int) -> tuple[int, int]:
     arrays = 1 if case.place == "in" else 2
     stride = max(length, _COLD_STRIDE)
     return min(_COLD_SETS, max(2, -(-2 * cache_bytes // (arrays * length or LINE)))), stride
+
+
+def most_calls(case: Case, cache_bytes: int) -> int | None:
+    """How many calls a round may have: where arrays do not exceed the caches, one for each."""
+    sets, _ = rotation(case, cache_bytes)
+    arrays = 1 if case.place == "in" else 2
+    return sets if case.cold and sets * arrays * case.nbytes < 2 * cache_bytes else None
 
 
 def memory_bytes(case: Case, cache_bytes: int) -> int:

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -17,7 +17,6 @@ from rich.text import Text
 
 from collectives.bench.cases import Case
 from collectives.bench.libraries.limit import METHODS, SHARED_BYTES
-from collectives.bench.libraries.ours import AUTO, algorithm_of
 from collectives.bench.overlap import OVERLAP
 from collectives.bench.tasks import last_level_cache_bytes
 from launch.bench.agenda import Agenda
@@ -32,7 +31,6 @@ from launch.bench.contenders import (
 from launch.bench.groups import Group, GroupLost
 from launch.bench.hardware import available_memory
 from launch.bench.introduction import Conditions, header, introduce
-from launch.bench.prediction import chosen_algorithm, predicted_seconds
 from launch.bench.race import Race
 from launch.bench.results import Comparison, Result
 from launch.bench.table import Table
@@ -136,7 +134,7 @@ class Session:
                     table.begin(heading, overlap=cases[0].collective == OVERLAP)
                     for case in cases:
                         known = set(self.lost)
-                        comparison = Comparison(self._completed(race.run(case)))
+                        comparison = Comparison(race.run(case))
                         self.results += comparison.results
                         table.add(comparison)
                         for result in comparison.results:
@@ -192,23 +190,6 @@ class Session:
             else:
                 entries.append(Entry(group=group, variant="", role="against"))
         return entries
-
-    def _completed(self, results: Sequence[Result]) -> list[Result]:
-        """Results with what is known without measuring."""
-        completed = []
-        for result in results:
-            if result.who == OURS.name:
-                chosen = ""
-                if algorithm_of(result.variant) is None:
-                    chosen = chosen_algorithm(result.case, result.size)
-                name = chosen or algorithm_of(result.variant) or ""
-                result = replace(
-                    result,
-                    chosen=chosen if result.variant == AUTO else "",
-                    predicted=predicted_seconds(result.case, result.size, name),
-                )
-            completed.append(result)
-        return completed
 
     def _tell_lost(self, known: set[str]) -> None:
         for who in self.lost.keys() - known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from collectives.bench.cases import Case
 from collectives.bench.overlap import PARTS
@@ -42,11 +43,13 @@ class Runner:
     wrong: int = 0
     rounds: list[float] = field(default_factory=list)
     problem: str = ""
+    expected: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, case: Case, least_seconds: float, plant: int) -> None:
         """Makes the case ready, checks it, and finds out how many calls make a round."""
         group, key = self.entry.group, self.key
         answers = group.ask("prepare", key, case=case.as_json(), variant=self.entry.variant)
+        self.expected = answers[0]["expected"]
         bounds = [answer["most_calls"] for answer in answers if answer["most_calls"] is not None]
         self.wrong = sum(answer["wrong"] for answer in group.ask("check", key, plant=plant))
         self.calls = fitting_calls(self.time, least_seconds, *([min(bounds)] if bounds else []))
@@ -73,6 +76,7 @@ class Runner:
             wrong=self.wrong,
             problem=self.problem,
             part=part,
+            **self.expected,
         )
 
     def release(self) -> None:
@@ -94,7 +98,8 @@ class OverlapRunner(Runner):
     def prepare(self, case: Case, least_seconds: float, plant: int) -> None:
         """Chooses as many calls as make a round, and computing as long as the allreduce."""
         group, key = self.entry.group, self.key
-        group.ask("prepare", key, case=case.as_json(), variant=self.entry.variant)
+        answers = group.ask("prepare", key, case=case.as_json(), variant=self.entry.variant)
+        self.expected = answers[0]["expected"]
         self.wrong = sum(answer["wrong"] for answer in group.ask("check", key, plant=plant))
         self.calls = fitting_calls(lambda calls: self._part("alone", calls), least_seconds)
         alone = self._part("alone", self.calls) / self.calls

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from collectives.bench.cases import POINT_TO_POINT, Case, NotCarried
-from collectives.bench.tasks import LINE, aligned_memory, rotation
+from collectives.bench.tasks import LINE, aligned_memory, most_calls, rotation
 from transports import _native
 
 METHODS = ("copy", "stream", "kernel")
@@ -90,7 +90,7 @@ class LimitTask:
         self._limit, self._case, self._method = limit, case, method
         self._rotation = rotation(case, cache_bytes)
         sets, stride = self._rotation
-        self.most_calls = sets if case.cold and sets * stride < 2 * cache_bytes else None
+        self.most_calls = most_calls(case, cache_bytes)
         block = sets * stride
         arrays = 1 if case.place == "in" else 2
         self._shared: Mapped | None = None
@@ -123,6 +123,10 @@ class LimitTask:
     def wrong(self, plant: int = 0) -> int:
         """Nothing: a limit has no result."""
         return 0
+
+    def expected(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def __del__(self) -> None:
         if getattr(self, "_shared", None) is not None and self._shared is not None:

@@ -85,6 +85,28 @@ class Ours(OrdinaryMemory):
                 options["out"] = out.reshape(size, -1)
         return partial(getattr(comm, name), x, **options)
 
+    def expected(self, case: Case, variant: str, x: Any) -> dict[str, Any]:
+        """The algorithm that will run, and the seconds that the model of this machine predicts.
+
+        The model is of calls whose arrays are in the caches.
+        """
+        if case.collective in POINT_TO_POINT or not hasattr(self.comm, "explain"):
+            return {}
+        if case.collective in ("reduce_scatter", "scatter", "alltoall"):
+            x = x.reshape(self.size, -1)
+        explanation = self.comm.explain(
+            case.collective,
+            None if case.collective == "barrier" else x,
+            root=case.root,
+            op=case.op or None,
+            algorithm=algorithm_of(variant),
+        )
+        (seconds,) = (each.predicted for each in explanation.candidates if each.chosen)
+        return {
+            "chosen": explanation.algorithm,
+            "predicted": None if case.cold else seconds,
+        }
+
     def begin(self, case: Case, variant: str, x: Any, out: Any) -> Any:
         """An asynchronous call; its `wait()` ends it."""
         return partial(self.operation(case, variant, x, out), async_op=True)  # type: ignore[call-arg]
