@@ -25,9 +25,11 @@ from collectives.algorithms.halving_doubling import (
     halving_reduce_scatter,
 )
 from collectives.algorithms.linear import (
+    linear_allreduce,
     linear_broadcast,
     linear_gather,
     linear_reduce,
+    linear_reduce_scatter,
     linear_scatter,
 )
 from collectives.algorithms.one_sided import (
@@ -63,6 +65,7 @@ _ALGORITHMS = (
     halving_doubling_allreduce,
     one_shot_allreduce,
     two_shot_allreduce,
+    linear_allreduce,
     one_sided_allreduce,
     chain_reduce,
     binomial_reduce,
@@ -72,6 +75,7 @@ _ALGORITHMS = (
     binomial_reduce_scatter,
     halving_reduce_scatter,
     pairwise_reduce_scatter,
+    linear_reduce_scatter,
     one_sided_reduce_scatter,
     chain_broadcast,
     binomial_broadcast,

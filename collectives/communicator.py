@@ -98,7 +98,6 @@ class Communicator(Explaining):
         self.size = size
         self.hosts = (0,) * size
         self.transport = "shm"
-        self.timeout = timeout
         self._job = job
         self._secret = secret
         self._geometry = geometry
@@ -107,7 +106,7 @@ class Communicator(Explaining):
         self._engine: _native.Engine = connection.engine
         self._begin_symmetric()
         self._point_to_point = _native.PointToPoint(connection.engine)
-        self._engine.set_timeout(timeout)
+        self.timeout = timeout
         self._repeat = connection.engine.repeat
         cores = {core for each in connection.ranks for core in each.cores}
         self._room = Room(

@@ -41,12 +41,22 @@ class Execution:
 
     rank: int
     size: int
-    timeout: float
+    _timeout: float
     _engine: _native.Engine
     _calls: Calls
     _queue: WorkQueue
     _ready: dict[Any, _native.Call]
     _repeat: Callable[..., bool]  # the engine's, bound once
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a wait may take, where a call names none."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        self._timeout = check_timeout(seconds)
+        self._engine.set_timeout(self._timeout)  # of what it repeats by itself
 
     def _start(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collectives.algorithms.direct import direct_allgather
 from collectives.algorithms.neighbours import others
 from collectives.schedule import Steps, algorithm, recv, recv_reduce, send
 
@@ -74,3 +75,46 @@ def linear_scatter(rank: int, size: int, root: int) -> Steps:
         return
     for peer in others(root, size):
         yield send(peer, chunk=peer)
+
+
+@algorithm(
+    "reduce_scatter",
+    name="linear",
+    widest=lambda size: 1,
+    cost="(3(n-1) - (n == 2))(alpha + s/n beta) + 2(n-1)/n s gamma",
+    messages="n-1",
+    volume="(n-1)/n s",
+    source="Chan, Heimlich, Purkayastha & van de Geijn 2007 (linear reduce, to each rank in turn)",
+)
+def linear_reduce_scatter(rank: int, size: int) -> Steps:
+    """Every rank in its turn adds up its chunk from all others, in one pass and in rank order.
+
+    As many bytes as pairwise, (n-1)/n s a rank, in up to three times the steps: ranks wait for
+    their turns. For deterministic=True, which asks for that order.
+    """
+    if size == 1:
+        return
+    for target in range(size):
+        if rank == target:
+            yield recv_reduce(others(rank, size), chunk=rank)
+        else:
+            yield send(target, chunk=target)
+
+
+@algorithm(
+    "allreduce",
+    name="linear",
+    chunks=lambda size: size,
+    widest=lambda size: 1,
+    cost="(4(n-1) - (n == 2))(alpha + s/n beta) + 2(n-1)/n s gamma",
+    messages="2(n-1)",
+    volume="2(n-1)/n s",
+    source="Chan, Heimlich, Purkayastha & van de Geijn 2007 (reduce-scatter, then allgather)",
+)
+def linear_allreduce(rank: int, size: int) -> Steps:
+    """Every rank in its turn adds up its chunk, in rank order, then posts it for all.
+
+    2(n-1)/n s bytes a rank, where one_shot, which adds up in rank order too, sends (n-1) s.
+    """
+    yield from linear_reduce_scatter(rank, size)
+    yield from direct_allgather(rank, size)

@@ -108,7 +108,7 @@ def test_texts_say_what_ranks_must_agree_on():
         return calls.get(Request(*request, **more)).text
 
     assert text("allreduce", "float32", 4, 8, "sum") == "allreduce float32[8] sum by one_shot"
-    assert text("broadcast", "int8", 1, 8, root=2) == "broadcast int8[8] root 2 by tree"
+    assert text("broadcast", "int8", 1, 8, root=2) == "broadcast int8[8] root 2 by linear"
     assert text("barrier", "", 1, 0) == "barrier by dissemination"
     assert text("allgather", "int8", 1, 0, counts=(1, 2, 3, 4)).startswith(
         "allgather int8[1,2,3,4]"
@@ -172,5 +172,9 @@ def test_what_cannot_be_called_is_refused_by_name():
 
 def test_a_one_sided_algorithm_is_refused_by_name():
     request = Request("allreduce", "float32", 4, 8, op="sum", algorithm="one_sided")
-    with pytest.raises(ValueError, match=r"allreduce one_sided needs arrays from comm\.empty"):
+    with pytest.raises(
+        ValueError,
+        match=r"allreduce one_sided reaches into the memory of peers: expected x and out "
+        r"from comm\.empty, contiguous, found none",
+    ):
         calls_of().get(request)

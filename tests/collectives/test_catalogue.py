@@ -23,11 +23,12 @@ DEMANDED = {
         "halving_doubling",
         "one_shot",
         "two_shot",
+        "linear",
         "one_sided",
     },
     "reduce": {"ring", "tree", "chain", "one_sided"},
     "broadcast": {"ring", "tree", "chain", "one_sided"},
-    "reduce_scatter": {"ring", "tree", "halving", "one_sided"},
+    "reduce_scatter": {"ring", "tree", "halving", "linear", "one_sided"},
     "allgather": {"ring", "tree", "recursive_doubling", "bruck", "one_sided"},
     "gather": {"ring", "tree", "linear", "one_sided"},
     "scatter": {"ring", "tree", "linear"},
@@ -66,10 +67,11 @@ def test_every_algorithm_says_what_it_does_and_where_it_is_from():
         assert algo.widest is not None
 
 
-def test_one_sided_algorithms_are_called_so_and_no_table_chooses_them():
+def test_one_sided_algorithms_are_called_so_and_the_table_says_so():
     for algo in CATALOGUE.values():
         assert algo.one_sided == (algo.name == "one_sided")
-    assert not any(find(r.collective, r.algorithm).one_sided for r in default_table().rows)
+    for row in default_table().rows:
+        assert row.symmetric == (row.algorithm == "one_sided")
 
 
 def test_find_gives_the_algorithm():
@@ -97,6 +99,16 @@ def test_the_catalogue_cannot_be_changed():
 def test_importing_the_catalogue_imports_no_numpy():
     code = "import sys, collectives.catalogue; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_reduction_has_an_algorithm_that_folds_in_rank_order():
+    for collective in ("allreduce", "reduce", "reduce_scatter"):
+        for size in (1, 2, 3, 5, 8):
+            kept = [name for name in names(collective)
+                    if verify(find(collective, name), size).rank_order]  # fmt: skip
+            assert "linear" in kept and "one_sided" in kept, (collective, size)
+    assert not verify(find("reduce_scatter", "pairwise"), 3).rank_order
+    assert not verify(find("allreduce", "ring"), 3).rank_order
 
 
 @pytest.mark.parametrize("size", [*range(1, 10), 13, 16])

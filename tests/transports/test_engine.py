@@ -57,8 +57,8 @@ def exchange(rank, count, text="exchange", size=2, slot_bytes=128, item=8, op=FL
     plan = _native.Plan(
         rank, size, 1, [0], [0], [], 1,
         [
-            ([0], [], [peer], [(INPUT, 0)], [], 0),
-            ([0], [peer], [], [(INPUT, 0)], [(OUTPUT, 0)], int(peer < rank)),
+            ([0], [], [peer], [(INPUT, 0)], [], 0, [], []),
+            ([0], [peer], [], [(INPUT, 0)], [(OUTPUT, 0)], int(peer < rank), [], []),
         ],
     )  # fmt: skip
     return _native.Call(plan, [count], item, op, slot_bytes, text)
@@ -215,7 +215,8 @@ def test_a_mismatch_may_be_declared(region):
 
 
 def test_one_call_at_a_time(region):
-    thread = threading.Thread(target=lambda: run(region, 0, exchange(0, 4), np.ones(4), np.ones(4)))
+    call = exchange(0, 4)
+    thread = threading.Thread(target=lambda: run(region, 0, call, np.ones(4), np.ones(4)))
     thread.start()
     while region.engines[0].calls == 0:
         pass
@@ -225,7 +226,7 @@ def test_one_call_at_a_time(region):
     thread.join()
 
 
-GOOD = ([0], [1], [], [(INPUT, 0)], [(OUTPUT, 0)], 0)
+GOOD = ([0], [1], [], [(INPUT, 0)], [(OUTPUT, 0)], 0, [], [])
 
 
 @pytest.mark.parametrize(
@@ -237,14 +238,17 @@ GOOD = ([0], [1], [], [(INPUT, 0)], [(OUTPUT, 0)], 0)
         ({"inputs": [1]}, "input chunk must be below 1, found 1"),
         ({"outputs": [7]}, "output chunk must be below 1, found 7"),
         ({"scratch": [1]}, "scratch chunk must be below 1"),
-        ({"instruction": ([3], [1], [], [], [], 0)}, "chunk must be below 1, found 3"),
-        ({"instruction": ([0], [2], [], [], [], 0)}, "source must be below 2, found 2"),
-        ({"instruction": ([0], [], [9], [], [], 0)}, "target must be below 2, found 9"),
-        ({"instruction": ([0], [1], [], [(9, 0)], [], 0)}, "a space is 0..3, found 9"),
-        ({"instruction": ([0], [1], [], [(INPUT, 0)], [], 5)}, "own_at is beyond the sources"),
-        ({"instruction": ([0], [0], [], [], [], 0)}, "cannot message itself"),
+        ({"instruction": ([3], [1], [], [], [], 0, [], [])}, "chunk must be below 1, found 3"),
+        ({"instruction": ([0], [2], [], [], [], 0, [], [])}, "source must be below 2, found 2"),
+        ({"instruction": ([0], [], [9], [], [], 0, [], [])}, "target must be below 2, found 9"),
+        ({"instruction": ([0], [1], [], [(9, 0)], [], 0, [], [])}, "a space is 0..3, found 9"),
         (
-            {"size": 3, "instruction": ([0], [1, 2], [], [], [(OUTPUT, 0)], 0)},
+            {"instruction": ([0], [1], [], [(INPUT, 0)], [], 5, [], [])},
+            "own_at is beyond the sources",
+        ),
+        ({"instruction": ([0], [0], [], [], [], 0, [], [])}, "cannot message itself"),
+        (
+            {"size": 3, "instruction": ([0], [1, 2], [], [], [(OUTPUT, 0)], 0, [], [])},
             "several sources reads",
         ),
     ],
@@ -271,11 +275,11 @@ def test_a_plan_out_of_range_is_refused(change, words):
         (GOOD, 1, ([1, 1], 8, None, 128), "a plan that reduces needs an operation"),
         (GOOD, 9, ([1, 1], 8, FLOAT64_SUM, 64), "64 bytes cannot hold 9 elements of 8"),
         (
-            ([0], [], [1], [(SCRATCH, 0)], [], 0), 1, ([1, 1], 8, None, 128),
+            ([0], [], [1], [(SCRATCH, 0)], [], 0, [], []), 1, ([1, 1], 8, None, 128),
             "a place names a chunk that its space does not hold",
         ),
         (
-            ([1], [], [1], [(INPUT, 0)], [], 0), 1, ([1, 2], 8, None, 128),
+            ([1], [], [1], [(INPUT, 0)], [], 0, [], []), 1, ([1, 2], 8, None, 128),
             "a copy between chunks of different lengths",
         ),
     ],

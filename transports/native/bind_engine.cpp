@@ -15,7 +15,8 @@ namespace {
 
 using Numbers = std::vector<std::uint32_t>;
 using Places = std::vector<std::tuple<std::uint32_t, std::uint32_t>>;
-using Written = std::tuple<Numbers, Numbers, Numbers, Places, Places, std::uint32_t, Places, Places>;
+using Written =
+    std::tuple<Numbers, Numbers, Numbers, Places, Places, std::uint32_t, Places, Places>;
 
 std::vector<Place> places(const Places& written) {
   std::vector<Place> found;
@@ -89,16 +90,20 @@ Engine& engine_of(nb::handle object) {
 
 void register_engine(nb::module_& module) {
   nb::class_<Plan>(module, "Plan")
-      .def("__init__", [](Plan* self, std::uint32_t rank, std::uint32_t size,
-                          std::uint32_t chunk_count, Numbers inputs, Numbers outputs,
-                          Numbers scratch, std::uint32_t widest,
-                          const std::vector<Written>& instructions,
-                          std::vector<Numbers> peer_inputs, std::vector<Numbers> peer_outputs,
-                          const Numbers& remote) {
-        new (self) Plan(make_plan(rank, size, chunk_count, std::move(inputs), std::move(outputs),
-                                  std::move(scratch), widest, instructions, std::move(peer_inputs),
-                                  std::move(peer_outputs), remote));
-      });
+      .def(
+          "__init__",
+          [](Plan* self, std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count,
+             Numbers inputs, Numbers outputs, Numbers scratch, std::uint32_t widest,
+             const std::vector<Written>& instructions, std::vector<Numbers> peer_inputs,
+             std::vector<Numbers> peer_outputs, const Numbers& remote) {
+            new (self) Plan(make_plan(rank, size, chunk_count, std::move(inputs),
+                                      std::move(outputs), std::move(scratch), widest, instructions,
+                                      std::move(peer_inputs), std::move(peer_outputs), remote));
+          },
+          nb::arg("rank"), nb::arg("size"), nb::arg("chunk_count"), nb::arg("inputs"),
+          nb::arg("outputs"), nb::arg("scratch"), nb::arg("widest"), nb::arg("instructions"),
+          nb::arg("peer_inputs") = std::vector<Numbers>{},
+          nb::arg("peer_outputs") = std::vector<Numbers>{}, nb::arg("remote") = Numbers{});
   nb::class_<Call>(module, "Call")
       .def(
           "__init__",

@@ -122,6 +122,18 @@ void divide(int dtype_number, nb::handle data_object, std::uint64_t divisor) {
   kernel(data.data(), count, divisor);
 }
 
+void stream_bytes(nb::handle input_object, nb::handle out_object) {
+  const Bytes out(out_object, true, "out");
+  const Bytes input(input_object, false, "input");
+  check_size(input, out, "input");
+  if (input.data() == out.data() && out.size() != 0) {
+    throw std::invalid_argument("input and out: expected none in common, found the same memory");
+  }
+  check_place(input, out, "input and out");
+  const nb::gil_scoped_release release;
+  stream(out.data(), input.data(), out.size(), false);
+}
+
 bool supports_numbers(int dtype, int op) {
   return supports(dtype_of(dtype), op_of(op));
 }
@@ -135,6 +147,7 @@ void register_kernels(nb::module_& module) {
              "Fold the inputs in the order given into out and, if given, also.");
   module.def("divide", &divide, "dtype"_a, "data"_a, "divisor"_a,
              "Divide in place: the last step of avg.");
+  module.def("stream", &stream_bytes, "input"_a, "out"_a, "Copy past the caches.");
   module.def("supports", &supports_numbers, "dtype"_a, "op"_a);
   module.def("instruction_set", &instruction_set, "The one whose kernels run.");
   module.def("use_instruction_set", &use_instruction_set, "name"_a,

@@ -127,7 +127,7 @@ def test_segments_are_those_of_the_engine(algo):
         for factor in (1, 3):
             lengths = [segment // item * factor] * plan.chunk_count
             parts = [
-                (i.chunks, i.sources, i.targets, i.reads, i.writes, i.own_at)
+                (i.chunks, i.sources, i.targets, i.reads, i.writes, i.own_at, [], [])
                 for i in plan.instructions
             ]
             native = _native.Plan(plan.rank, plan.size, plan.chunk_count, plan.inputs, plan.outputs,
