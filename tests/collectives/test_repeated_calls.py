@@ -10,38 +10,17 @@ import gc
 import threading
 import time
 import weakref
-from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
 from harness.batches import Batch
 from harness.errors import raising, refused, still_works
+from harness.ways import long_ways
 
 import collectives
 from collectives.schedule import algorithm, recv_reduce, send
 
 ranks = Batch()
-
-
-@contextmanager
-def long_ways(comm):
-    """How many calls in the block came past the table: a list that grows."""
-    found = []
-    once = comm._start, comm._launch
-
-    def start(*args, **more):
-        found.append(args[0])
-        return once[0](*args, **more)
-
-    def launch(*args, **more):
-        found.append("launched")
-        return once[1](*args, **more)
-
-    comm._start, comm._launch = start, launch
-    try:
-        yield found
-    finally:
-        del comm._start, comm._launch
 
 
 def contributions(comm, shape, dtype, turn):
@@ -232,27 +211,6 @@ def test_arguments_that_are_not_what_was_remembered(comm):
 
 
 @ranks(2)
-def test_a_call_waits_for_asynchronous_ones_before_it(comm):
-    """One that is known must not overtake what is in the queue."""
-    x, out, first = np.zeros(4), np.zeros(4), np.zeros(40_000)
-    for _ in range(3):
-        comm.allreduce(x, out=out)
-    for turn in range(40):
-        x[:] = turn
-        first[:] = turn
-        works = [comm.allreduce(first, async_op=True) for _ in range(3)]
-        assert comm.allreduce(x, out=out) is out and out.tolist() == [2 * turn] * 4
-        for work in works:
-            assert work.done()  # its turn came after theirs
-            assert work.wait()[0] == 2 * turn
-        comm.barrier(async_op=True)
-        comm.barrier()
-    with long_ways(comm) as taken:
-        comm.allreduce(x, out=out)
-        assert taken == []
-
-
-@ranks(2)
 def test_known_calls_of_threads_that_take_turns(comm):
     x, out = np.ones(4), np.zeros(4)
 
@@ -343,32 +301,6 @@ def test_nothing_of_the_users_is_kept(comm):
     assert gone() is None
 
 
-@ranks(1, 2, 3)
-def test_barriers(comm):
-    """Each rank sees all others come to barrier k before it leaves it."""
-    for turn in range(200):
-        name = (None, "ring", "tree", "dissemination")[turn % 4]
-        comm.barrier(algorithm=name)
-    sums = np.zeros(1, np.int64)
-    comm.allreduce(np.ones(1, np.int64), out=sums)
-    assert sums[0] == comm.size
-
-
-@ranks(2)
-def test_nobody_leaves_a_known_barrier_early(comm):
-    for _ in range(3):
-        comm.barrier()
-    for turn in range(20):
-        came = time.monotonic()
-        if comm.rank == turn % 2:
-            time.sleep(0.005)
-            came = time.monotonic()
-        comm.barrier()
-        left = time.monotonic()
-        times = comm.allgather(np.array([came, left]))  # one clock for all of a machine
-        assert times[:, 1].min() >= times[:, 0].max(), times
-
-
 @ranks(2)
 def test_a_closed_or_broken_communicator_repeats_nothing(comm):
     part = comm.split(0)
@@ -381,29 +313,3 @@ def test_a_closed_or_broken_communicator_repeats_nothing(comm):
         with raising(collectives.CollectiveError, "closed"):
             call()
     still_works(comm)
-
-
-@ranks(2)
-def test_after_asynchronous_calls_that_failed_the_way_is_short_again(comm):
-    """What counts the calls under way counts down where they fail, too."""
-    x, out = np.ones(3), np.zeros(3)
-
-    def fail():
-        raise KeyError("lost")
-
-    work = comm._queue.submit("fails", fail)
-    with raising(KeyError, "lost"):
-        work.wait()
-    comm.allreduce(x, out=out)
-    with long_ways(comm) as taken:
-        comm.allreduce(x, out=out)
-        assert taken == []
-    gate = threading.Event()
-    comm._queue.submit("waits", gate.wait)
-    assert not comm._engine.repeat("allreduce", x, out, 0, "sum", None, False, False, None)
-    gate.set()
-    comm.barrier(async_op=True).wait()
-    comm.barrier()
-    with long_ways(comm) as taken:
-        comm.allreduce(x, out=out)
-        assert taken == []
