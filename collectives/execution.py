@@ -78,7 +78,9 @@ class Execution:
     ) -> Any:
         """Run a call from `source` to an array of `shape`, or to nothing where it is None."""
         symmetric = (
-            self._symmetric_of(collective, family, x, out) if self._engine.has_symmetric else ()
+            self._symmetric_of(collective, family, x, out, counts)
+            if self._engine.has_symmetric
+            else ()
         )
         key = (
             collective, family.kind_of(x), count, op, root, algorithm, counts, deterministic,
@@ -136,15 +138,21 @@ class Execution:
         return out
 
     def _symmetric_of(
-        self, collective: str, family: Family, x: Array, out: Array | None
+        self,
+        collective: str,
+        family: Family,
+        x: Array,
+        out: Array | None,
+        counts: tuple[int, ...] | None,
     ) -> tuple[Space, ...]:
         """Which arrays of the call lie in symmetric memory, as they lie there.
 
-        `out` does not count where not every rank has one. An alltoall in place has none: it reads a
-        copy of x.
+        `out` does not count where not every rank has one, nor x where that of some rank is empty,
+        and lies nowhere. An alltoall in place has none: it reads a copy of x.
         """
         found = []
-        if self._lies_in_symmetric(family, x):
+        somewhere = collective not in ("gather", "allgather") or 0 not in (counts or ())
+        if somewhere and self._lies_in_symmetric(family, x):
             found.append(Space.INPUT)
         if out is not None and collective not in ("reduce", "gather"):
             if collective == "alltoall" and is_same_memory(family, x, out):

@@ -30,6 +30,7 @@ from transports.rendezvous.local import Introduction, meet
 from transports.shm.memory import allocate
 
 _LINE = 64
+_MOST_BYTES = 1 << 46  # no machine has it, and with all parts it can still be counted
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Symmetric(Messages):
             it and all views of it have died on every rank.
 
         Raises:
-            TypeError: shape or dtype is none, or elements hold Python objects.
+            TypeError: shape or dtype is none, or elements hold Python objects or no bytes.
             ValueError: a length is negative.
             MismatchError: the ranks ask for different arrays.
             MemoryError: there is not as much memory.
@@ -119,8 +120,10 @@ class Symmetric(Messages):
         descriptor, failure = -1, None
         if self.rank == 0:
             try:
+                if nbytes > _MOST_BYTES:
+                    raise MemoryError(f"{nbytes} bytes of shared memory cannot be had")
                 descriptor = allocate(_native.symmetric_file_bytes(self.size, nbytes))
-            except MemoryError as error:  # every rank must hear of it
+            except (MemoryError, OSError) as error:  # every rank must hear of it
                 failure = error
         if (failure := self.broadcast_object(failure)) is not None:
             raise failure
@@ -199,4 +202,6 @@ def _checked_dtype(dtype: Any) -> tuple[Any, int, str]:
     found = np.dtype(dtype)
     if found.hasobject:
         raise TypeError(f"elements of {found} hold Python objects, which cannot be shared")
+    if found.itemsize == 0:
+        raise TypeError(f"elements of {found} have no bytes")
     return None, found.itemsize, str(found)
