@@ -143,6 +143,8 @@ class Chooser:
             return True
         if algo.collective == "alltoall" and request.counts is not None:
             return False  # where a peer has its chunks depends on counts that a rank does not know
+        if not request.symmetric and self._size > 1:
+            return False  # without a proof of all ranks, which takes a while where they are many
         remote = reach(algo, self._size, request.root, self._hosts).remote
         return set(remote) <= set(request.symmetric)
 

@@ -22,7 +22,7 @@ from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
 from transports.rendezvous.identity import host_identity, pid_namespace
-from transports.rendezvous.local import Introduction
+from transports.rendezvous.local import Introduction, Look
 from transports.shm.connection import Geometry, connect
 
 _LONGEST_TRACEBACK = 3000  # characters, of at most 4 bytes, that every rank can be told
@@ -73,8 +73,12 @@ class Communicator(Explaining):
         table: SelectionTable,
         timeout: float,
         host_id: str | None = None,
+        look: Look = lambda: None,
     ) -> None:
-        """Meet the other ranks; rank 0's geometry and table count. For `init` and `split`."""
+        """Meet the other ranks; rank 0's geometry and table count. For `init` and `split`.
+
+        `look` is called while it waits for them; what it raises ends the waiting.
+        """
         me = Introduction(
             rank=rank,
             size=size,
@@ -92,6 +96,7 @@ class Communicator(Explaining):
             geometry=geometry,
             settings={"table": table.as_settings()},
             timeout=timeout,
+            look=look,
         )
         self._me = me
         self.rank = rank
@@ -209,6 +214,7 @@ class Communicator(Explaining):
             table=self._table,
             timeout=self.timeout,
             host_id=self._host_id,
+            look=self._engine.check,
         )
         self._share_with(half, tuple(rank for _, rank in members))
         return half

@@ -104,7 +104,9 @@ class Execution:
                 # Chunks lie elsewhere in the output than in the input, so that is kept apart.
                 source = family.empty(shape_of(x), x)
                 family.copy_into(source, x)
-            if not (plain and source is x and target is out and not async_op and self._queue.idle):
+            # Where it does not read x, as off the root of a broadcast, it cannot compare the two.
+            reads = source is x and not (call.one_sided and call.input_bytes == 0)
+            if not (plain and reads and target is out and not async_op and self._queue.idle):
                 # What the engine itself refuses where it works on x and out at once.
                 refuse_out(out, shape, x, family)
                 refuse_overlap(x, out, family)
@@ -113,6 +115,10 @@ class Execution:
         repeatable = (
             family is NUMPY
             and (given is not None or shape is None)
+            # As they are given: a copy may lie where others do not.
+            and plain
+            and (source is None or source is x)
+            and (target is None or target is given)
             and counts is None
             and timeout is None
             # What is remembered must not lead back to this object, as a user's algorithm might.

@@ -8,6 +8,7 @@ message that comes whether it is of a call they know, or a header.
 from __future__ import annotations
 
 import pickle
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,23 +22,27 @@ from collectives.arguments import (
     refuse_overlap,
 )
 from collectives.arrays import NUMPY, Array, family_of, shape_of
+from collectives.catalogue import find
 from collectives.choosing import Request
 from collectives.operations import Counts, Operations
 from collectives.schedule import Algorithm
+from collectives.steps import Recv
 from transports import _native
+from transports.errors import CollectiveError
 
 _HEADER_BYTES = 512
 # All ranks keep the same, in the same order, so they stop at the same; beyond it headers go on.
 _MOST_TOLD = 1024
 
-Told = tuple[str, Any, tuple[int, ...]]
-"""What a header says: family and dtype of the root's x, and its shape."""
+Told = tuple[str, Any, tuple[int, ...], str]
+"""What a header says: family and dtype of the root's x, its shape, and the algorithm's name, empty
+for one of the user's: names are unique in the catalogue only."""
 
 
 class Scatter(Operations):
     """The scatter of a communicator."""
 
-    # By (root, counts, algorithm): what headers have said, and the calls for it.
+    # By (root, counts): what headers have said, and the calls for it.
     _told: dict[Any, dict[Told, _native.Call]]
 
     def scatter(
@@ -104,9 +109,15 @@ class Scatter(Operations):
         algorithm: str | Algorithm | None,
         seconds: float,
     ) -> Any:
-        told, call = self._next_scatter(x, root, parts, algorithm, seconds)
-        family_name, dtype, whole = told
-        like = x if self.rank == root else _example(family_name, dtype)
+        try:
+            told, call = self._next_scatter(x, root, parts, algorithm, seconds)
+            family_name, dtype, whole, _ = told
+            like = x if self.rank == root else _example(family_name, dtype)
+        except CollectiveError:
+            raise
+        except BaseException as error:  # between header and data: the others must not wait
+            self._engine.abort(f"rank {self.rank} left a scatter with {error!r}")
+            raise
         family = family_of(like)
         rest = whole[1:]
         shape = rest if parts is None else (parts[self.rank], *rest)
@@ -123,7 +134,7 @@ class Scatter(Operations):
         plain = target is out and (source is None or source is x) and parts is None
         if plain and family is NUMPY and (algorithm is None or isinstance(algorithm, str)):
             mine = x if self.rank == root else None
-            if told in self._told.get((root, parts, algorithm), ()):
+            if told in self._told.get((root, parts), ()):
                 self._engine.remember(
                     "scatter", mine, out, root, None, algorithm, False, call,
                     is_told=self.rank != root,
@@ -142,21 +153,56 @@ class Scatter(Operations):
         seconds: float,
     ) -> tuple[Told, _native.Call]:
         """What the root scatters now, and the call that does it."""
-        known = self._told.setdefault((root, parts, algorithm), {})
+        known = self._told.setdefault((root, parts), {})
+        told = None
         if self.rank == root:
-            told = (family_of(x).name, x.dtype, shape_of(x))  # type: ignore[union-attr]
+            told = self._about(x, root, parts, algorithm)
             if told in known:
                 return told, known[told]
         else:
-            for told in reversed(known):  # what came last is likeliest to come again
-                if self._engine.next_is(known[told], seconds):
-                    return told, known[told]
-            told = None
+            for each in reversed(known):  # what came last is likeliest to come again
+                if algorithm in (None, each[3]) and self._engine.next_is(known[each], seconds):
+                    return each, known[each]
         told = self._told_by_root(told, root, seconds)
         call = self._scatter_call(told, root, parts, algorithm)
-        if sum(map(len, self._told.values())) < _MOST_TOLD:
+        # Only where every rank hears first of the root does its first message, header or data, tell
+        # which of the two has come.
+        direct = bool(told[3]) and _hears_of_root(find("scatter", told[3]), self.size, root)
+        if direct and sum(map(len, self._told.values())) < _MOST_TOLD:
             known[told] = call
         return told, call
+
+    def _about(
+        self,
+        x: Array | None,
+        root: int,
+        parts: tuple[int, ...] | None,
+        algorithm: str | Algorithm | None,
+    ) -> Told:
+        """What the root's header says."""
+        family = family_of(x)
+        told = (family.name, x.dtype, shape_of(x), "")  # type: ignore[union-attr]
+        if isinstance(algorithm, Algorithm):
+            return told
+        request = self._scatter_request(told, root, parts, algorithm)
+        return (*told[:3], self._calls.chooser.algorithm_for(request).name)
+
+    def _scatter_request(
+        self,
+        told: Told,
+        root: int,
+        parts: tuple[int, ...] | None,
+        algorithm: str | Algorithm | None,
+    ) -> Request:
+        like = _example(*told[:2])
+        family = family_of(like)
+        row = int(np.prod(told[2][1:], dtype=np.int64))
+        counts = None if parts is None else tuple(part * row for part in parts)
+        return Request(
+            "scatter", family.dtype_of(like), family.itemsize_of(like),
+            row if parts is None else 0, None, root, algorithm or told[3] or None, counts,
+            whole=f"{told[0]} {told[2]}",
+        )  # fmt: skip
 
     def _scatter_call(
         self,
@@ -165,17 +211,7 @@ class Scatter(Operations):
         parts: tuple[int, ...] | None,
         algorithm: str | Algorithm | None,
     ) -> _native.Call:
-        like = _example(*told[:2])
-        family = family_of(like)
-        row = int(np.prod(told[2][1:], dtype=np.int64))
-        counts = None if parts is None else tuple(part * row for part in parts)
-        return self._calls.get(
-            Request(
-                "scatter", family.dtype_of(like), family.itemsize_of(like),
-                row if parts is None else 0, None, root, algorithm, counts,
-                whole=f"{told[0]} {told[2]}",
-            )
-        )  # fmt: skip
+        return self._calls.get(self._scatter_request(told, root, parts, algorithm))
 
     def _told_by_root(self, told: Told | None, root: int, seconds: float) -> Told:
         """The root's header, on every rank."""
@@ -194,8 +230,23 @@ class Scatter(Operations):
         return said
 
     def _tell(self, note: Array, root: int, seconds: float) -> None:
-        call = self._calls.get(Request("broadcast", "scatter header", 1, note.size, root=root))
+        # Straight from the root, as the data that a rank may be waiting for, see above.
+        call = self._calls.get(
+            Request("broadcast", "scatter header", 1, note.size, root=root, algorithm="linear")
+        )
         self._engine.execute(call, note if self.rank == root else None, note, seconds, False)
+
+
+@lru_cache(maxsize=256)
+def _hears_of_root(algo: Algorithm, size: int, root: int) -> bool:
+    """Whether the first message that each rank takes is the root's."""
+    firsts = (
+        next(
+            (step.peer for step in algo.schedule(rank, size, root) if isinstance(step, Recv)), root
+        )
+        for rank in range(size)
+    )
+    return all(first == root for first in firsts)
 
 
 def _example(family: str, dtype: Any) -> Array:

@@ -10,7 +10,6 @@ have dropped.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import operator
@@ -26,6 +25,7 @@ import numpy as np
 from collectives.arrays import Array
 from collectives.messages import Messages
 from transports import _native
+from transports.errors import CollectiveError
 from transports.rendezvous.local import Introduction, meet
 from transports.shm.memory import allocate
 
@@ -117,7 +117,8 @@ class Symmetric(Messages):
     def _new_block(self, nbytes: int) -> _Block:
         self._allocations += 1
         job = f"{self._job}/memory-{self._allocations}"
-        descriptor, failure = -1, None
+        descriptor = -1
+        failure: Exception | None = None
         if self.rank == 0:
             try:
                 if nbytes > _MOST_BYTES:
@@ -125,24 +126,46 @@ class Symmetric(Messages):
                 descriptor = allocate(_native.symmetric_file_bytes(self.size, nbytes))
             except (MemoryError, OSError) as error:  # every rank must hear of it
                 failure = error
-        if (failure := self.broadcast_object(failure)) is not None:
-            raise failure
-        meeting = meet(
-            self._me, job=job, secret=self._secret, settings={}, offer=lambda ranks: descriptor,
-            timeout=self.timeout,
-        )  # fmt: skip
         try:
-            memory = _native.SymmetricBlock(meeting.descriptor, self.size, nbytes)
+            if (failure := self.broadcast_object(failure)) is not None:
+                raise failure
+            memory, failure = self._map_together(job, descriptor, nbytes)
         finally:
-            os.close(meeting.descriptor)
-            for pidfd in meeting.pidfds:
-                with contextlib.suppress(OSError):
-                    os.close(pidfd)
+            if descriptor >= 0:
+                os.close(descriptor)
+        failures: list[Exception | None] = self.allgather_object(failure)
+        for rank, each in enumerate(failures):
+            if each is not None:
+                raise MemoryError(f"rank {rank} could not map symmetric memory: {each}")
+        assert memory is not None, "memory that no rank has failed to map"
         name = int.from_bytes(hashlib.sha256(job.encode()).digest()[:7])
         block = _Block(name, memory, nbytes, tuple(range(self.size)))
         self._own.append(block)
         self._adopt(block)
         return block
+
+    def _map_together(
+        self, job: str, descriptor: int, nbytes: int
+    ) -> tuple[_native.SymmetricBlock | None, Exception | None]:
+        """The memory that rank 0 has made, or why this rank could not map it."""
+        try:
+            meeting = meet(
+                self._me, job=job, secret=self._secret, settings={},
+                offer=lambda ranks: os.dup(descriptor), timeout=self.timeout,
+                look=self._engine.check,
+            )  # fmt: skip
+        except CollectiveError:
+            self._engine.check()  # what ended it for others says more than that they have gone
+            raise
+        try:
+            return _native.SymmetricBlock(meeting.descriptor, self.size, nbytes), None
+        except (OSError, ValueError) as error:
+            return None, error
+        finally:
+            os.close(meeting.descriptor)
+            for pidfd in meeting.pidfds:
+                if pidfd >= 0:
+                    os.close(pidfd)
 
     def _view(self, block: _Block) -> Array:
         owner = _Owner(block.memory)
@@ -199,6 +222,8 @@ def _checked_dtype(dtype: Any) -> tuple[Any, int, str]:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(dtype, torch.dtype):
         return dtype, int(dtype.itemsize), str(dtype)
+    if dtype is None:  # which numpy takes for float64
+        raise TypeError("dtype must be a numpy or torch type, found None")
     found = np.dtype(dtype)
     if found.hasobject:
         raise TypeError(f"elements of {found} hold Python objects, which cannot be shared")

@@ -132,3 +132,5 @@ class WorkQueue:
                 self._unfinished -= 1
                 self._count(-1)
             work.finish(result, error)
+            # While this thread waits for the next, it must not keep the arrays of the last alive.
+            del work, job, result, error

@@ -131,7 +131,7 @@ void stream_bytes(nb::handle input_object, nb::handle out_object) {
   }
   check_place(input, out, "input and out");
   const nb::gil_scoped_release release;
-  stream(out.data(), input.data(), out.size(), false);
+  stream(out.data(), input.data(), out.size());
 }
 
 bool supports_numbers(int dtype, int op) {

@@ -24,7 +24,7 @@ void register_symmetric(nb::module_& module) {
             if (index >= self.block->parts()) throw nb::index_error("the block has no such part");
             const std::size_t shape[] = {self.block->bytes()};
             return nb::ndarray<nb::numpy, std::uint8_t, nb::ndim<1>>(self.block->part(index), 1,
-                                                                    shape, owner);
+                                                                     shape, owner);
           },
           nb::arg("index"), nb::arg("owner"))
       .def("keep", [](const HeldBlock& self) {

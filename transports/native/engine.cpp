@@ -116,22 +116,28 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
   }
   ++number_;
   stamp_ = stamp_of(call, number_);
-  auto& standing = region_.standing(rank());
-  if (shown_ != call.fingerprint()) {
-    standing.call.set(call.text());
-    shown_ = call.fingerprint();
-  }
-  standing.entered.store(number_, std::memory_order_release);
   waiter_.begin(timeout_seconds, background, once_slow);
   or_tell_others([&] {
-    if (call.reaches_inputs() || call.reaches_outputs()) locate(call, input, output);
+    locate(call, input, output);
+    enter(call, number_, stamp_);
     if (call.scratch_bytes() > scratch_bytes_) {
       scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
       scratch_bytes_ = call.scratch_bytes();
     }
     run(call, input, output);
   });
-  standing.completed.store(number_, std::memory_order_release);
+  region_.standing(rank()).completed.store(number_, std::memory_order_release);
+}
+
+void Engine::enter(const Call& call, std::uint64_t number, std::uint64_t stamp) {
+  auto& standing = region_.standing(rank());
+  if (shown_ != call.fingerprint()) {
+    standing.call.set(call.text());
+    shown_ = call.fingerprint();
+  }
+  standing.stamps[number % 2].store(stamp, std::memory_order_relaxed);
+  // Release: text and stamp are there for whoever sees the number.
+  standing.entered.store(number, std::memory_order_release);
 }
 
 bool Engine::next_is(const Call& call, double timeout_seconds, OnceSlow once_slow) {
@@ -145,6 +151,7 @@ bool Engine::next_is(const Call& call, double timeout_seconds, OnceSlow once_slo
   const std::uint32_t peer = call.peers()[first->sources_begin];
   const std::uint32_t index = peers_[peer].received;
   const auto& descriptor = region_.descriptor(peer, rank(), index);
+  enter(call, number_ + 1, 0);  // so that others see where this rank waits, though not yet for what
   or_tell_others([&] { waiter_.await(descriptor.sequence, index + 1, peer, "message from"); });
   return descriptor.fingerprint == fingerprint_of(stamp_of(call, number_ + 1), *first);
 }
@@ -336,19 +343,7 @@ void Engine::fail_mismatch(const Call& call, std::uint32_t peer, const Descripto
     text += " (a message of " + std::to_string(found.length) + " bytes, expected " +
             std::to_string(bytes) + ")";
   }
-  const auto place_of = [this](std::uint32_t rank, Whereabouts Standing::* array) {
-    const auto& where = region_.standing(rank).*array;
-    const auto block = where.block.load(std::memory_order_relaxed);
-    return std::pair{block, where.offset.load(std::memory_order_relaxed)};
-  };
-  for (const auto& [name, array] : {std::pair{"x", &Standing::input}, {"out", &Standing::output}}) {
-    const auto here = place_of(rank(), array), there = place_of(peer, array);
-    if (here == there || here.first == 0 || there.first == 0) continue;
-    text += std::string(" (") + name + " must lie at the same place on every rank: here it is at " +
-            std::to_string(here.second) + " of block " + std::to_string(here.first) +
-            " of symmetric memory, there at " + std::to_string(there.second) + " of block " +
-            std::to_string(there.first) + ")";
-  }
+  text += waiter_.where_arrays_differ(peer);
   waiter_.fail(FailureKind::mismatch, text);
 }
 

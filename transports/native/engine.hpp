@@ -21,8 +21,8 @@ inline constexpr std::size_t kHeldBytes = 8 * 1024;
 
 // Where a chunk's own operand is, and where its value is kept; nullptr for nowhere.
 inline const std::byte* own_operand(const Call::Item& item, std::uint64_t segment_at,
-                             const std::byte* input, const std::byte* output,
-                             const std::byte* scratch) {
+                                    const std::byte* input, const std::byte* output,
+                                    const std::byte* scratch) {
   switch (item.read) {
     case Space::input:
       return input + item.read_at + segment_at;
@@ -37,7 +37,7 @@ inline const std::byte* own_operand(const Call::Item& item, std::uint64_t segmen
 }
 
 inline std::byte* kept_at(const Call::Item& item, std::uint64_t segment_at, std::byte* output,
-                   std::byte* scratch) {
+                          std::byte* scratch) {
   if (item.write == Space::output) return output + item.write_at + segment_at;
   if (item.write == Space::scratch) return scratch + item.write_at;
   return nullptr;
@@ -91,6 +91,8 @@ class Engine {
   static std::uint64_t stamp_of(const Call& call, std::uint64_t number);
   static std::uint64_t fingerprint_of(std::uint64_t stamp, const Call::Step& step);
   void check_usable() const;
+  // Shows the others which call this rank is in.
+  void enter(const Call& call, std::uint64_t number, std::uint64_t stamp);
   // Runs `work`; what it throws breaks the engine, and the others hear of it.
   template <class Work>
   void or_tell_others(const Work& work);
@@ -102,7 +104,8 @@ class Engine {
   // `operands_` folded, or the one copied, to `results_`.
   void fold(const Call& call, std::size_t operands, std::size_t results, std::uint64_t length,
             bool past_caches);
-  // Finds the arrays of a one-sided call at every peer; makes where they lie part of the call.
+  // Finds the arrays of a one-sided call at every peer; makes where they lie part of the call. Of
+  // other calls notes that where they lie is of no concern.
   void locate(const Call& call, const std::byte* input, const std::byte* output);
   // Folds `operands_` into `out`, past the caches, and into `also`.
   void reduce_past_caches(const Call& call, std::byte* out, std::byte* also, std::size_t operands,
@@ -134,6 +137,7 @@ class Engine {
   std::uint64_t scratch_bytes_ = 0;
   std::uint64_t number_ = 0;  // calls entered
   std::uint64_t stamp_ = 0;   // fingerprint of the running call, its number included
+  bool located_ = false;      // whether the region shows where a call's arrays lie
   std::uint64_t shown_ = 0;   // fingerprint of the call text that stands in the region
   std::atomic<bool> busy_{false};
   std::atomic<bool> closed_{false};

@@ -24,6 +24,7 @@ std::uint64_t digest(const std::optional<SymmetricMemory::Place>& place) {
 }  // namespace
 
 void Engine::locate(const Call& call, const std::byte* input, const std::byte* output) {
+  if (!call.reaches_inputs() && !call.reaches_outputs() && !located_) return;
   std::optional<SymmetricMemory::Place> x, out;
   if (call.reaches_inputs()) x = symmetric_.find(input, call.widest_input());
   if (call.reaches_outputs()) out = symmetric_.find(output, call.widest_output());
@@ -43,6 +44,7 @@ void Engine::locate(const Call& call, const std::byte* input, const std::byte* o
   auto& standing = region_.standing(rank());
   show(standing.input, x);
   show(standing.output, out);
+  located_ = x.has_value() || out.has_value();
 }
 
 void Engine::reach(const Call& call, const Call::Step& step, const std::byte* input,
@@ -75,8 +77,8 @@ void Engine::reach(const Call& call, const Call::Step& step, const std::byte* in
   }
 }
 
-void Engine::fold(const Call& call, std::size_t operands, std::size_t results,
-                  std::uint64_t length, bool past_caches) {
+void Engine::fold(const Call& call, std::size_t operands, std::size_t results, std::uint64_t length,
+                  bool past_caches) {
   alignas(kLine) std::byte held[kHeldBytes];
   const std::uint64_t block = past_caches ? kHeldBytes : results <= 2 ? length : kBlock;
   for (std::uint64_t at = 0; at < length; at += block) {

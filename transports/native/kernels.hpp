@@ -61,8 +61,9 @@ DivideKernel divide_kernel(DType dtype);
 // One read, two writes. `also` may be null; `out` and `also` may each equal `input`.
 void copy_to_both(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes);
 
-// Copies past the caches: `out` is not read into them first, and what lies in them stays. For results
-// that are longer than a cache. No overlap. On processors without such stores, a plain copy.
+// Copies past the caches: `out` is not read into them first, and what lies in them stays. For
+// results that are longer than a cache. No overlap. On processors without such stores, a plain
+// copy.
 void stream(std::byte* out, const std::byte* input, std::size_t bytes);
 
 // "avx512", "avx2" or "baseline"; on 64-bit ARM "neon".

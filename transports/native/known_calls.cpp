@@ -73,7 +73,8 @@ struct KnownCalls::Given {
     if (array == nullptr) return {};
     return {{PyArray_DIMS(array), PyArray_DIMS(array) + PyArray_NDIM(array)},
             nb::borrow(dtype_of(array)),
-            symmetric};
+            symmetric,
+            nb::cast<std::uint64_t>(nb::handle(reinterpret_cast<PyObject*>(array)).attr("nbytes"))};
   }
 };
 
@@ -98,7 +99,8 @@ std::optional<KnownCalls::Found> KnownCalls::find(const Ask& ask,
       !out.is(entry.out, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_WRITEABLE)) {
     return std::nullopt;
   }
-  return Found{entry.call, entry.holder, x.data(), out.data(), entry.is_told};
+  return Found{entry.call,    entry.holder,  x.data(),       out.data(),
+               entry.is_told, entry.x.bytes, entry.out.bytes};
 }
 
 void KnownCalls::remember(const Ask& ask, const SymmetricMemory& symmetric, nb::handle call,

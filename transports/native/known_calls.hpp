@@ -1,10 +1,11 @@
 // The short way from a method to the engine: a call that was made before is found by the arrays it
 // is made with, in some tens of nanoseconds, and nothing of Python runs in between.
 //
-// Only numpy arrays, contiguous ones, are looked at (or None, where a rank has none). What distinguishes calls beyond them (which
-// collective, the root, the operation, an algorithm) is compared as an object, by identity: equal
-// objects that are not the same only miss, and take the long way. Everything that is compared is
-// held, so an address never comes to mean another object. Used under the interpreter's lock.
+// Only numpy arrays, contiguous ones, are looked at (or None, where a rank has none). What
+// distinguishes calls beyond them (which collective, the root, the operation, an algorithm) is
+// compared as an object, by identity: equal objects that are not the same only miss, and take the
+// long way. Everything that is compared is held, so an address never comes to mean another object.
+// Used under the interpreter's lock.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -39,13 +40,16 @@ class KnownCalls {
     const std::byte* input;
     std::byte* output;
     bool is_told;
+    std::uint64_t x_bytes;  // of the whole arrays, whether the call uses them or not
+    std::uint64_t out_bytes;
   };
 
   // Whether an array lies in symmetric memory is part of what call it is made for.
   std::optional<Found> find(const Ask& ask, const SymmetricMemory& symmetric) const;
   // `call` holds a Call. Does nothing if the arrays are not such as `find` looks at. What is held
   // must not lead back to the owner of this table: the garbage collector does not look in here.
-  // `is_told`: another rank decides which call comes; whether it is this one shows its first message.
+  // `is_told`: another rank decides which call comes; whether it is this one shows its first
+  // message.
   void remember(const Ask& ask, const SymmetricMemory& symmetric, nanobind::handle call,
                 bool is_told);
 
@@ -54,6 +58,7 @@ class KnownCalls {
     std::vector<std::ptrdiff_t> shape;
     nanobind::object dtype;
     bool symmetric = false;
+    std::uint64_t bytes = 0;
   };
   struct Entry {
     Array x, out;

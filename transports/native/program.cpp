@@ -120,11 +120,13 @@ void Plan::check() const {
     if (!each.writes.empty() && each.writes.size() != each.chunks.size()) {
       refuse("an instruction writes all of its chunks or none");
     }
-    if (each.sources.empty() && each.peeks.empty() && each.reads.empty()) refuse("an instruction needs an operand");
+    if (each.sources.empty() && each.peeks.empty() && each.reads.empty())
+      refuse("an instruction needs an operand");
     if (each.sources.size() + each.peeks.size() > 1 && each.reads.empty()) {
       refuse("an instruction with several sources reads the own value too");
     }
-    if (each.own_at > each.sources.size() + each.peeks.size()) refuse("own_at is beyond the sources");
+    if (each.own_at > each.sources.size() + each.peeks.size())
+      refuse("own_at is beyond the sources");
   }
 }
 
@@ -179,8 +181,10 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
   for (std::size_t peer = 0; peer < peer_inputs.size(); ++peer) {
     peer_inputs[peer].resize(plan.chunk_count);
     peer_outputs[peer].resize(plan.chunk_count);
-    widest_input_ = std::max(widest_input_, lay_out(plan.peer_inputs[peer], lengths, peer_inputs[peer]));
-    widest_output_ = std::max(widest_output_, lay_out(plan.peer_outputs[peer], lengths, peer_outputs[peer]));
+    widest_input_ =
+        std::max(widest_input_, lay_out(plan.peer_inputs[peer], lengths, peer_inputs[peer]));
+    widest_output_ =
+        std::max(widest_output_, lay_out(plan.peer_outputs[peer], lengths, peer_outputs[peer]));
   }
   for (const auto space : plan.remote) {
     (space == Space::input ? reaches_inputs_ : reaches_outputs_) = true;

@@ -78,7 +78,8 @@ class Call {
     std::uint64_t write_at;
     Space read;
     Space write;
-    std::uint32_t reaches;  // one-sided: of its peeks, then its pokes, the offsets in the peers' spaces
+    std::uint32_t
+        reaches;  // one-sided: of its peeks, then its pokes, the offsets in the peers' spaces
   };
   struct Step {
     std::uint32_t items_begin, items_end;

@@ -24,14 +24,14 @@ void check_signals() {
 }
 
 // Whether two arrays are the very same memory, laid out alike, or have nothing in common.
-bool may_run_on(const Call& call, const std::byte* input, const std::byte* output) {
-  const std::uint64_t read = call.input_bytes(), written = call.output_bytes();
+bool may_run_on(const Call& call, const std::byte* input, std::uint64_t read,
+                const std::byte* output, std::uint64_t written) {
   if (read == 0 || written == 0 || input + read <= output || output + written <= input) return true;
   return input == output && call.in_place();
 }
 
 void refuse_overlap(const Call& call, const std::byte* input, const std::byte* output) {
-  if (may_run_on(call, input, output)) return;
+  if (may_run_on(call, input, call.input_bytes(), output, call.output_bytes())) return;
   throw std::invalid_argument(
       "x and out overlap: expected the very same memory (out=x) or none in common, found " +
       std::to_string(call.input_bytes()) + " bytes of x at offset " +
@@ -100,7 +100,10 @@ void Rank::execute(const Call& call, nb::handle input, nb::handle output, double
 bool Rank::repeat(const KnownCalls::Ask& ask) {
   if (queued_.load(std::memory_order_relaxed) != 0) return false;
   const auto found = known_.find(ask, engine_.symmetric());
-  if (!found || !may_run_on(*found->call, found->input, found->output)) return false;
+  if (!found ||
+      !may_run_on(*found->call, found->input, found->x_bytes, found->output, found->out_bytes)) {
+    return false;
+  }
   // Held while it runs: the entry may be taken over by a call of another thread.
   const nb::object call = nb::borrow(found->holder);
   if (found->is_told && !next_is(*found->call, timeout_)) return false;

@@ -30,7 +30,8 @@ class Rank {
   // the arrays are not such as the engine takes as they are, or calls wait in the queue.
   bool repeat(const KnownCalls::Ask& ask);
   void remember(const KnownCalls::Ask& ask, nanobind::handle call, bool is_told);
-  // Whether the next call of the rank that this one hears of first is `call`; waits for its message.
+  // Whether the next call of the rank that this one hears of first is `call`; waits for its
+  // message.
   bool next_is(const Call& call, double timeout);
   // Whether `bytes` of memory lie in the own part of a symmetric block.
   bool is_symmetric(nanobind::handle memory, std::uint64_t bytes);

@@ -26,7 +26,7 @@ inline constexpr std::size_t kLine = 64;  // one cache line
 inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
-inline constexpr std::uint32_t kLayoutVersion = 2;
+inline constexpr std::uint32_t kLayoutVersion = 3;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -96,8 +96,9 @@ struct alignas(kLine) Standing {
   alignas(kLine) std::atomic<std::uint32_t> sleepers;  // threads of this rank in a futex wait
   alignas(kLine) std::atomic<std::uint64_t> entered;   // number of the call it last entered
   std::atomic<std::uint64_t> completed;                // ... and last completed
-  SharedText<24> call;                                 // what the entered call is
-  Whereabouts input, output;                           // of a one-sided call
+  std::atomic<std::uint64_t> stamps[2];  // of entered calls, by the number's last bit; 0: not known
+  SharedText<24> call;                   // what the entered call is
+  Whereabouts input, output;             // of a one-sided call
 };
 
 // Where the first trouble is written, for every rank to raise.

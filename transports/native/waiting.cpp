@@ -100,7 +100,19 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
     look(peer, what);
     if (ended) fail_lost(peer, what);
-    if (looks % kLooksPerCensus == 0) look_for_lost();
+    if (looks % kLooksPerCensus == 0) {
+      look_for_lost();
+      look_for_mismatch();
+    }
+  }
+}
+
+void Waiter::look_at_others() const {
+  look_at_trouble();
+  for (std::uint32_t peer = 0; peer < pids_.size(); ++peer) {
+    if (peer == rank_ || !has_ended(peer)) continue;
+    look_at_trouble();
+    fail(FailureKind::peer_lost, name_of(peer) + " ended; its last call was " + call_of(peer));
   }
 }
 
@@ -115,6 +127,46 @@ void Waiter::look_for_lost() const {
                                        "; its own last call was " + call_of(peer));
     }
   }
+}
+
+void Waiter::look_for_mismatch() const {
+  // Ranks that only send to, or only wait for, others than those they should never see a message
+  // of each other's call.
+  const auto& mine = region_.standing(rank_);
+  const auto number = mine.entered.load(std::memory_order_relaxed);
+  const auto stamp = mine.stamps[number % 2].load(std::memory_order_relaxed);
+  if (stamp == 0) return;
+  for (std::uint32_t peer = 0; peer < region_.geometry().ranks; ++peer) {
+    const auto& other = region_.standing(peer);
+    if (other.entered.load(std::memory_order_acquire) != number) continue;
+    // The place of this stamp is written again only after the next number: if the number is the
+    // same still, the stamp was of this call. Acquire keeps the second look behind the stamp.
+    const auto found = other.stamps[number % 2].load(std::memory_order_acquire);
+    if (found == 0 || found == stamp || other.entered.load(std::memory_order_acquire) != number) {
+      continue;
+    }
+    fail(FailureKind::mismatch, "ranks are in different calls: rank " + std::to_string(rank_) +
+                                    " has " + call_of(rank_) + ", rank " + std::to_string(peer) +
+                                    " has " + call_of(peer) + where_arrays_differ(peer));
+  }
+}
+
+std::string Waiter::where_arrays_differ(std::uint32_t peer) const {
+  const auto place_of = [this](std::uint32_t rank, Whereabouts Standing::* array) {
+    const auto& where = region_.standing(rank).*array;
+    const auto block = where.block.load(std::memory_order_relaxed);
+    return std::pair{block, where.offset.load(std::memory_order_relaxed)};
+  };
+  std::string text;
+  for (const auto& [name, array] : {std::pair{"x", &Standing::input}, {"out", &Standing::output}}) {
+    const auto here = place_of(rank_, array), there = place_of(peer, array);
+    if (here == there || here.first == 0 || there.first == 0) continue;
+    text += std::string(" (") + name + " must lie at the same place on every rank: here it is at " +
+            std::to_string(here.second) + " of block " + std::to_string(here.first) +
+            " of symmetric memory, there at " + std::to_string(there.second) + " of block " +
+            std::to_string(there.first) + ")";
+  }
+  return text;
 }
 
 void Waiter::sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,

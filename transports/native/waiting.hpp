@@ -107,6 +107,8 @@ class Waiter {
       throw_trouble();
     }
   }
+  // ... or if the process or communicator of one has ended.
+  void look_at_others() const;
   // Tells every rank, unless one was faster, and throws.
   [[noreturn]] void fail(FailureKind kind, const std::string& text) const;
   // Only tells; false if there is trouble already.
@@ -120,10 +122,14 @@ class Waiter {
   bool has_ended(std::uint32_t peer) const;
   // Throws if any rank ended before it completed the call this rank is in.
   void look_for_lost() const;
+  // Throws if a rank that is in the call of the same number is in another call.
+  void look_for_mismatch() const;
   // Who else has not come to the call this rank is in, for the text of a time-out.
   std::string others_missing(std::uint32_t peer) const;
   [[noreturn]] void fail_lost(std::uint32_t peer, const char* what) const;
   std::string name_of(std::uint32_t peer) const;
+  // For the text of a mismatch: where symmetric arrays lie, if not at one place.
+  std::string where_arrays_differ(std::uint32_t peer) const;
   std::string call_of(std::uint32_t rank) const;
 
  private:

@@ -30,6 +30,7 @@ from transports.rendezvous.notes import hear, hear_rank_zero, is_proof, proof_of
 
 _RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
 _HANDSHAKE_SECONDS = 20.0  # for one answer of a rank that is connected
+_LOOK_SECONDS = 0.1  # between looks at what else may end the waiting
 _GRACE_SECONDS = 5.0  # longer than one's own deadline, for rank 0 to say who is missing
 _LONGEST_HELLO = 1 << 16  # of somebody who has yet to show that he knows the secret
 
@@ -76,6 +77,9 @@ class Meeting:
     pidfds: list[int] = field(default_factory=list)
 
 
+Look = Callable[[], None]
+"""Raises if something else has ended the waiting."""
+
 Offer = Callable[[tuple[Introduction, ...]], int]
 """Makes the shared memory once everyone is there; returns its descriptor."""
 
@@ -88,6 +92,7 @@ def meet(
     settings: dict[str, Any],
     offer: Offer,
     timeout: float,
+    look: Look = lambda: None,
 ) -> Meeting:
     """Meet all ranks of the job.
 
@@ -98,6 +103,8 @@ def meet(
         settings: rank 0's are handed to all; those of other ranks are not used.
         offer: called on rank 0 to make the shared memory.
         timeout: seconds to wait for the others.
+        look: called now and then while this rank waits for others to come; what it raises ends the
+            waiting.
 
     Raises:
         CollectiveTimeout: some ranks did not come; the text names them.
@@ -108,8 +115,8 @@ def meet(
     """
     deadline = time.monotonic() + timeout
     if me.rank == 0:
-        return _receive_everyone(me, job, secret, settings, offer, deadline, timeout)
-    return _report_to_rank_zero(me, job, secret, deadline, timeout)
+        return _receive_everyone(me, job, secret, settings, offer, deadline, timeout, look)
+    return _report_to_rank_zero(me, job, secret, deadline, timeout, look)
 
 
 def _address(job: str) -> str:
@@ -128,6 +135,7 @@ def _receive_everyone(
     offer: Offer,
     deadline: float,
     timeout: float,
+    look: Look,
 ) -> Meeting:
     with contextlib.ExitStack() as stack:
         guests: dict[int, tuple[Introduction, socket.socket, str]] = {}
@@ -141,7 +149,9 @@ def _receive_everyone(
                 ) from None
             listener.listen(me.size)
             while len(guests) < me.size - 1:
-                connection = stack.enter_context(_accept(listener, deadline, timeout, guests, me))
+                connection = stack.enter_context(
+                    _accept(listener, deadline, timeout, guests, me, look)
+                )
                 guest = _greet(connection, secret)
                 if guest is None:
                     connection.close()
@@ -190,15 +200,22 @@ def _accept(
     timeout: float,
     guests: dict[int, Any],
     me: Introduction,
+    look: Look,
 ) -> socket.socket:
-    listener.settimeout(max(0.001, deadline - time.monotonic()))
-    try:
-        connection, _ = listener.accept()
-    except TimeoutError:
+    while True:
+        look()
+        left = deadline - time.monotonic()
+        listener.settimeout(max(0.001, min(left, _LOOK_SECONDS)))
+        try:
+            connection, _ = listener.accept()
+            break
+        except TimeoutError:
+            if left > _LOOK_SECONDS:
+                continue
         missing = [rank for rank in range(1, me.size) if rank not in guests]
         text = f"{_listed(missing)} of {me.size} did not come to the rendezvous in {timeout:g} s"
         _refuse([c for _, c, _ in guests.values()], text)
-        raise CollectiveTimeout(text) from None
+        raise CollectiveTimeout(text)
     connection.settimeout(max(0.001, min(_HANDSHAKE_SECONDS, deadline - time.monotonic())))
     return connection
 
@@ -259,9 +276,9 @@ def _refuse(connections: list[socket.socket], text: str) -> None:
 
 
 def _report_to_rank_zero(
-    me: Introduction, job: str, secret: str, deadline: float, timeout: float
+    me: Introduction, job: str, secret: str, deadline: float, timeout: float, look: Look
 ) -> Meeting:
-    with _connect(job, deadline, timeout) as connection:
+    with _connect(job, deadline, timeout, look) as connection:
         if user_of(connection) != os.getuid():
             raise PermissionError(f"rank 0 of job {job!r} runs under another user")
         with _losing(0):
@@ -304,9 +321,10 @@ def _report_to_rank_zero(
         )
 
 
-def _connect(job: str, deadline: float, timeout: float) -> socket.socket:
+def _connect(job: str, deadline: float, timeout: float, look: Look) -> socket.socket:
     pause, longest = _RETRY_SECONDS
     while True:
+        look()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(_HANDSHAKE_SECONDS)  # a full backlog is refused, not waited for
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transports import _native
-from transports.rendezvous.local import Introduction, meet
+from transports.rendezvous.local import Introduction, Look, meet
 from transports.shm.memory import allocate
 
 
@@ -65,6 +65,7 @@ def connect(
     geometry: Geometry,
     settings: dict[str, Any],
     timeout: float,
+    look: Look = lambda: None,
 ) -> Connection:
     """Meet the other ranks of the job and map the memory that all of them share.
 
@@ -75,6 +76,7 @@ def connect(
         geometry: rank 0's counts.
         settings: rank 0's are handed to all.
         timeout: seconds to wait for the others.
+        look: as `transports.rendezvous.local.meet`.
 
     Raises:
         CollectiveError: as `transports.rendezvous.local.meet`.
@@ -91,7 +93,9 @@ def connect(
             raise
         return descriptor
 
-    meeting = meet(me, job=job, secret=secret, settings=settings, offer=offer, timeout=timeout)
+    meeting = meet(
+        me, job=job, secret=secret, settings=settings, offer=offer, timeout=timeout, look=look
+    )
     try:
         watched = zip(meeting.ranks, meeting.pidfds, strict=True)
         engine = _native.Engine(
