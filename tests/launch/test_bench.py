@@ -48,7 +48,7 @@ def test_gloo_and_mpi_take_turns_with_ours(launcher):
     report = launcher("bench", "--report", "run.jsonl", "--plot", "run.png")
     assert report.returncode == 0, report.stderr
     assert "**allreduce**, out of place, hot" in report.stdout
-    assert "| size | ours | busbw GB/s | of limit | ours ring |" in report.stdout
+    assert "| size | ours | busbw GB/s | of limit | predicted | ours ring |" in report.stdout
     assert report.stdout.count("\n| ") == 2 + len(SIZES)
     assert (launcher.folder / "run.png").read_bytes().startswith(b"\x89PNG")
 
