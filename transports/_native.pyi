@@ -212,9 +212,9 @@ def limit_calls(
     calls: int,
     timeout: float,
 ) -> int:
-    """Tell the other ranks by a flag, then make the moves; so many times. The benchmark's limit.
+    """Tell the other ranks by a flag, then make the moves; so many times: the benchmark's limit.
 
-    `method` is copy, stream or kernel; a move is (sources, destinations, bytes), by address; call
-    i works `i % sets * stride` bytes further on. `lines` is the address of a cache line a rank,
+    `method` is copy, stream or kernel; a move is (sources, destinations, bytes), by address; call i
+    works `i % sets * stride` bytes further on. `lines` is the address of a cache line a rank,
     shared and zero at first; `number` is what the last call returned, 0 at first.
     """

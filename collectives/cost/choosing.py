@@ -10,8 +10,8 @@ from dataclasses import replace
 from collectives.catalogue import find
 from collectives.cost.comparison import able_algorithms
 from collectives.cost.measuring import FIT_SIZES, Measurement, whole_bytes
-from collectives.cost.parameters import Vector
-from collectives.cost.shared_memory import composition
+from collectives.cost.parameters import Parameters
+from collectives.cost.shared_memory import predict
 from collectives.cost.work import Room
 from collectives.schedule import Algorithm, Copy
 from collectives.selection import Row, SelectionTable
@@ -54,7 +54,7 @@ def chosen_table(measurements: Sequence[Measurement], base: SelectionTable) -> S
     return SelectionTable(rows)
 
 
-def predicted_table(sizes: Sequence[int], values: Vector, room: Room) -> SelectionTable:
+def predicted_table(sizes: Sequence[int], model: Parameters, room: Room) -> SelectionTable:
     """Rows for the numbers of ranks `sizes`, as the model predicts them with a core for each rank.
 
     A number of ranks between two goes by the greater one, and beyond the last by that.
@@ -66,8 +66,9 @@ def predicted_table(sizes: Sequence[int], values: Vector, room: Room) -> Selecti
             roomy = replace(room, cores=ranks)
             times = {
                 nbytes: {
-                    algo.name: float(composition(algo, ranks, nbytes, values, roomy) @ values)
-                    for algo in able_algorithms(collective, ranks)
+                    algo.name: predict(algo, ranks, nbytes, model, roomy)
+                    for algo in able_algorithms(collective, ranks, one_sided=True)
+                    if model.tells_of(algo)
                 }
                 for nbytes in sorted({whole_bytes(collective, each, ranks) for each in FIT_SIZES})
             }
@@ -76,7 +77,19 @@ def predicted_table(sizes: Sequence[int], values: Vector, room: Room) -> Selecti
 
 
 def rows_for(collective: str, times: Times, most: int, ranks: int) -> list[Row]:
-    """The rows of one collective for up to `most` ranks, the times being those of `ranks`."""
+    """The rows of one collective for up to `most` ranks, the times being those of `ranks`.
+
+    First come the rows for symmetric memory, then those for any.
+    """
+    sent: Times = {
+        nbytes: {n: t for n, t in at.items() if not find(collective, n).one_sided}
+        for nbytes, at in times.items()
+    }
+    plain = _message_rows(collective, sent, most, ranks)
+    return _symmetric_rows(collective, times, plain, most) + plain
+
+
+def _message_rows(collective: str, times: Times, most: int, ranks: int) -> list[Row]:
     found: list[Row] = []
     for below, name in limits(times):
         algo = find(collective, name)
@@ -95,6 +108,45 @@ def rows_for(collective: str, times: Times, most: int, ranks: int) -> list[Row]:
             for below, name in limits(others)
         ]
     return found
+
+
+def _symmetric_rows(collective: str, times: Times, plain: Sequence[Row], most: int) -> list[Row]:
+    """Rows for symmetric memory, as far as one-sided algorithms are the quickest there.
+
+    Where messages are quicker below, their rows come before, cut off there.
+    """
+    by_kind = {nbytes: _quickest_of_each_kind(collective, at) for nbytes, at in times.items()}
+    if not all(True in kinds for kinds in by_kind.values()):
+        return []
+    found: list[Row] = []
+    begin = 0
+    kinds = {n: {str(k): t for k, (t, _) in at.items()} for n, at in by_kind.items()}
+    for below, kind in limits(kinds):
+        if kind == "True":
+            inside = [nbytes for nbytes in by_kind if begin <= nbytes < below]
+            name = by_kind[max(inside)][True][1]
+            found.append(
+                Row(collective=collective, algorithm=name, below=below, most=most, symmetric=True)
+            )
+        elif below < _NO_LIMIT:
+            for row in plain:
+                if row.below > begin:
+                    found.append(replace(row, below=min(row.below, below)))
+                if row.below >= below and row.uneven:
+                    break
+        begin = below
+    return found
+
+
+def _quickest_of_each_kind(
+    collective: str, at: Mapping[str, float]
+) -> dict[bool, tuple[float, str]]:
+    """One-sided or not -> (seconds, algorithm)."""
+    best: dict[bool, tuple[float, str]] = {}
+    for name, seconds in at.items():
+        kind = find(collective, name).one_sided
+        best[kind] = min(best.get(kind, (math.inf, "")), (seconds, name))
+    return best
 
 
 def limits(times: Times) -> list[tuple[int, str]]:
@@ -164,5 +216,7 @@ def as_toml(table: SelectionTable, heading: str) -> str:
             lines.append(f"sizes = [{row.least}, {row.most}]")
         if not row.uneven:
             lines.append("uneven = false")
+        if row.symmetric:
+            lines.append("symmetric = true")
         lines.append(f'algorithm = "{row.algorithm}"')
     return "\n".join(lines) + "\n"

@@ -7,9 +7,10 @@ several times, so that a neighbour on the machine slows down all of them or none
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,10 +61,42 @@ def whole_bytes(collective: str, nbytes: int, ranks: int) -> int:
     return max(1, round(nbytes / unit)) * unit
 
 
+Memory = Callable[[tuple[int, ...]], Any]
+"""Makes an array of a shape."""
+
+
+def ordinary(shape: tuple[int, ...]) -> Any:
+    """An array in memory of the rank's own."""
+    return np.ones(shape, np.float32)
+
+
+def symmetric_memory(comm: Communicator, nbytes: int) -> tuple[Memory, Memory]:
+    """Memory for inputs and results of up to `nbytes` that peers can reach; a collective call."""
+
+    def make() -> Memory:
+        flat = comm.empty(nbytes // _ITEM_BYTES, np.float32)
+        flat.fill(1)
+        return lambda shape: flat[: math.prod(shape)].reshape(shape)
+
+    return make(), make()
+
+
 def prepared_call(
-    comm: Communicator, collective: str, nbytes: int, algorithm: str | Algorithm | None = None
+    comm: Communicator,
+    collective: str,
+    nbytes: int,
+    algorithm: str | Algorithm | None = None,
+    memory: tuple[Memory, Memory] = (ordinary, ordinary),
 ) -> Callable[[], object]:
-    """A call of `collective` on arrays made for it, of `nbytes` in all (see `whole_bytes`)."""
+    """A call of `collective` on arrays made for it.
+
+    Args:
+        comm: the ranks.
+        collective: what is called.
+        nbytes: of the full array (see `whole_bytes`).
+        algorithm: how; by default as the table says.
+        memory: where its input and its result lie.
+    """
     spec = spec_named(collective)
     if spec.chunking == "empty":
         return lambda: comm.barrier(algorithm=algorithm)
@@ -82,7 +115,9 @@ def prepared_call(
         "allgather": (part, whole),
         "alltoall": (whole, whole),
     }[collective]
-    x, out = (None if shape is None else np.ones(shape, np.float32) for shape in shapes)
+    x, out = (
+        None if shape is None else make(shape) for shape, make in zip(shapes, memory, strict=True)
+    )
     return lambda: method(x, out=out, algorithm=algorithm)
 
 
@@ -105,15 +140,18 @@ def measure_all(
         rounds: rounds of an algorithm at a time.
         least_seconds: how long a round lasts at least.
     """
+    largest = max(whole_bytes(name, each, comm.size) for name in SPECS for each in sizes)
+    symmetric = symmetric_memory(comm, largest)
     found: dict[tuple[str, str, int], list[float]] = {}
     calls: dict[tuple[str, str, int], int] = {}
     for _ in range(sweeps):
         for collective in collectives:
-            algorithms = able_algorithms(collective, comm.size)
+            algorithms = able_algorithms(collective, comm.size, one_sided=True)
             for nbytes in sorted({whole_bytes(collective, each, comm.size) for each in sizes}):
                 for algo in algorithms:
                     key = (collective, algo.name, nbytes)
-                    call = prepared_call(comm, collective, nbytes, algo.name)
+                    memory = symmetric if algo.one_sided else (ordinary, ordinary)
+                    call = prepared_call(comm, collective, nbytes, algo.name, memory)
                     if key not in calls:
                         calls[key] = _calls_in_a_round(comm, call, least_seconds)
                     timing = measure(comm, call, rounds=rounds, calls=calls[key])

@@ -187,7 +187,7 @@ class _Counter:
         vector[PLACE["post"]] = len(each.targets)
         vector[PLACE["take"]] = len(each.sources)
         # Slots are used in turn, so that a rank's messages go round all of them.
-        slots = self.room.slots * nbytes
+        slots = self.room.slots * nbytes if each.sources or each.targets else 0
         arrays = self._arrays + slots
         uses = bool(kept or each.targets or each.pokes)
         if uses and each.reads:

@@ -16,6 +16,7 @@ from collectives.bench.cases import (
 )
 from collectives.bench.libraries.ours import SYMMETRIC, algorithm_of
 from collectives.bench.overlap import OVERLAP
+from collectives.bench.rates import BARRIER
 from collectives.bench.tasks import memory_bytes
 from collectives.catalogue import names
 from collectives.dtypes import OPS, reduction
@@ -57,14 +58,14 @@ class Agenda:
         """Cases that belong together, under a heading, in the order they are run."""
         for collective in self.collectives:
             for place in self._places_of(collective):
-                for cache in self.caches:
+                for cache in ("hot",) if collective == BARRIER else self.caches:
                     cases: list[Case] = []
                     for nbytes in self.sizes:
                         case = self._case(collective, nbytes, place, cache).rounded(self.ranks)
                         if case not in cases:
                             cases.append(case)
                     where = {"out": "out of place", "in": "in place"}[place]
-                    placed = collective not in ("barrier", *POINT_TO_POINT)
+                    placed = collective not in (BARRIER, *POINT_TO_POINT)
                     yield ", ".join([collective, *[where] * placed, cache]), cases
 
     def most_memory(self, entries: int, cache_bytes: int) -> int:
@@ -160,14 +161,19 @@ def check_variant(variant: str, collectives: Sequence[str]) -> None:
         ValueError: it lists those there are.
     """
     name = algorithm_of(variant)
-    of_these = [each for each in collectives if each in COLLECTIVES]
-    known = {known for each in of_these or ["allreduce"] for known in names(each)}
+    known = algorithm_names(collectives)
     if name is not None and name not in known:
-        valid = ("auto", *sorted(known), SYMMETRIC, f"{SYMMETRIC}:NAME")
+        valid = ("auto", *known, SYMMETRIC, f"{SYMMETRIC}:NAME")
         raise ValueError(
             f"{collectives[0] if len(collectives) == 1 else 'no collective'} has no algorithm "
             f"{name!r}; expected one of {', '.join(valid)}" + nearest(name, valid)
         )
+
+
+def algorithm_names(collectives: Sequence[str]) -> list[str]:
+    """The algorithms that any of the collectives has; overlap's are those of allreduce."""
+    of_these = [each for each in collectives if each in COLLECTIVES] or ["allreduce"]
+    return sorted({name for each in of_these for name in names(each)})
 
 
 def _sizes(least: int, most: int, factor: float) -> list[int]:

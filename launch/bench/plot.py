@@ -20,7 +20,7 @@ from launch.bench.results import Comparison, Result, compared
 OURS = ("#c2255c", "#f06595", "#862e9c", "#cc5de8")
 THEIRS = ("#1971c2", "#2f9e44", "#e8590c", "#0c8599", "#6741d9", "#846358", "#5c940d")
 INK, FAINT, FORBIDDEN = "#212529", "#dee2e6", "#f1f3f5"
-_INCHES = (13.0, 4.9)
+_INCHES = (13.0, 5.2)
 _LINE_HEIGHT = 0.052  # of the panel, between two names at its edge
 
 Points = list[tuple[float, float]]
@@ -84,10 +84,10 @@ def _panel(
             marker="o", markersize=3.6 if ours else 2.2, solid_capstyle="round",
         )  # fmt: skip
         names.append((ys[-1], title, colours[title], ours))
-    for title, points in _predictions(comparisons, predicted).items():
+    predictions = _predictions(comparisons, predicted)
+    for title, points in predictions.items():
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, color=colours[title], linewidth=1.2, linestyle=(0, (2, 2)), zorder=5)
-        names.append((ys[-1], f"{title}, predicted", colours[title], False))
     if limit:
         xs, ys = zip(*limit, strict=True)
         low, high = axes.get_ylim()
@@ -97,6 +97,12 @@ def _panel(
         axes.fill_between(xs, ys, edge, color=FORBIDDEN, zorder=1, linewidth=0)
         axes.plot(xs, ys, color="#868e96", linewidth=1.2, zorder=2)
         names.append((ys[-1], "limit of this machine", "#495057", False))
+    if predictions:
+        corner, side = ((0.02, 0.97), "left") if limit_below else ((0.98, 0.03), "right")
+        axes.annotate(
+            "dashed: predicted by the cost model", corner, xycoords="axes fraction", ha=side,
+            va="top" if limit_below else "bottom", color="#868e96", zorder=6,
+        )  # fmt: skip
     _dress(axes, [comparison.case.nbytes for comparison in comparisons])
     _name_lines(axes, names)
 
@@ -151,7 +157,7 @@ def _dress(axes: Any, sizes: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(shown[::every]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: readable_size(int(size))))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: _plain(number)))
     axes.grid(True, which="major", color=FAINT, linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0, colors="#495057")
@@ -175,8 +181,13 @@ def _name_lines(axes: Any, names: Sequence[tuple[float, str, str, bool]]) -> Non
         )  # fmt: skip
 
 
+def _plain(number: float) -> str:
+    """A tick's number without an exponent."""
+    return f"{number:,.0f}" if number >= 1 else f"{number:.9f}".rstrip("0")
+
+
 def spread_apart(wanted: Sequence[float], gap: float) -> list[float]:
-    """Ascending places moved as little as may be, until none is nearer than `gap` to the next."""
+    """Ascending places in 0..1, moved as little as may be, until neighbours are `gap` apart."""
     clusters: list[list[float]] = []
     for place in wanted:
         clusters.append([place])
@@ -187,7 +198,8 @@ def spread_apart(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def _begin(cluster: Sequence[float], gap: float) -> float:
-    return sum(cluster) / len(cluster) - (len(cluster) - 1) * gap / 2
+    height = (len(cluster) - 1) * gap
+    return max(0.0, min(1.0 - height, sum(cluster) / len(cluster) - height / 2))
 
 
 def _end(cluster: Sequence[float], gap: float) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+from collectives.bench.libraries.ours import algorithm_of
 from collectives.bench.overlap import OVERLAP, hidden_part
 from launch.bench.results import Comparison, Result, overlaps
 
@@ -39,7 +40,7 @@ _FIRST = (
     Column("count", 11),
     Column("type", 8),
     Column("op", 4),
-    Column("algorithm", 18, left=True),
+    Column("algorithm", 20, left=True),
     Column("time", 9),
     Column("median", 9),
     Column("spread", 7),
@@ -146,7 +147,7 @@ def times(ratio: float) -> str:
 
 def algorithm_name(result: Result) -> str:
     """What ran: the variant, and where it left the choice open, the algorithm that was chosen."""
-    if not result.chosen or result.chosen == result.variant:
+    if not result.chosen or result.chosen == algorithm_of(result.variant):
         return result.variant
     return f"{result.variant}: {result.chosen}"
 

@@ -107,7 +107,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _agenda(arguments: argparse.Namespace) -> tuple[Agenda, list[str]]:
-    from launch.bench.agenda import check_variant, parse_agenda
+    from launch.bench.agenda import algorithm_names, check_variant, parse_agenda
     from launch.bench.contenders import is_foreign, unknown_contender
     from launch.commands.explain import parse_bytes
     from launch.jobs import check_counts
@@ -140,7 +140,8 @@ def _agenda(arguments: argparse.Namespace) -> tuple[Agenda, list[str]]:
                 try:
                     check_variant(spec, agenda.collectives)
                 except ValueError:
-                    raise ValueError(unknown_contender(spec, agenda.collectives)) from None
+                    known = algorithm_names(agenda.collectives)
+                    raise ValueError(unknown_contender(spec, known)) from None
     except ValueError as error:
         raise CommandError(str(error)) from None
     return agenda, against

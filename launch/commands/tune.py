@@ -141,7 +141,7 @@ def _write(place: Path, measurements: Sequence[Measurement], *, for_all: bool) -
     ranks = sorted({each.ranks for each in measurements})
     base, beyond = default_table(), "the package's table"
     if for_all:
-        base, beyond = predicted_table(_BEYOND, model.values, room), "by prediction"
+        base, beyond = predicted_table(_BEYOND, model, room), "by prediction"
     heading = f"{_HEADING}\n\nMeasured by `collectives tune` among {_listed(ranks)} ranks on "
     heading += f"{model.machine}; for more ranks {beyond}."
     table = chosen_table(measurements, base)
@@ -172,12 +172,17 @@ def _model(measurements: Sequence[Measurement], room: Room) -> tuple[Parameters,
     from collectives.cost.fitting import fit, held_out, judge, median_errors
     from collectives.cost.parameters import Parameters
 
-    judges = held_out(measurements)
-    values = fit([each for each in measurements if each not in set(judges)], room)
-    judged = judge(judges, values, room)
+    roomy = [each for each in measurements if each.ranks <= room.cores]
+    if len(roomy) < len(measurements):
+        which = "left out of the model" if roomy else "all there is, and predicted coarsely"
+        print(f"measured with more ranks than the {room.cores} cores: {which}")
+    usable = roomy or measurements
+    judges = set(held_out(usable))
+    values = fit([each for each in usable if each not in judges], room)
+    judged = judge([each for each in usable if each in judges], values, room)
     model = Parameters(
         values=values,
-        ranks=min(each.ranks for each in measurements),
+        ranks=min(each.ranks for each in usable),
         machine=tuned.machine_name(),
         errors=median_errors(judged, _LEAST_JUDGED),
     )
@@ -224,6 +229,8 @@ below        the call's bytes must be fewer (left out: any). Bytes of one rank's
              with the leading axis; gather, allgather the gathered array
 sizes        [least, most] ranks (left out: any)
 uneven       true: the row is for counts= calls too (left out: true)
+symmetric    true: the row is for a one-sided algorithm, and fits calls whose arrays it can
+             reach: those from comm.empty (left out: false)
 algorithm    its name in the catalogue"""
 
 

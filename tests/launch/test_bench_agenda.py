@@ -49,6 +49,8 @@ def test_sections_are_what_belongs_together():
         "broadcast, in place, hot"
     ]
     assert len(list(agenda(what="all", places="out,in").sections())) == 9 + 3
+    cold = [heading for heading, _ in agenda(what="barrier", caches="hot,cold").sections()]
+    assert cold == ["barrier, hot"]
 
 
 def test_only_reductions_have_an_op():
@@ -97,7 +99,7 @@ REFUSED = {
     "--rounds must be positive, found 0": ["allreduce", "--rounds", "0"],
     "--round-ms must be positive, found -1": ["allreduce", "--round-ms=-1"],
     "--plant must not be negative, found -2": ["allreduce", "--plant=-2"],
-    "unknown contender 'glooo'; expected one of gloo, nccl, mpi, deepspeed": [
+    "expected one of gloo, nccl, mpi, deepspeed, torch:BACKEND, symmetric, double_binary_tree": [
         *("allreduce", "--against", "glooo"),
     ],
     "--plot: expected a .png or .svg file, found x.jpg": ["allreduce", "--plot", "x.jpg"],

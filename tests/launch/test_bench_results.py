@@ -193,8 +193,9 @@ def test_a_plot_has_every_line_and_its_name(tmp_path, name):
         assert content.startswith(b"\x89PNG")
         return
     text = content.decode()
-    words = ["ours", "ours, predicted", "gloo", "limit of this machine", "busbw, GB/s"]
+    words = ["ours", "gloo", "limit of this machine", "busbw, GB/s"]
     words += ["microseconds a call", "allreduce, 2 ranks, float32 sum, out of place, cold"]
+    assert text.count(">dashed: predicted by the cost model</text>") == 4
     for word in words:
         assert f">{word}</text>" in text, word
     assert ">MPI<" not in text  # it has no points
@@ -209,6 +210,8 @@ def test_names_are_moved_apart_as_little_as_may_be():
     assert spread_apart([0.1, 0.5], 0.1) == [0.1, 0.5]
     assert spread_apart([0.5, 0.5, 0.9], 0.1) == pytest.approx([0.45, 0.55, 0.9])
     assert spread_apart([0.5, 0.5, 0.58], 0.1) == pytest.approx([0.4266, 0.5266, 0.6266], abs=1e-3)
+    assert spread_apart([0.95, 1.0, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
+    assert spread_apart([-0.5, 0.05], 0.1) == pytest.approx([0.0, 0.1])
     assert spread_apart([], 0.1) == []
 
 

@@ -63,6 +63,23 @@ def test_measurements_add_up(place, capsys, monkeypatch):
     assert "for more ranks the package's table" in (place / tuned.TABLE).read_text()
 
 
+def test_more_ranks_than_cores_are_left_out_of_the_model(capsys):
+    from collectives.cost.measuring import Measurement
+    from collectives.cost.work import Room
+    from launch.commands.tune import _model
+
+    room = Room(slots=8, slot_bytes=1 << 18, depth=16, cores=2)
+    few, many = (
+        [Measurement(collective="barrier", algorithm="tree", ranks=n, nbytes=0, seconds=1e-6)]
+        for n in (2, 4)
+    )
+    model, _ = _model(few + many, room)
+    assert model.ranks == 2
+    assert "more ranks than the 2 cores: left out of the model" in capsys.readouterr().out
+    model, _ = _model(many, room)
+    assert model.ranks == 4 and "all there is, and predicted coarsely" in capsys.readouterr().out
+
+
 WRONG = {
     "-n must be numbers of ranks >= 2, such as 2 or 2,4, found '1'": ["-n", "1"],
     "found 'two'": ["-n", "two"],

@@ -47,36 +47,65 @@ void pass_plain(const Move& move, std::size_t offset, std::size_t begin) {
 
 constexpr std::size_t kBlock = 128;  // four vectors: enough loads in flight for any source
 
-template <bool Streaming>
+// Hardware prefetches what lies in memory and in the own caches, not what another core has written.
+constexpr std::size_t kAhead = 1024;
+
+// With the numbers of sources and destinations known, addresses stay in registers; 0: not known.
+template <bool Streaming, std::size_t Sources, std::size_t Destinations>
 __attribute__((target("avx2"))) void pass_avx2(const Move& move, std::size_t offset) {
+  const std::size_t sources = Sources ? Sources : move.sources.size();
+  const std::size_t destinations = Destinations ? Destinations : move.destinations.size();
+  const std::byte* from[Sources ? Sources : 1];
+  std::byte* to[Destinations ? Destinations : 1];
+  for (std::size_t i = 0; i < Sources; ++i) from[i] = move.sources[i];
+  for (std::size_t i = 0; i < Destinations; ++i) to[i] = move.destinations[i];
+  const auto source = [&](std::size_t i) { return Sources ? from[i] : move.sources[i]; };
+  const auto destination = [&](std::size_t i) {
+    return Destinations ? to[i] : move.destinations[i];
+  };
+
   const std::size_t whole = move.bytes / kBlock * kBlock;
   for (std::size_t at = offset; at < offset + whole; at += kBlock) {
-    const auto* from = reinterpret_cast<const __m256i*>(move.sources[0] + at);
-    __m256i a = _mm256_loadu_si256(from), b = _mm256_loadu_si256(from + 1);
-    __m256i c = _mm256_loadu_si256(from + 2), d = _mm256_loadu_si256(from + 3);
-    for (std::size_t i = 1; i < move.sources.size(); ++i) {
-      const auto* more = reinterpret_cast<const __m256i*>(move.sources[i] + at);
+    const auto* first = reinterpret_cast<const __m256i*>(source(0) + at);
+    for (std::size_t i = 0; i < sources; ++i) {
+      __builtin_prefetch(source(i) + at + kAhead, 0, 3);
+      __builtin_prefetch(source(i) + at + kAhead + kLine, 0, 3);
+    }
+    __m256i a = _mm256_loadu_si256(first), b = _mm256_loadu_si256(first + 1);
+    __m256i c = _mm256_loadu_si256(first + 2), d = _mm256_loadu_si256(first + 3);
+    for (std::size_t i = 1; i < sources; ++i) {
+      const auto* more = reinterpret_cast<const __m256i*>(source(i) + at);
       a = _mm256_add_epi32(a, _mm256_loadu_si256(more));
       b = _mm256_add_epi32(b, _mm256_loadu_si256(more + 1));
       c = _mm256_add_epi32(c, _mm256_loadu_si256(more + 2));
       d = _mm256_add_epi32(d, _mm256_loadu_si256(more + 3));
     }
-    for (std::byte* destination : move.destinations) {
-      auto* to = reinterpret_cast<__m256i*>(destination + at);
+    for (std::size_t i = 0; i < destinations; ++i) {
+      auto* out = reinterpret_cast<__m256i*>(destination(i) + at);
       if constexpr (Streaming) {
-        _mm256_stream_si256(to, a);
-        _mm256_stream_si256(to + 1, b);
-        _mm256_stream_si256(to + 2, c);
-        _mm256_stream_si256(to + 3, d);
+        _mm256_stream_si256(out, a);
+        _mm256_stream_si256(out + 1, b);
+        _mm256_stream_si256(out + 2, c);
+        _mm256_stream_si256(out + 3, d);
       } else {
-        _mm256_storeu_si256(to, a);
-        _mm256_storeu_si256(to + 1, b);
-        _mm256_storeu_si256(to + 2, c);
-        _mm256_storeu_si256(to + 3, d);
+        _mm256_storeu_si256(out, a);
+        _mm256_storeu_si256(out + 1, b);
+        _mm256_storeu_si256(out + 2, c);
+        _mm256_storeu_si256(out + 3, d);
       }
     }
   }
   pass_plain(move, offset, whole);
+}
+
+template <bool Streaming>
+void pass_avx2_of(const Move& move, std::size_t offset) {
+  const std::size_t sources = move.sources.size(), destinations = move.destinations.size();
+  if (sources == 1 && destinations == 1) return pass_avx2<Streaming, 1, 1>(move, offset);
+  if (sources == 1 && destinations == 2) return pass_avx2<Streaming, 1, 2>(move, offset);
+  if (sources == 2 && destinations == 1) return pass_avx2<Streaming, 2, 1>(move, offset);
+  if (sources == 2 && destinations == 2) return pass_avx2<Streaming, 2, 2>(move, offset);
+  pass_avx2<Streaming, 0, 0>(move, offset);
 }
 
 // Every x86-64 has these.
@@ -108,11 +137,11 @@ void pass(const Move& move, std::size_t offset, bool streaming) {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2");
   if (streaming && streams_to(move, offset)) {
-    avx2 ? pass_avx2<true>(move, offset) : pass_sse2_streaming(move, offset);
+    avx2 ? pass_avx2_of<true>(move, offset) : pass_sse2_streaming(move, offset);
     _mm_sfence();  // before a flag tells of them
     return;
   }
-  if (avx2) return pass_avx2<false>(move, offset);
+  if (avx2) return pass_avx2_of<false>(move, offset);
 #else
   (void)streaming;
 #endif

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from collectives.bench.cases import POINT_TO_POINT, Case, NotCarried
+from collectives.bench.streams import messages_of
 from collectives.bench.tasks import LINE, aligned_memory, most_calls, rotation
 from transports import _native
 
@@ -91,6 +92,8 @@ class LimitTask:
         self._rotation = rotation(case, cache_bytes)
         sets, stride = self._rotation
         self.most_calls = most_calls(case, cache_bytes)
+        # A call of a stream is many messages; a ping-pong's two are one call here too.
+        self._messages = round(messages_of("stream")) if case.collective == "stream" else 1
         block = sets * stride
         arrays = 1 if case.place == "in" else 2
         self._shared: Mapped | None = None
@@ -117,7 +120,7 @@ class LimitTask:
             self._sweep += 1
         limit.call("copy", self._case, [], (1, LINE), 1)
         begin = time.perf_counter()
-        limit.call(*way, calls)
+        limit.call(*way, calls * self._messages)
         return time.perf_counter() - begin
 
     def wrong(self, plant: int = 0) -> int:

@@ -8,6 +8,7 @@ import pytest
 from collectives.cost.choosing import as_toml, chosen_table, limits, predicted_table, rows_for
 from collectives.cost.fitting import guess
 from collectives.cost.measuring import Measurement, whole_bytes
+from collectives.cost.parameters import Parameters
 from collectives.cost.records import merged, read_measurements, write_measurements
 from collectives.cost.work import Room
 from collectives.selection import SelectionTable, default_table
@@ -57,6 +58,34 @@ def test_an_algorithm_that_relays_has_no_counts_of_its_own():
     ]
 
 
+def test_symmetric_memory_has_rows_of_its_own_where_they_are_quicker():
+    times = {
+        64: {"tree": 1.0, "linear": 1.5, "one_sided": 3.0},
+        4096: {"tree": 2.0, "linear": 1.0, "one_sided": 3.0},
+        65536: {"tree": 9.0, "linear": 5.0, "one_sided": 3.0},
+    }
+    rows = rows_for("gather", times, 2, 2)
+    assert [(row.algorithm, row.below, row.symmetric) for row in rows] == [
+        ("tree", 512, False),
+        ("linear", 16384, False),
+        ("one_sided", BEYOND, True),
+        ("tree", 512, False),
+        ("linear", BEYOND, False),
+    ]
+    table = SelectionTable([*rows, *default_table().rows])
+    for nbytes, private, reached in ((64, "tree", "tree"), (5000, "linear", "linear"),
+                                     (1 << 20, "linear", "one_sided")):  # fmt: skip
+        assert table.choose("gather", size=2, nbytes=nbytes) == private
+        assert table.choose("gather", size=2, nbytes=nbytes, reaches=lambda name: True) == reached
+    never = {nbytes: {"tree": 1.0, "one_sided": 2.0} for nbytes in (64, 4096)}
+    assert [row.algorithm for row in rows_for("gather", never, 2, 2)] == ["tree"]
+    first = {64: {"tree": 2.0, "one_sided": 1.0}, 4096: {"tree": 1.0, "one_sided": 2.0}}
+    assert [(row.algorithm, row.below) for row in rows_for("gather", first, 2, 2)] == [
+        ("one_sided", 512),
+        ("tree", BEYOND),
+    ]
+
+
 def test_ranks_between_two_that_were_measured_go_by_the_greater():
     times = [
         made("gather", name, ranks, 64, seconds)
@@ -83,7 +112,11 @@ def test_tables_are_written_as_they_are_read():
 
 
 def test_a_table_can_be_predicted():
-    table = predicted_table((2, 4), guess(), Room(slots=8, slot_bytes=1 << 18, depth=16, cores=2))
+    table = predicted_table(
+        (2, 4),
+        Parameters(values=guess(), ranks=2),
+        Room(slots=8, slot_bytes=1 << 18, depth=16, cores=2),
+    )
     for collective in SPECS:
         for size in (1, 2, 3, 4, 99):
             for uneven in (False, True):

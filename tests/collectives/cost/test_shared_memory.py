@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from collectives import dtypes
+from collectives.calls import _native_plan
 from collectives.catalogue import CATALOGUE, find
 from collectives.cost.parameters import KNOTS, NAMES, PLACE, Parameters, on_curve
 from collectives.cost.shared_memory import composition, predict
@@ -126,25 +128,10 @@ def test_segments_are_those_of_the_engine(algo):
         segment = segment_bytes(plan, slot_bytes, item)
         for factor in (1, 3):
             lengths = [segment // item * factor] * plan.chunk_count
-            parts = [
-                (i.chunks, i.sources, i.targets, i.reads, i.writes, i.own_at, [], [])
-                for i in plan.instructions
-            ]
-            native = _native.Plan(plan.rank, plan.size, plan.chunk_count, plan.inputs, plan.outputs,
-                                  plan.scratch, plan.widest, parts)  # fmt: skip
-            reduction = (2, 0, False) if algo.spec.reduces else None
-            try:
-                call = _native.Call(native, lengths, item, reduction, slot_bytes, "segments")
-            except ValueError:
-                reduction = _reduction()
-                call = _native.Call(native, lengths, item, reduction, slot_bytes, "segments")
+            reduction = dtypes.reduction("float32", "sum") if algo.spec.reduces else None
+            native = _native_plan(algo, 0, size, 0, (0,) * size)
+            call = _native.Call(native, lengths, item, reduction, slot_bytes, "segments")
             assert call.passes == factor
-
-
-def _reduction():
-    from collectives import dtypes
-
-    return dtypes.reduction("float32", "sum")
 
 
 def test_curves_are_interpolated_between_working_sets():
