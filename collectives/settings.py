@@ -101,8 +101,6 @@ def geometry(environment: Mapping[str, str] | None = None) -> Geometry:
             raise ValueError(f"{name} must be a multiple of 64, found {value}")
         if each.name in ("slots", "depth") and value & (value - 1):
             raise ValueError(f"{name} must be a power of two, found {value}")
-        if each.name in ("slots", "depth") and value & (value - 1):
-            raise ValueError(f"{name} must be a power of two, found {value}")
         found = replace(found, **{each.name: value})
     return found
 

@@ -38,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("full" if config.getoption("--full") else "quick")
+    os.environ["COLLECTIVES_TUNING"] = "off"  # what a machine was tuned to is no concern of tests
     os.environ[MARK] = f"{os.getpid()}-{secrets.token_hex(8)}"
     config.pluginmanager.register(_SkipPolicy(), "skip-policy")
     # A shell starts what runs in the background with SIGINT ignored, and every process we start

@@ -2,7 +2,7 @@
 
 Machines that others share grow slower and quicker within seconds. So nobody is measured alone: in
 each round all take their turn, and the best round of each is compared with the best round of the
-others.
+others. And a case has its rounds spread over the whole run: each sweep visits every case for one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ class Race:
         self,
         entries: Sequence[Entry],
         *,
-        rounds: int,
         least_seconds: float,
         plant: int = 0,
         notice: Notice = lambda text: None,
@@ -35,20 +34,23 @@ class Race:
 
         Args:
             entries: who takes part; their groups have met.
-            rounds: turns that each gets in a case.
             least_seconds: how long a turn lasts, at least about.
             plant: elements of our own results to spoil before they are checked.
             notice: told what is happening.
         """
         self._entries = entries
-        self._rounds = rounds
         self._least_seconds = least_seconds
         self._plant = plant
         self._notice = notice
         self.lost: dict[str, str] = {}
 
-    def run(self, case: Case) -> list[Result]:
-        """What each entry made of the case, in the order of the entries."""
+    def run(self, case: Case, rounds: Sequence[int]) -> list[Result]:
+        """What each entry made of the case in these rounds, in the order of the entries.
+
+        Args:
+            case: what is measured.
+            rounds: their numbers; who is the first to take a turn depends on it.
+        """
         runners: list[Runner]
         if case.collective == OVERLAP:
             runners = [OverlapRunner(each) for each in self._entries if each.role != "limit"]
@@ -58,8 +60,8 @@ class Race:
             plant = self._plant if runner.entry.role == "ours" else 0
             self._notice(f"{runner.entry.who} {runner.entry.variant}")
             self._attempt(runner, partial(runner.prepare, case, self._least_seconds, plant))
-        for number in range(self._rounds):
-            self._notice(f"round {number + 1} of {self._rounds}")
+        for number in rounds:
+            self._notice(f"round {number + 1}")
             turn = number % len(runners)
             for runner in (*runners[turn:], *runners[:turn]):
                 self._attempt(runner, runner.run_round)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -51,6 +51,16 @@ class Result:
     predicted: float | None = None
     chosen: str = ""
     part: str = ""
+
+    def with_rounds_of(self, later: Result) -> Result:
+        """The same result of a later visit to the case added to this one."""
+        problem = self.problem or later.problem
+        return replace(
+            self,
+            rounds=() if problem else (*self.rounds, *later.rounds),
+            wrong=max(self.wrong, later.wrong),
+            problem=problem,
+        )
 
     @property
     def title(self) -> str:

@@ -123,7 +123,6 @@ class Session:
             table = Table(self._console, titles)
             race = Race(
                 entries,
-                rounds=self._manner.rounds,
                 least_seconds=self._manner.round_seconds,
                 plant=self._manner.plant,
                 notice=table.show_status,
@@ -131,17 +130,32 @@ class Session:
             race.lost = self.lost
             try:
                 for heading, cases in self._agenda.sections():
-                    table.begin(heading, overlap=cases[0].collective == OVERLAP)
-                    for case in cases:
-                        known = set(self.lost)
-                        comparison = Comparison(race.run(case))
+                    overlap = cases[0].collective == OVERLAP
+                    table.begin(heading, overlap=overlap)
+                    for comparison in self._visits(race, cases, at_once=overlap):
                         self.results += comparison.results
                         table.add(comparison)
                         for result in comparison.results:
                             _write(record, result.as_json())
-                        self._tell_lost(known)
             finally:
                 table.clear_status()
+
+    def _visits(self, race: Race, cases: Sequence[Case], *, at_once: bool) -> Iterator[Comparison]:
+        """Each case with all its rounds: one a sweep over all cases, or all at once."""
+        rounds = range(self._manner.rounds)
+        sweeps = [rounds] if at_once else [range(number, number + 1) for number in rounds]
+        found: dict[Case, list[Result]] = {}
+        for sweep in sweeps:
+            for case in cases:
+                known = set(self.lost)
+                results = race.run(case, sweep)
+                before = found.get(case)
+                if before is not None:
+                    results = [b.with_rounds_of(r) for b, r in zip(before, results, strict=True)]
+                found[case] = results
+                self._tell_lost(known)
+                if sweep is sweeps[-1]:
+                    yield Comparison(results)
 
     def _start(self, stack: ExitStack) -> list[Group]:
         """Starts all groups, then waits for each; those that do not come are lost."""
