@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from collectives.catalogue import find
 from collectives.cost.comparison import able_algorithms
-from collectives.cost.measuring import FIT_SIZES, Measurement, whole_bytes
+from collectives.cost.measuring import Measurement, whole_bytes
 from collectives.cost.parameters import Parameters
 from collectives.cost.shared_memory import predict
 from collectives.cost.work import Room
@@ -19,6 +19,8 @@ from collectives.specs import SPECS
 
 CHANGE = 0.2
 """What a change of algorithm must gain: a fifth at one size, or less at several. Less is noise."""
+
+_PREDICTED = tuple(1 << power for power in (6, 10, *range(12, 26, 2)))
 
 _NO_LIMIT = Row(collective="barrier", algorithm="tree").below
 
@@ -70,7 +72,7 @@ def predicted_table(sizes: Sequence[int], model: Parameters, room: Room) -> Sele
                     for algo in able_algorithms(collective, ranks, one_sided=True)
                     if model.tells_of(algo)
                 }
-                for nbytes in sorted({whole_bytes(collective, each, ranks) for each in FIT_SIZES})
+                for nbytes in sorted({whole_bytes(collective, each, ranks) for each in _PREDICTED})
             }
             rows += rows_for(collective, times, most, ranks)
     return SelectionTable(rows)

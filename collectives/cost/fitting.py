@@ -34,6 +34,7 @@ from collectives.cost.work import Room, Workload, workload
 
 _ROUNDS = 12
 _STIFFNESS = 0.03  # of curves, against the measurements' weight of 1 each
+_STEPS = {"post": 1 / 3, "take": 1 / 3, "arrival": 2.0}  # that events are like, unless measured
 _SHARES = tuple(np.arange(0, 0.85, 0.05))
 _OUTLIER = 0.15  # relative errors beyond this count less
 
@@ -122,8 +123,16 @@ def _solve(shares: NDArray[np.float64], start: Vector) -> Vector:
 
 
 def _bends(scale: Vector) -> NDArray[np.float64]:
-    """Rows that are 0 where a curve goes straight on, in units of its own."""
+    """Rows that are 0 where a curve goes straight on, in units of its own.
+
+    And where events are in some proportion to a step: among two ranks each step has a post or a
+    take, each call an arrival, and measurements can hardly tell them apart.
+    """
     rows = []
+    for name, steps in _STEPS.items():
+        row = np.zeros(len(NAMES))
+        row[PLACE[name]], row[PLACE["step"]] = scale[PLACE[name]], -scale[PLACE["step"]] * steps
+        rows.append(row / (steps * scale[PLACE["step"]]))
     for stream in STREAMS:
         places = [PLACE[f"{stream}.{knot}"] for knot in KNOTS]
         unit = float(np.mean(scale[places]))

@@ -136,18 +136,31 @@ class _Run:
             return [self._load.call * (call + 1) for call in range(self._calls)]
         active = set(range(len(self._ranks)))
         while active:
-            soonest: tuple[float, int, Vector] | None = None
-            for number in sorted(active):
-                ready = self._ready(number)
-                if ready is not None and (soonest is None or ready[0] < soonest[0]):
-                    soonest = (ready[0], number, ready[1])
-                    if not self._crowded:
-                        break  # whoever can go on may: cores are no matter
-            assert soonest is not None, "a proved schedule does not dead-lock"
-            when, number, path = soonest
-            if self._go(number, when, path):
-                active.discard(number)
+            went = self._let_one_go(active) if self._crowded else self._let_all_go(active)
+            assert went, "a proved schedule does not dead-lock"
         return [path for _, path in self._ends]
+
+    def _let_all_go(self, active: set[int]) -> bool:
+        """Each rank as far as it gets, in any order, as cores are no matter; whether any went."""
+        went = False
+        for number in sorted(active):
+            while (ready := self._ready(number)) is not None:
+                went = True
+                if self._go(number, *ready):
+                    active.discard(number)
+                    break
+        return went
+
+    def _let_one_go(self, active: set[int]) -> bool:
+        """The rank that can do its next instruction the soonest; whether there is one."""
+        found = [(ready[0], number) for number in sorted(active) if (ready := self._ready(number))]
+        if not found:
+            return False
+        _, number = min(found)
+        ready = self._ready(number)
+        if ready is not None and self._go(number, *ready):
+            active.discard(number)
+        return True
 
     def _doing(self, rank: _Rank, number: int) -> Doing | None:
         turn = self._load.ranks[number][rank.turn]

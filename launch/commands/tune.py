@@ -218,7 +218,7 @@ def _show_errors(judged: Sequence[Judged]) -> None:
 
 _LEAST_JUDGED = 1 << 16
 _GOOD = 0.25
-_BEYOND = (8, 16, 32)  # numbers of ranks of which the package's table has rows by prediction
+_BEYOND = (4, 8, 16)  # numbers of ranks of which the package's table has rows by prediction
 
 _HEADING = """\
 Which algorithm runs: the first row that fits a call is taken.
