@@ -149,7 +149,8 @@ class _Torch:
 
     def is_writable(self, x: Array) -> bool:
         # An expanded tensor has several elements in one place.
-        return all(s != 0 or n <= 1 for s, n in zip(x.stride(), x.shape, strict=True))
+        strides = zip(x.stride(), x.shape, strict=True)
+        return x.numel() == 0 or all(s != 0 or n <= 1 for s, n in strides)
 
 
 NUMPY: Family = _Numpy()

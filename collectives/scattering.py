@@ -164,6 +164,13 @@ class Scatter(Operations):
                 if algorithm in (None, each[3]) and self._engine.next_is(known[each], seconds):
                     return each, known[each]
         told = self._told_by_root(told, root, seconds)
+        if self._asks_for_another(told, algorithm):
+            # Not left to the messages: one that waits for what none sends would never see it.
+            theirs = told[3] or "an algorithm of the user's"
+            ours = getattr(algorithm, "name", algorithm)
+            self._engine.mismatch(
+                f"scatter: rank {root} scatters by {theirs}, rank {self.rank} by {ours}"
+            )
         call = self._scatter_call(told, root, parts, algorithm)
         # Only where every rank hears first of the root does its first message, header or data, tell
         # which of the two has come.
@@ -171,6 +178,12 @@ class Scatter(Operations):
         if direct and sum(map(len, self._told.values())) < _MOST_TOLD:
             known[told] = call
         return told, call
+
+    def _asks_for_another(self, told: Told, algorithm: str | Algorithm | None) -> bool:
+        """Whether this rank asks for another algorithm than the root."""
+        if isinstance(algorithm, str):
+            return find("scatter", algorithm).name != told[3]
+        return (algorithm is None) != bool(told[3])
 
     def _about(
         self,
