@@ -13,6 +13,8 @@ LAST = "".join(
 )
 BARRIER = '[[row]]\ncollective = "barrier"\nalgorithm = "tree"\n'
 
+ONE_SIDED = '[[row]]\ncollective = "{}"\nalgorithm = "one_sided"\nsymmetric = true\n{}\n'
+
 
 def test_the_first_row_that_fits_is_taken():
     table = SelectionTable.from_toml(
@@ -52,8 +54,14 @@ def test_it_travels_as_plain_data():
         ('algorithm = "ring"', ["needs collective"]),
         ('collective = "allreduc"\nalgorithm = "ring"', ["'allreduc'", "did you mean allreduce?"]),
         ('collective = "gather"\nalgorithm = "rng"', ["'rng'", "did you mean ring?"]),
+        ('collective = "gather"\nalgorithm = "ring"\nsymetric = true',
+         ["below, sizes, uneven, symmetric, found 'symetric'", "did you mean symmetric?"]),
+        ('collective = "gather"\nalgorithm = "one_sided"',
+         ["gather one_sided must say symmetric = true, found false"]),
+        ('collective = "gather"\nalgorithm = "ring"\nsymmetric = true',
+         ["gather ring must say symmetric = false, found true"]),
     ],
-)
+)  # fmt: skip
 def test_a_row_that_makes_no_sense_is_refused(row, words):
     with pytest.raises(ValueError) as caught:
         SelectionTable.from_toml(f"[[row]]\n{row}\n" + LAST + BARRIER)
@@ -68,6 +76,8 @@ def test_a_table_with_gaps_is_refused():
             SelectionTable.from_toml(LAST + BARRIER + gap)
     with pytest.raises(ValueError, match="last row for barrier must fit every size"):
         SelectionTable.from_toml(LAST + BARRIER + "sizes = [2, 4611686018427387904]")
+    with pytest.raises(ValueError, match="last row for gather must fit any memory"):
+        SelectionTable.from_toml(LAST + BARRIER + ONE_SIDED.format("gather", ""))
     with pytest.raises(ValueError):
         SelectionTable.from_toml("this is no table")
 
@@ -77,3 +87,36 @@ def test_a_row_fits_by_size_bytes_and_evenness():
     assert row.fits(2, 9, False) and row.fits(3, 0, False)
     assert not row.fits(1, 9, False) and not row.fits(4, 9, False)
     assert not row.fits(2, 10, False) and not row.fits(2, 9, True)
+
+
+def test_a_symmetric_row_fits_what_its_algorithm_reaches():
+    asked = []
+    text = ONE_SIDED.format("allreduce", "below = 100") + ONE_SIDED.format("gather", "") + LAST
+    table = SelectionTable.from_toml(text + BARRIER)
+    for reachable, wanted in ((True, "one_sided"), (False, "ring")):
+
+        def reaches(name, reachable=reachable):
+            asked.append(name)
+            return reachable
+
+        for collective in ("allreduce", "gather"):
+            assert table.choose(collective, size=3, nbytes=99, reaches=reaches) == wanted
+    assert asked == ["one_sided"] * 4
+    assert table.choose("allreduce", size=3, nbytes=100, reaches=lambda name: True) == "ring"
+    assert table.choose("broadcast", size=3, nbytes=9, reaches=lambda name: True) == "ring"
+    assert table.choose("allreduce", size=3, nbytes=9) == "ring"  # private, unless somebody says
+    assert SelectionTable.from_settings(table.as_settings()).rows == table.rows
+
+
+def test_only_those_named_are_chosen():
+    table = default_table()
+
+    def choose(among, nbytes=1 << 20, reaches=True):
+        return table.choose("allreduce", size=3, nbytes=nbytes, among=among,
+                            reaches=lambda name: reaches)  # fmt: skip
+
+    assert choose(("one_shot", "linear", "one_sided")) == "one_sided"
+    assert choose(("one_shot", "linear"), nbytes=8) == "one_shot"
+    assert choose(("one_shot", "linear")) == "linear"  # no row names one: the last
+    assert choose(("ring", "linear"), reaches=False) == "ring"
+    assert choose(("one_sided",), nbytes=8) == "one_sided"
