@@ -165,7 +165,8 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     scratch[chunk] = scratch_bytes_;
     scratch_bytes_ += segment_;  // scratch holds one pass at a time
   }
-  streams_ = (input_bytes_ + output_bytes_) * plan.size > last_level_cache();
+  // Three quarters: something of a cache that others use too is always theirs.
+  streams_ = (input_bytes_ + output_bytes_) * plan.size > last_level_cache() / 4 * 3;
   for (const auto chunk : plan.outputs) outputs_.push_back({*outputs[chunk], lengths[chunk]});
 
   const auto find = [&](const Place& place) -> std::uint64_t {
