@@ -272,16 +272,17 @@ def test_known_calls_that_do_not_fit_together(comm):
 def test_nothing_of_the_users_is_kept(comm):
     """The engine keeps no algorithm of a user's; communicators and arrays go when they should."""
 
-    leads_back = []  # a cycle through the engine, which the garbage collector could not see
+    def leading_back(part):  # to the communicator, whose engine the garbage collector cannot see
+        @algorithm("allreduce")
+        def mine(rank, size):
+            assert part.size == size
+            yield send(1 - rank, chunk=0)
+            yield recv_reduce(1 - rank, chunk=0)
 
-    @algorithm("allreduce")
-    def mine(rank, size):
-        assert leads_back
-        yield send(1 - rank, chunk=0)
-        yield recv_reduce(1 - rank, chunk=0)
+        return mine
 
     part = comm.split(0)
-    leads_back.append(part)
+    mine = leading_back(part)
     x, out = np.ones(4), np.zeros(4)
     for _ in range(5):
         assert part.allreduce(x, out=out, algorithm=mine)[0] == 2
@@ -294,7 +295,7 @@ def test_nothing_of_the_users_is_kept(comm):
 
     whole, queue, gone = weakref.ref(part), weakref.ref(part._queue), weakref.ref(mine)
     part.close()
-    del part, mine, leads_back
+    del part, mine
     for bounded in (calls._native_plan, schedule._schedule, schedule._widest):
         bounded.cache_clear()  # what is kept there, a later algorithm displaces
     gc.collect()
