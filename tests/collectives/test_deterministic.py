@@ -140,8 +140,6 @@ def test_with_two_ranks_every_order_is_that_order(comm):
 
 @ranks(3)
 def test_ranks_that_do_not_all_ask_for_it(comm):
-    from harness.errors import raising
-
 
     part = comm.split(0)
     x = np.ones(4)
