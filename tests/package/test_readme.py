@@ -14,13 +14,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["first_steps", "my_allreduce"])
+@pytest.mark.parametrize("name", ["first_steps", "my_allreduce", "symmetric"])
 def test_the_readme_shows_an_example_as_it_is(name):
     example = (ROOT / f"examples/{name}.py").read_text(encoding="utf-8")
     assert example in BLOCKS
 
 
-@pytest.mark.parametrize("name", ["first_steps", "my_allreduce"])
+@pytest.mark.parametrize("name", ["first_steps", "my_allreduce", "symmetric"])
 def test_an_example_prints_what_the_readme_shows(name):
     command = [sys.executable, "-m", "launch", "run", "-n", "3", f"examples/{name}.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
@@ -49,3 +49,9 @@ def test_every_file_it_maps_exists():
         for name in words.split(", "):
             path = ROOT / name if not line.startswith(" ") else ROOT / folder / name.strip()
             assert path.exists(), line
+
+
+def test_its_tables_and_those_of_the_docs_are_made_from_committed_results():
+    command = [sys.executable, "tools/benchmark_tables.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
