@@ -214,7 +214,7 @@ class Communicator(Explaining):
             table=self._table,
             timeout=self.timeout,
             host_id=self._host_id,
-            look=self._engine.check,
+            look=lambda: self._engine.check([rank for _, rank in members]),
         )
         self._share_with(half, tuple(rank for _, rank in members))
         return half

@@ -152,10 +152,12 @@ class Symmetric(Messages):
             meeting = meet(
                 self._me, job=job, secret=self._secret, settings={},
                 offer=lambda ranks: os.dup(descriptor), timeout=self.timeout,
-                look=self._engine.check,
+                look=lambda: self._engine.check(range(self.size)),
             )  # fmt: skip
         except CollectiveError:
-            self._engine.check()  # what ended it for others says more than that they have gone
+            self._engine.check(
+                range(self.size)
+            )  # what ended it for others says more than that they have gone
             raise
         try:
             return _native.SymmetricBlock(meeting.descriptor, self.size, nbytes), None

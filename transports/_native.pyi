@@ -137,8 +137,8 @@ class Engine:
         """How long a repeated call may take."""
 
     def abort(self, text: str) -> None: ...
-    def check(self) -> None:
-        """Raise the trouble that some rank has reported, if any."""
+    def check(self, ranks: Sequence[int]) -> None:
+        """Raise the trouble that some rank has reported, if any, or that one of these has ended."""
 
     def mismatch(self, text: str) -> NoReturn:
         """Raise MismatchError on every rank."""

@@ -147,7 +147,7 @@ def test_calls_that_do_not_fit_name_both_sides(region):
         assert "call 0 #1" in str(error) and "call 1 #1" in str(error)
     assert str(found[0]) == str(found[1])
     with pytest.raises(MismatchError, match="different calls"):
-        region.engines[0].check()
+        region.engines[0].check([])
 
 
 def test_lengths_that_do_not_fit_are_told(region):
@@ -171,7 +171,7 @@ def test_a_damaged_message_is_not_followed(region):
             region.engines[0].execute(exchange(0, 10), np.ones(10), np.ones(10), 20.0, False)
         assert other.result()[1].tolist() == [2.0] * 10  # what came to rank 1 was sound
     with pytest.raises(MismatchError, match="damaged message"):
-        region.engines[1].check()
+        region.engines[1].check([])
 
 
 def test_closing(region):
@@ -211,7 +211,7 @@ def test_a_mismatch_may_be_declared(region):
     with pytest.raises(MismatchError, match="they do not fit"):
         region.engines[0].mismatch("they do not fit")
     with pytest.raises(MismatchError, match="they do not fit"):
-        region.engines[1].check()
+        region.engines[1].check([])
 
 
 def test_one_call_at_a_time(region):

@@ -168,7 +168,9 @@ void register_engine(nb::module_& module) {
       .def("mismatch", [](Rank& self, const std::string& text) { self.engine().mismatch(text); })
       .def("close", [](Rank& self) { self.engine().close(); })
       .def("forsake", [](Rank& self) { self.engine().forsake(); })
-      .def("check", [](Rank& self) { self.engine().waiter().look_at_others(); })
+      .def(
+          "check", [](Rank& self, const Numbers& ranks) { self.engine().waiter().look_at(ranks); },
+          nb::arg("ranks"))
       .def_prop_ro("closed", [](Rank& self) { return self.engine().is_closed(); })
       .def_prop_ro("broken", [](Rank& self) { return self.engine().is_broken(); })
       .def_prop_ro("calls", [](Rank& self) { return self.engine().calls(); })

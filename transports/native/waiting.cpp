@@ -107,10 +107,10 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
   }
 }
 
-void Waiter::look_at_others() const {
+void Waiter::look_at(const std::vector<std::uint32_t>& peers) const {
   look_at_trouble();
-  for (std::uint32_t peer = 0; peer < pids_.size(); ++peer) {
-    if (peer == rank_ || !has_ended(peer)) continue;
+  for (const auto peer : peers) {
+    if (peer == rank_ || peer >= pids_.size() || !has_ended(peer)) continue;
     look_at_trouble();
     fail(FailureKind::peer_lost, name_of(peer) + " ended; its last call was " + call_of(peer));
   }

@@ -107,8 +107,8 @@ class Waiter {
       throw_trouble();
     }
   }
-  // ... or if the process or communicator of one has ended.
-  void look_at_others() const;
+  // ... or if the process or communicator of one of these has ended.
+  void look_at(const std::vector<std::uint32_t>& peers) const;
   // Tells every rank, unless one was faster, and throws.
   [[noreturn]] void fail(FailureKind kind, const std::string& text) const;
   // Only tells; false if there is trouble already.

@@ -321,7 +321,7 @@ def _report_to_rank_zero(
         )
 
 
-def _connect(job: str, deadline: float, timeout: float, look: Look) -> socket.socket:
+def _connect(job: str, deadline: float, timeout: float, look: Look = lambda: None) -> socket.socket:
     pause, longest = _RETRY_SECONDS
     while True:
         look()
