@@ -161,7 +161,7 @@ def test_memory_is_used_again_once_all_have_dropped_it(comm):
         del third
         third = comm.empty((10, 90))
         assert third.ctypes.data == place
-    assert blocks() == before
+    assert blocks() <= before  # what other tests left may go meanwhile
     one = comm.empty(1)  # a program of small arrays next to large ones
     assert one.ctypes.data not in (place, second.ctypes.data, fourth.ctypes.data)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from collectives.bench.cases import POINT_TO_POINT, Case, NotCarried
+from collectives.bench.cases import POINT_TO_POINT, Case
 from collectives.bench.libraries import OrdinaryMemory
 from collectives.bench.streams import ping_pong, stream
 from collectives.bench.tasks import Memory, Operation
@@ -46,9 +46,9 @@ class Ours(OrdinaryMemory):
         """Private or symmetric memory, as the variant has it."""
         if variant.partition(":")[0] != SYMMETRIC:
             return super().memory(nbytes, variant)
-        if not hasattr(self.comm, "empty"):
-            raise NotCarried("this version of collectives has no symmetric memory (comm.empty)")
-        found: Memory = self.comm.empty((nbytes,), np.uint8)
+        # Every rank must ask for the same, also where only the root has a result.
+        most = max(self.comm.allgather_object(nbytes))
+        found: Memory = self.comm.empty((most,), np.uint8)[:nbytes]
         return found
 
     def array(self, memory: Memory, dtype: str) -> Any:
