@@ -244,8 +244,16 @@ def test_what_is_expected_is_what_the_communicator_explains():
     assert ours.expected(Case(collective="pingpong", nbytes=32), "auto", x) == {}
 
 
-def test_symmetric_memory_is_refused_where_there_is_none():
-    ours = Ours(SimpleNamespace(rank=0, size=2))
-    with pytest.raises(NotCarried, match=r"no symmetric memory \(comm.empty\)"):
-        ours.memory(64, "symmetric:ring")
-    assert ours.memory(64, "ring").nbytes == 64
+def test_every_rank_asks_for_as_much_symmetric_memory():
+    asked_for = []
+
+    def empty(shape, dtype):
+        asked_for.append(shape)
+        return np.empty(shape, dtype)
+
+    # As off the root of a gather, where only the root has a result.
+    comm = SimpleNamespace(rank=1, size=2, empty=empty, allgather_object=lambda mine: [64, mine])
+    assert Ours(comm).memory(0, "symmetric:one_sided").nbytes == 0
+    assert asked_for == [(64,)]
+    assert Ours(comm).memory(64, "ring").nbytes == 64
+    assert asked_for == [(64,)]
