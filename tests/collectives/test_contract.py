@@ -363,3 +363,40 @@ def test_a_forked_child_is_not_the_rank():
     with Ranks(descend, 2) as job:
         assert "forked" in job.outcome(0).value
         assert job.outcome(1).value == ""
+
+
+def descend_in_a_call():
+    """The fork comes while a thread of the parent is in a call, which the child knows nothing of."""
+    with collectives.init() as comm:
+        if comm.rank == 1:
+            told()  # comes late, so that rank 0 forks first
+        thread = threading.Thread(target=comm.allreduce, args=(np.ones(4),))
+        thread.start()
+        text = ""
+        if comm.rank == 0:
+            while comm._engine.calls == 0:
+                time.sleep(0.001)
+            reading, writing = os.pipe()
+            child = os.fork()
+            if child == 0:
+                try:
+                    comm.barrier()
+                except collectives.CollectiveError as error:
+                    os.write(writing, str(error).encode())
+                os._exit(0)
+            os.waitpid(child, 0)
+            text = os.read(reading, 1000).decode()
+            os.close(reading)
+            os.close(writing)
+            say("forked")
+        thread.join()
+        comm.barrier()
+        return text
+
+
+def test_a_child_forked_in_a_call_is_not_the_rank():
+    with Ranks(descend_in_a_call, 2) as job:
+        assert job.said(0) == "forked"
+        job.tell(1)
+        assert "forked" in job.outcome(0).value
+        assert job.outcome(1).value == ""

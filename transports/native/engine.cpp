@@ -68,12 +68,14 @@ void Engine::abort(const std::string& text) {
   waiter_.report(FailureKind::aborted, text);
 }
 
+void Engine::refuse_in_child() const {
+  if (!forsaken_.load(std::memory_order_relaxed)) return;
+  throw Failure(FailureKind::misuse,
+                "this process was forked from rank " + std::to_string(rank()) +
+                    " and is no rank itself: collectives belong to the process that called init");
+}
+
 void Engine::check_usable() const {
-  if (forsaken_.load(std::memory_order_relaxed)) {
-    throw Failure(FailureKind::misuse,
-                  "this process was forked from rank " + std::to_string(rank()) +
-                      " and is no rank itself: collectives belong to the process that called init");
-  }
   if (is_closed()) throw Failure(FailureKind::misuse, "the communicator is closed");
   waiter_.look_at_trouble();
   if (is_broken()) {
@@ -108,6 +110,7 @@ std::uint64_t Engine::fingerprint_of(std::uint64_t stamp, const Call::Step& step
 
 void Engine::execute(const Call& call, const std::byte* input, std::byte* output,
                      double timeout_seconds, bool background, OnceSlow once_slow) {
+  refuse_in_child();  // first: the turn may be one that a thread of the parent had at the fork
   const Turn turn(busy_);
   check_usable();
   if (call.size() != region_.geometry().ranks || call.rank() != rank() ||
@@ -141,6 +144,7 @@ void Engine::enter(const Call& call, std::uint64_t number, std::uint64_t stamp) 
 }
 
 bool Engine::next_is(const Call& call, double timeout_seconds, OnceSlow once_slow) {
+  refuse_in_child();  // first: the turn may be one that a thread of the parent had at the fork
   const Turn turn(busy_);
   check_usable();
   waiter_.begin(timeout_seconds, false, once_slow);

@@ -90,6 +90,7 @@ class Engine {
 
   static std::uint64_t stamp_of(const Call& call, std::uint64_t number);
   static std::uint64_t fingerprint_of(std::uint64_t stamp, const Call::Step& step);
+  void refuse_in_child() const;
   void check_usable() const;
   // Shows the others which call this rank is in.
   void enter(const Call& call, std::uint64_t number, std::uint64_t stamp);
