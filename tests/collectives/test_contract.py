@@ -366,7 +366,7 @@ def test_a_forked_child_is_not_the_rank():
 
 
 def descend_in_a_call():
-    """The fork comes while a thread of the parent is in a call, which the child knows nothing of."""
+    """The fork comes while a thread of the parent is in a call that the child is not in."""
     with collectives.init() as comm:
         if comm.rank == 1:
             told()  # comes late, so that rank 0 forks first
