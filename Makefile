@@ -3,7 +3,7 @@
 #   make train      environment, build, install, then train the example network on two ranks
 #   make test       the same environment, then lint and every quick test
 #   make test-full  the long sweeps too; writes build/test-report.xml and a page of it, .md
-#   make test-repeat  tests with many processes, TIMES=50 times, half of them with all cores busy
+#   make test-repeat  each kind of test with many processes, TIMES=50 times, half of them with all cores busy
 #   make lint | format | build | clean
 #
 # make PYTHON=python3.12 …   another Python, in an environment of its own (.venv-python3.12)

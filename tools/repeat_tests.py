@@ -2,6 +2,7 @@
 
     .venv/bin/python tools/repeat_tests.py --times 50 tests/launch tests/collectives/test_async.py
 
+Without names, one or more tests of each kind of program with many processes are repeated.
 Every file is a run of pytest of its own, --together of them at a time. The files take turns, so
 that breaking it off early leaves as many repeats of each. Every run is a line in the record (JSON
 lines, added to); --table alone shows what the record holds. A run that fails leaves its whole
@@ -26,36 +27,71 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# Whatever starts processes, has them talk, and ends them.
-MANY_PROCESSES = [
-    "tests/launch",
-    *(
-        f"tests/collectives/test_{name}.py"
-        for name in (
-            "contract",
-            "async",
-            "messages",
-            "split",
-            "agreement",
-            "initialization",
-            "objects",
-            "user_algorithm",
-        )
-    ),
-    *(f"tests/transports/test_{name}.py" for name in ("point_to_point", "rendezvous", "engine")),
-    "tests/trainers/test_training.py",
-]
+# One or more of each kind of program with many processes: how they start, meet, talk, sleep, fail,
+# are killed and end. A file without names is repeated whole.
+MANY_PROCESSES = {
+    "tests/launch/test_spawning.py": [
+        "test_results_come_by_rank",
+        "test_a_killed_rank_is_named_with_its_signal",
+    ],
+    "tests/launch/test_failures.py": [
+        "test_the_first_traceback_comes_last_and_once",
+        "test_a_rank_that_is_killed_is_named_with_the_signal",
+    ],
+    "tests/launch/test_stopping.py": [
+        "test_a_stop_ends_the_whole_family",
+        "test_killing_the_launcher_leaves_nothing",
+    ],
+    "tests/launch/test_joining.py": [
+        "test_ranks_of_our_launcher_join",
+        "test_two_jobs_at_once_do_not_meet",
+        "test_a_rank_that_is_killed_in_a_collective_is_first",
+    ],
+    "tests/launch/test_bench.py": [
+        "test_a_run_that_is_stopped_leaves_nothing",
+        "test_a_planted_error_is_counted_and_fails_the_run",
+    ],
+    "tests/collectives/test_contract.py": [],
+    "tests/collectives/test_async.py": [],
+    "tests/collectives/test_messages.py": [],
+    "tests/collectives/test_split.py": ["test_colors_and_keys"],
+    "tests/collectives/test_initialization.py": [
+        "test_ranks_of_a_launcher_meet",
+        "test_two_jobs_at_once_do_not_meet",
+        "test_a_rank_that_never_comes_is_named",
+    ],
+    "tests/collectives/test_repeated_calls.py": [],
+    "tests/collectives/test_waiting.py": [],
+    "tests/collectives/test_scattering.py": ["test_a_known_one_takes_turns_with_others"],
+    "tests/collectives/test_symmetric.py": [
+        "test_memory_is_used_again_once_all_have_dropped_it",
+        "test_communicators_split_from_it_reach_its_memory",
+        "test_a_killed_rank_leaves_nothing",
+    ],
+    "tests/collectives/test_one_sided_agreement.py": [],
+    "tests/transports/test_point_to_point.py": [
+        "test_two_ranks",
+        "test_any_source",
+        "test_random_program",
+        "test_a_killed_peer",
+    ],
+    "tests/transports/test_rendezvous.py": [],
+    "tests/transports/test_engine.py": [],
+    "tests/transports/test_waking.py": [],
+    "tests/transports/test_conformance_shm.py": ["test_every_algorithm[3-fewest]"],
+    "tests/trainers/test_data_parallel.py": ["test_gradients_are_those_of_the_global_batch"],
+}
 
 
-def test_files(paths: list[str]) -> list[str]:
-    """The files named, and those in the folders named."""
-    found = []
+def test_files(paths: list[str]) -> dict[str, list[str]]:
+    """The files named, and those in the folders named, each as a whole."""
+    found: list[str] = []
     for path in paths:
         inside = sorted(map(str, Path(path).glob("test_*.py")))
         if not inside and not Path(path).is_file():
             raise SystemExit(f"repeat_tests: no tests in {path}")
         found += inside or [path]
-    return found
+    return {file: [] for file in found}
 
 
 @contextlib.contextmanager
@@ -88,9 +124,12 @@ def batches(files: list[str], length: int) -> Iterator[list[str]]:
         yield files[first : first + length]
 
 
-def run_once(file: str, number: int, busy: bool, failures: Path) -> dict[str, Any]:
-    """One run of one file: its record."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+def run_once(
+    file: str, names: list[str], number: int, busy: bool, failures: Path
+) -> dict[str, Any]:
+    """One run of one file, or of the tests in it that are named: its record."""
+    tests = [f"{file}::{name}" for name in names] or [file]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.monotonic() - began
@@ -137,7 +176,7 @@ def table(record: Path) -> str:
 def main() -> int:
     """Repeats, and shows the table; 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("tests", nargs="*", help="files or folders; default: many processes")
+    parser.add_argument("tests", nargs="*", help="files or folders; default: one of each kind")
     parser.add_argument("--times", type=int, default=50, help="runs of each file (default 50)")
     parser.add_argument("--together", type=int, default=1, help="files at a time (default 1)")
     parser.add_argument("--record", type=Path, default=Path("build/repeats.jsonl"))
@@ -147,20 +186,20 @@ def main() -> int:
     if arguments.table:
         print(table(arguments.record))
         return 0
-    files = test_files(arguments.tests or MANY_PROCESSES)
+    files = test_files(arguments.tests) if arguments.tests else MANY_PROCESSES
     arguments.record.parent.mkdir(parents=True, exist_ok=True)
     failures = arguments.record.with_suffix(".failures")
     failed = 0
     for number in range(arguments.times):
         busy = number % 2 == 1
-        for batch in batches(files, arguments.together):
+        for batch in batches(list(files), arguments.together):
             with (
                 alone(arguments.lock),
                 busy_cores(busy),
                 ThreadPoolExecutor(arguments.together) as pool,
             ):
                 run = partial(run_once, number=number, busy=busy, failures=failures)
-                runs = list(pool.map(run, batch))
+                runs = list(pool.map(run, batch, [files[file] for file in batch]))
             with arguments.record.open("a") as record:
                 record.writelines(json.dumps(run) + "\n" for run in runs)
             for run in runs:

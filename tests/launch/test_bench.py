@@ -53,14 +53,16 @@ def test_gloo_and_mpi_take_turns_with_ours(launcher):
     assert (launcher.folder / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_collective_is_right_and_has_a_row(launcher):
+def test_every_collective_is_right_and_has_a_row(launcher, full):
+    caches = ["hot", "cold"] if full else ["cold"]
     done = launcher("bench", "all", "-n", "2", "--min", "600", "--max", "600", "--rounds", "1",
-                    "--round-ms", "1", "--against", "mpi", "--places", "out,in",
-                    "--caches", "hot,cold", "--json", "run.jsonl")  # fmt: skip
+                    "--round-ms", "1", "--against", "mpi", "--places", "out,in", "--no-limit",
+                    "--caches", ",".join(caches), "--json", "run.jsonl")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     _, results = read_results(launcher.folder / "run.jsonl")
     mine = [result for result in results if result.role == "ours"]
-    assert len(mine) == 2 * (9 + 3) - 1  # a barrier has no arrays to be cold
+    # Nine, and three more in place; a barrier has no arrays to be both hot and cold.
+    assert len(mine) == len(caches) * (9 + 3) - (len(caches) - 1)
     assert all(result.rounds and not result.wrong for result in mine), done.stdout
     theirs = [result for result in results if result.role == "against"]
     assert all(result.rounds and not result.wrong for result in theirs), done.stdout
@@ -110,8 +112,9 @@ def test_a_contender_that_dies_is_reported_and_the_others_go_on(launcher, read_l
     "number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)]
 )
 def test_a_run_that_is_stopped_leaves_nothing(launcher, read_lines, number, code):
-    process = launcher.start("bench", "allreduce", "-n", "2", "--against", "mpi")
-    read_lines(process, " float32 ")
+    process = launcher.start("bench", "allreduce", "-n", "2", "--against", "mpi", "--no-limit",
+                             "--max", "8", "--rounds", "100000")  # fmt: skip
+    read_lines(process, "out of place, hot")
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     process.communicate(timeout=20)

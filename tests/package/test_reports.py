@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools"
 
 JUNIT = """<testsuites><testsuite time="75.4" timestamp="2026-01-02T03:04:05.6">
 <testcase classname="tests.launch.test_a" name="test_quick[1-x]" time="0.1" />
@@ -100,3 +102,13 @@ def test_repeating_nothing_is_refused(tmp_path):
     done = run_tool("repeat_tests.py", tmp_path / "none")
     assert done.returncode == 1
     assert "repeat_tests: no tests in" in done.stderr
+
+
+def test_what_is_repeated_by_default_exists():
+    spec = importlib.util.spec_from_file_location("repeat_tests", TOOLS / "repeat_tests.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    for file, names in tool.MANY_PROCESSES.items():
+        text = (ROOT / file).read_text()
+        for name in names:
+            assert f"def {name.partition('[')[0]}(" in text, f"{file}::{name}"
