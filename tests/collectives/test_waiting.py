@@ -185,6 +185,12 @@ def test_nobody_leaves_a_known_barrier_early(comm):
         assert times[:, 1].min() >= times[:, 0].max(), times
 
 
+def until_idle(comm):
+    """The last work is finished just before it is counted."""
+    while not comm._queue.idle:
+        time.sleep(0)
+
+
 @ranks(2)
 def test_a_call_waits_for_asynchronous_ones_before_it(comm):
     """One that is known must not overtake what is in the queue."""
@@ -202,8 +208,7 @@ def test_a_call_waits_for_asynchronous_ones_before_it(comm):
         comm.barrier(async_op=True)
         comm.barrier()
     comm.barrier(async_op=True).wait()
-    while not comm._queue.idle:  # the last work is finished just before it is counted
-        time.sleep(0)
+    until_idle(comm)
     with long_ways(comm) as taken:
         comm.allreduce(x, out=out)
         assert taken == []
@@ -220,6 +225,7 @@ def test_after_asynchronous_calls_that_failed_the_way_is_short_again(comm):
     work = comm._queue.submit("fails", fail)
     with raising(KeyError, "lost"):
         work.wait()
+    until_idle(comm)
     comm.allreduce(x, out=out)
     with long_ways(comm) as taken:
         comm.allreduce(x, out=out)
@@ -229,6 +235,7 @@ def test_after_asynchronous_calls_that_failed_the_way_is_short_again(comm):
     assert not comm._engine.repeat("allreduce", x, out, 0, "sum", None, False, False, None)
     gate.set()
     waiting.wait()
+    until_idle(comm)
     comm.barrier()
     with long_ways(comm) as taken:
         comm.allreduce(x, out=out)
