@@ -61,11 +61,12 @@ mirror=$(apt-get indextargets --format '$(REPO_URI)' "Created-By: Packages" "Cod
 mkdir -p "$root"
 root=$(cd "$root" && pwd)
 echo "== a bare Debian $suite in $root"
-debootstrap --variant=minbase "$suite" "$root" ${mirror:+"$mirror"} >"$root.log" 2>&1 || {
-    tail -n 20 "$root.log" >&2
+log=$(mktemp)
+debootstrap --variant=minbase "$suite" "$root" ${mirror:+"$mirror"} >"$log" 2>&1 || {
+    tail -n 20 "$log" >&2
     stop "debootstrap failed"
 }
-rm -f "$root.log"
+rm -f "$log"
 
 rm -rf "$root/etc/apt/sources.list" "$root/etc/apt/sources.list.d"
 cp -a /etc/apt/sources.list* "$root/etc/apt/" 2>/dev/null || true

@@ -59,6 +59,13 @@ def test_reports_of_parts_are_one(tmp_path):
     assert "- begun: 2026-01-02 03:04\n" in done.stdout
 
 
+def test_a_report_needs_no_git(tmp_path, monkeypatch):
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = run_tool("test_report.py", tmp_path / "junit.xml")
+    assert "- source: unknown\n" in done.stdout, done.stderr
+
+
 def test_no_report_is_said(tmp_path):
     done = run_tool("test_report.py", tmp_path / "none.xml")
     assert (done.returncode, done.stdout) == (2, "")
