@@ -9,6 +9,9 @@
 namespace transports {
 namespace {
 
+// Of the slots in use, what an inner cache holds beside the arrays.
+constexpr std::uint64_t kHotBytes = 512 * 1024;
+
 // Marks the engine as running a call; a second one at once is a mistake of the user.
 class Turn {
  public:
@@ -33,13 +36,13 @@ Engine::Engine(const Region& region, std::uint32_t rank, const std::vector<Waite
     : region_(region),
       waiter_(region, rank, peers, crowded),
       peers_(region.geometry().ranks),
-      slot_readers_(region.geometry().slots),
+      slots_(region.geometry().slots),
       peer_inputs_(region.geometry().ranks),
       peer_outputs_(region.geometry().ranks),
       operands_(region.geometry().ranks + 1),
       block_operands_(region.geometry().ranks + 1),
       results_(region.geometry().ranks + 1) {
-  for (auto& readers : slot_readers_) readers.reserve(region.geometry().ranks);
+  for (auto& slot : slots_) slot.readers.reserve(region.geometry().ranks);
   auto& standing = region_.standing(rank);
   standing.pid.store(static_cast<std::uint32_t>(getpid()), std::memory_order_relaxed);
   standing.life.store(static_cast<std::uint32_t>(Life::running), std::memory_order_release);
@@ -265,21 +268,50 @@ std::byte* Engine::take_slot(const std::uint32_t* targets, std::uint32_t count,
     peer.known_released = released.load(std::memory_order_acquire);
   }
   if (bytes <= kInlineBytes) return inline_;
-  const std::uint32_t slot = next_slot_ % geometry.slots;
-  for (const auto& reader : slot_readers_[slot]) {
-    // So many messages ago that it had to be released for a later one; its index may have wrapped.
-    if (peers_[reader.peer].sent - reader.index > geometry.depth) continue;
+  Slot& slot = next_slot(bytes);
+  for (const auto& reader : slot.readers) {
+    if (is_released(reader)) continue;
     waiter_.await(region_.acks(reader.peer, rank()).released, reader.index + 1, reader.peer,
                   "release by");
   }
-  slot_readers_[slot].clear();
-  return region_.slot(rank(), slot);
+  slot.readers.clear();
+  slot.filled = ++filled_;
+  slot_ = static_cast<std::uint32_t>(&slot - slots_.data());
+  return region_.slot(rank(), slot_);
+}
+
+Engine::Slot& Engine::next_slot(std::uint64_t bytes) {
+  // As many take turns as stay in the cache together: what has just been read elsewhere is not
+  // overwritten at once, and of long messages the peers' lag alone makes more slots be touched.
+  const auto count = static_cast<std::uint32_t>(slots_.size());
+  const auto turns =
+      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kHotBytes / bytes, 1, slots_.size()));
+  const std::uint32_t first = slot_ + 1 < turns ? slot_ + 1 : 0;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    Slot& slot = slots_[(first + i) & (count - 1)];
+    if (std::all_of(slot.readers.begin(), slot.readers.end(),
+                    [this](const Message& reader) { return is_released(reader); })) {
+      return slot;
+    }
+  }
+  return *std::min_element(slots_.begin(), slots_.end(), [](const Slot& one, const Slot& other) {
+    return one.filled < other.filled;
+  });
+}
+
+bool Engine::is_released(const Message& message) {
+  auto& peer = peers_[message.peer];
+  // So many messages ago that it had to be released for a later one; its index may have wrapped.
+  if (peer.sent - 1 - message.index >= region_.geometry().depth) return true;
+  if (reached(peer.known_released, message.index + 1)) return true;
+  // Acquire: what the peer read there it has read.
+  peer.known_released = region_.acks(message.peer, rank()).released.load(std::memory_order_acquire);
+  return reached(peer.known_released, message.index + 1);
 }
 
 void Engine::post(const std::uint32_t* targets, std::uint32_t count, const std::byte* payload,
                   std::uint64_t bytes, std::uint64_t fingerprint) {
   const bool is_inline = payload == inline_;
-  const std::uint32_t slot = next_slot_ % region_.geometry().slots;
   for (std::uint32_t i = 0; i < count; ++i) {
     const std::uint32_t peer = targets[i];
     const std::uint32_t index = peers_[peer].sent++;
@@ -287,16 +319,15 @@ void Engine::post(const std::uint32_t* targets, std::uint32_t count, const std::
     descriptor.length = static_cast<std::uint32_t>(bytes);
     descriptor.fingerprint = fingerprint;
     descriptor.number = static_cast<std::uint32_t>(number_);
-    descriptor.slot = is_inline ? kInlineSlot : slot;
+    descriptor.slot = is_inline ? kInlineSlot : slot_;
     if (is_inline) {
       std::memcpy(descriptor.payload, payload, bytes);
     } else {
-      slot_readers_[slot].push_back({peer, index});
+      slots_[slot_].readers.push_back({peer, index});
     }
     // Release: descriptor and payload are complete for whoever sees the new sequence.
     descriptor.sequence.store(index + 1, std::memory_order_release);
   }
-  if (!is_inline) ++next_slot_;
 }
 
 void Engine::wake(const std::uint32_t* sources, std::uint32_t source_count,

@@ -81,6 +81,10 @@ class Engine {
     std::uint32_t peer;
     std::uint32_t index;  // of the peer's messages from us
   };
+  struct Slot {
+    std::vector<Message> readers;  // who may still read it
+    std::uint64_t filled = 0;      // when: the number of messages in slots until then
+  };
   // What this rank knows of its channels with one peer.
   struct Peer {
     std::uint32_t sent = 0;            // messages posted to it
@@ -111,6 +115,8 @@ class Engine {
   // Folds `operands_` into `out`, past the caches, and into `also`.
   void reduce_past_caches(const Call& call, std::byte* out, std::byte* also, std::size_t operands,
                           std::uint64_t length);
+  Slot& next_slot(std::uint64_t bytes);
+  bool is_released(const Message& message);
   std::byte* take_slot(const std::uint32_t* targets, std::uint32_t count, std::uint64_t bytes);
   const std::byte* take(const Call& call, std::uint32_t peer, std::uint64_t bytes,
                         std::uint64_t fingerprint);
@@ -125,8 +131,9 @@ class Engine {
   Region region_;
   Waiter waiter_;
   std::vector<Peer> peers_;
-  std::vector<std::vector<Message>> slot_readers_;  // who may still read each slot
-  std::uint32_t next_slot_ = 0;
+  std::vector<Slot> slots_;
+  std::uint64_t filled_ = 0;  // messages in slots so far
+  std::uint32_t slot_ = 0;    // the one that was taken last
   alignas(kLine) std::byte inline_[kInlineBytes];
   SymmetricMemory symmetric_;
   std::vector<std::byte*> peer_inputs_;  // of the running one-sided call

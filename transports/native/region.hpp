@@ -150,7 +150,13 @@ inline std::size_t Geometry::header_bytes() const {
 // A view of a mapped region: finds things in it. The mapping must outlive it.
 class Region {
  public:
-  Region(std::byte* base, const Geometry& geometry) : base_(base), geometry_(geometry) {}
+  Region(std::byte* base, const Geometry& geometry)
+      : base_(base),
+        geometry_(geometry),
+        part_bytes_(geometry.part_bytes()),
+        acks_at_(geometry.acks_at()),
+        descriptors_at_(geometry.descriptors_at()),
+        slots_at_(geometry.slots_at()) {}
 
   // Writes the header of fresh, zeroed memory of at least geometry.total_bytes().
   static void format(std::byte* base, const Geometry& geometry);
@@ -163,14 +169,16 @@ class Region {
   Standing& standing(std::uint32_t rank) const { return at<Standing>(rank, 0); }
   // Messages of `sender` that `rank` has released.
   AckLine& acks(std::uint32_t rank, std::uint32_t sender) const {
-    return at<AckLine>(rank, geometry_.acks_at() + sender * sizeof(AckLine));
+    return at<AckLine>(rank, acks_at_ + sender * sizeof(AckLine));
   }
   Descriptor& descriptor(std::uint32_t sender, std::uint32_t receiver, std::uint32_t index) const {
-    const std::size_t place = std::size_t{receiver} * geometry_.depth + index % geometry_.depth;
-    return at<Descriptor>(sender, geometry_.descriptors_at() + place * sizeof(Descriptor));
+    // A ring's length is a power of two.
+    const std::size_t place =
+        std::size_t{receiver} * geometry_.depth + (index & (geometry_.depth - 1));
+    return at<Descriptor>(sender, descriptors_at_ + place * sizeof(Descriptor));
   }
   std::byte* slot(std::uint32_t rank, std::uint32_t slot) const {
-    return part(rank) + geometry_.slots_at() + slot * geometry_.slot_bytes;
+    return part(rank) + slots_at_ + slot * geometry_.slot_bytes;
   }
   AckLine& lane_acks(std::uint32_t rank, std::uint32_t sender) const {
     return at<AckLine>(rank, geometry_.lane_acks_at() + sender * sizeof(AckLine));
@@ -190,7 +198,7 @@ class Region {
 
  private:
   std::byte* part(std::uint32_t rank) const {
-    return base_ + geometry_.header_bytes() + rank * geometry_.part_bytes();
+    return base_ + sizeof(Header) + rank * part_bytes_;
   }
   template <class T>
   T& at(std::uint32_t rank, std::size_t offset) const {
@@ -199,6 +207,8 @@ class Region {
 
   std::byte* base_;
   Geometry geometry_;
+  // Of the geometry; reckoned once, since every message asks for them.
+  std::size_t part_bytes_, acks_at_, descriptors_at_, slots_at_;
 };
 
 }  // namespace transports
