@@ -112,7 +112,6 @@ class Communicator(Explaining):
         self._begin_symmetric()
         self._point_to_point = _native.PointToPoint(connection.engine)
         self.timeout = timeout
-        self._repeat = connection.engine.repeat
         cores = {core for each in connection.ranks for core in each.cores}
         self._room = Room(
             slots=geometry.slots,

@@ -46,7 +46,6 @@ class Execution:
     _calls: Calls
     _queue: WorkQueue
     _ready: dict[Any, _native.Call]
-    _repeat: Callable[..., bool]  # the engine's, bound once
 
     @property
     def timeout(self) -> float:

@@ -32,6 +32,7 @@ from collectives.arrays import Array, Family, shape_of
 from collectives.choosing import Request
 from collectives.execution import Execution
 from collectives.schedule import Algorithm
+from transports import _native
 
 Counts = Sequence[int]
 
@@ -39,6 +40,7 @@ Counts = Sequence[int]
 class Operations(Execution):
     """Collective operations; `Communicator` adds how ranks come and go."""
 
+    @_native.repeatable
     def allreduce(
         self,
         x: Array,
@@ -67,8 +69,6 @@ class Operations(Execution):
         Returns:
             An array as `x`, or a `Work` that gives it.
         """
-        if self._repeat("allreduce", x, out, 0, op, algorithm, deterministic, async_op, timeout):
-            return out
         family, x = input_array(x)
         return self._start(
             "allreduce", family, x, x, shape_of(x), out, async_op, timeout,
@@ -76,6 +76,7 @@ class Operations(Execution):
             deterministic=deterministic,
         )  # fmt: skip
 
+    @_native.repeatable
     def reduce(
         self,
         x: Array,
@@ -103,8 +104,6 @@ class Operations(Execution):
         Returns:
             An array as `x` on the root, None elsewhere.
         """
-        if self._repeat("reduce", x, out, root, op, algorithm, deterministic, async_op, timeout):
-            return out
         root = check_root(root, self.size)
         family, x = input_array(x)
         shape = shape_of(x) if self.rank == root else None
@@ -114,6 +113,7 @@ class Operations(Execution):
             deterministic=deterministic,
         )  # fmt: skip
 
+    @_native.repeatable
     def reduce_scatter(
         self,
         x: Array,
@@ -141,10 +141,6 @@ class Operations(Execution):
         Returns:
             This rank's part.
         """
-        if counts is None and self._repeat(
-            "reduce_scatter", x, out, 0, op, algorithm, deterministic, async_op, timeout
-        ):
-            return out
         family, x = input_array(x)
         shape, count, chunks = self._share_of(family, x, counts)
         return self._start(
@@ -153,6 +149,7 @@ class Operations(Execution):
             deterministic=deterministic,
         )  # fmt: skip
 
+    @_native.repeatable
     def broadcast(
         self,
         x: Array,
@@ -176,8 +173,6 @@ class Operations(Execution):
         Returns:
             The root's values, on every rank.
         """
-        if self._repeat("broadcast", x, out, root, None, algorithm, False, async_op, timeout):
-            return out
         root = check_root(root, self.size)
         family, x = input_array(x)
         source = x if self.rank == root else None
@@ -186,6 +181,7 @@ class Operations(Execution):
             root=root, count=family.count_of(x), algorithm=algorithm,
         )  # fmt: skip
 
+    @_native.repeatable
     def gather(
         self,
         x: Array,
@@ -211,10 +207,6 @@ class Operations(Execution):
         Returns:
             On the root all of them, in rank order; None elsewhere.
         """
-        if counts is None and self._repeat(
-            "gather", x, out, root, None, algorithm, False, async_op, timeout
-        ):
-            return out
         root = check_root(root, self.size)
         family, x = input_array(x)
         shape, count, chunks = self._all_of(family, x, counts)
@@ -224,6 +216,7 @@ class Operations(Execution):
             root=root, count=count, counts=chunks, algorithm=algorithm,
         )  # fmt: skip
 
+    @_native.repeatable
     def allgather(
         self,
         x: Array,
@@ -247,10 +240,6 @@ class Operations(Execution):
         Returns:
             All of them, in rank order.
         """
-        if counts is None and self._repeat(
-            "allgather", x, out, 0, None, algorithm, False, async_op, timeout
-        ):
-            return out
         family, x = input_array(x)
         shape, count, chunks = self._all_of(family, x, counts)
         return self._start(
@@ -258,6 +247,7 @@ class Operations(Execution):
             count=count, counts=chunks, algorithm=algorithm,
         )  # fmt: skip
 
+    @_native.repeatable
     def alltoall(
         self,
         x: Array,
@@ -281,10 +271,6 @@ class Operations(Execution):
         Returns:
             What the ranks sent here, in rank order.
         """
-        if counts is None and self._repeat(
-            "alltoall", x, out, 0, None, algorithm, False, async_op, timeout
-        ):
-            return out
         family, x = input_array(x)
         if counts is None:
             check_leading_axis(x, self.size, "the number of ranks")
@@ -300,6 +286,7 @@ class Operations(Execution):
             count=count, counts=chunks, algorithm=algorithm,
         )  # fmt: skip
 
+    @_native.repeatable
     def barrier(
         self,
         *,
@@ -308,8 +295,6 @@ class Operations(Execution):
         timeout: float | None = None,
     ) -> Any:
         """Return once every rank has come here."""
-        if self._repeat("barrier", None, None, 0, None, algorithm, False, async_op, timeout):
-            return None
         call = self._calls.get(Request("barrier", "", 1, 0, algorithm=algorithm))
         if algorithm is None or isinstance(algorithm, str):
             self._engine.remember("barrier", None, None, 0, None, algorithm, False, call)

@@ -45,6 +45,7 @@ class Scatter(Operations):
     # By (root, counts): what headers have said, and the calls for it.
     _told: dict[Any, dict[Told, _native.Call]]
 
+    @_native.repeatable
     def scatter(
         self,
         x: Array | None,
@@ -71,13 +72,6 @@ class Scatter(Operations):
         Returns:
             This rank's part.
         """
-        mine = x if self.rank == root else None
-        if (
-            counts is None
-            and out is not None
-            and self._repeat("scatter", mine, out, root, None, algorithm, False, async_op, timeout)
-        ):
-            return out
         root = check_root(root, self.size)
         parts = None if counts is None else check_counts(counts, self.size)
         seconds = self.timeout if timeout is None else check_timeout(timeout)

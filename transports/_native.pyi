@@ -1,10 +1,12 @@
 """The native engine and its kernels; see the headers in transports/native/."""
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+_Method = TypeVar("_Method")
 
 Buffer = Any
 """An object with the buffer protocol, an address as an int, or None for no bytes."""
@@ -87,23 +89,6 @@ class Engine:
     ) -> None:
         """Run `call`; raises what the contract says, see transports/errors.py."""
 
-    def repeat(
-        self,
-        collective: object,
-        x: object,
-        out: object,
-        root: object,
-        op: object,
-        algorithm: object,
-        deterministic: object,
-        async_op: object,
-        timeout: object,
-    ) -> bool:
-        """Run the call remembered for these arguments; False, and nothing was done, if none is.
-
-        Only blocking calls without a time-out of their own, on contiguous numpy arrays.
-        """
-
     def remember(
         self,
         collective: object,
@@ -116,7 +101,7 @@ class Engine:
         call: Call,
         is_told: bool = False,
     ) -> None:
-        """Let `repeat` find `call`; must not be given what refers to this engine.
+        """Let a `repeatable` method find `call`; must not be given what refers to this engine.
 
         `is_told`: another rank decides which call comes; whether it is this one is looked up.
         """
@@ -178,6 +163,14 @@ class PointToPoint:
 
     def test(self, operation: Operation) -> bool: ...
     def close(self) -> None: ...
+
+def repeatable(function: _Method) -> _Method:
+    """Have a collective's method look first whether the same call was remembered.
+
+    If it was, it runs at once, and nothing of the method does: only blocking calls without a
+    time-out of their own, on contiguous numpy arrays. `function` has the collective's name, takes
+    the array alone by position, and belongs to an object whose `_engine` is an `Engine`.
+    """
 
 def region_bytes(
     ranks: int, depth: int, slots: int, slot_bytes: int, lane_slots: int, lane_bytes: int

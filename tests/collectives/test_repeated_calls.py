@@ -1,18 +1,21 @@
 """The table of known calls: a call made before takes the short way, and gives what it always did.
 
-Every check compares with numpy, and those about the table itself ask the engine whether a call was
-known (`repeat` gives True) by counting how often the long way was taken.
+Every check compares with numpy, and those about the table itself count how often the long way was
+taken.
 """
 
 from __future__ import annotations
 
 import gc
+import inspect
+import itertools
 import threading
 import time
 import weakref
 
 import ml_dtypes
 import numpy as np
+import pytest
 from harness.batches import Batch
 from harness.errors import raising, refused, still_works
 from harness.ways import long_ways
@@ -128,18 +131,54 @@ def test_what_differs_is_another_call(comm):
 
 
 @ranks(2)
+def test_calls_that_take_turns_do_not_push_each_other_out(comm):
+    """Whatever their hashes: by one hash alone, one pair in 64 would never be quick."""
+    arrays = [(np.zeros(n, np.float32), np.zeros(n, np.float32)) for n in range(1, 101)]
+    for first, second in itertools.pairwise(arrays):
+        for _ in range(2):
+            comm.allreduce(first[0], out=first[1])
+            comm.allreduce(second[0], out=second[1])
+        with long_ways(comm) as taken:
+            comm.allreduce(first[0], out=first[1])
+            comm.allreduce(second[0], out=second[1])
+            assert taken == [], len(first[0])
+
+
+@ranks(2)
+def test_the_short_way_is_a_method_as_any_other(comm):
+    x, out = np.ones(3), np.zeros(3)
+    comm.allreduce(x, out=out)
+    bound = comm.allreduce
+    with long_ways(comm) as taken:
+        assert bound(x, out=out) is out
+        assert type(comm).allreduce(comm, x, out=out, async_op=False, timeout=None) is out
+        assert comm.allreduce(*[x], out=out) is out
+        assert taken == []
+        comm.allreduce(x=x, out=out)  # by name: right, if not as quick
+        assert taken == ["allreduce"]
+    assert np.array_equal(out, np.full(3, 2.0))
+    assert bound.__name__ == "allreduce" and "every rank" in bound.__doc__
+    assert list(inspect.signature(type(comm).allreduce).parameters)[:3] == ["self", "x", "out"]
+    refused(comm, TypeError, ["allreduce", "missing", "x"], lambda: comm.allreduce())
+    refused(comm, TypeError, ["allreduce", "positional"], lambda: comm.allreduce(x, out))
+    refused(comm, TypeError, ["wrong"], lambda: comm.allreduce(x, wrong=1))
+    with pytest.raises(AttributeError, match="_engine"):
+        type(comm).barrier(object())
+
+
+@ranks(2)
 def test_more_calls_than_entries(comm):
     """Entries are taken over; what was known is right, and so is what has lost its entry."""
-    arrays = [(np.zeros(n, np.int64), np.zeros(n, np.int64)) for n in range(1, 200)]
+    arrays = [(np.zeros(n, np.int64), np.zeros(n, np.int64)) for n in range(1, 501)]
     for turn in range(3):
         for n, (x, out) in enumerate(arrays):
             x[:] = turn + n + comm.rank
             comm.allreduce(x, out=out)
             assert np.array_equal(out, np.full(n + 1, 2 * (turn + n) + 1))
     with long_ways(comm) as taken:
-        for x, out in arrays:
+        for x, out in reversed(arrays):  # the last are known still
             comm.allreduce(x, out=out)
-        assert 199 - 64 <= len(taken) < 199, len(taken)
+        assert 500 - 256 <= len(taken) < 500, len(taken)
 
 
 @ranks(2)

@@ -232,8 +232,10 @@ def test_after_asynchronous_calls_that_failed_the_way_is_short_again(comm):
         assert taken == []
     gate = threading.Event()
     waiting = comm._queue.submit("waits", gate.wait)
-    assert not comm._engine.repeat("allreduce", x, out, 0, "sum", None, False, False, None)
-    gate.set()
+    threading.Timer(0.05, gate.set).start()
+    with long_ways(comm) as taken:
+        comm.allreduce(x, out=out)  # waits for its turn
+        assert taken != []
     waiting.wait()
     until_idle(comm)
     comm.barrier()

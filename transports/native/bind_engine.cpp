@@ -7,6 +7,7 @@
 #include "bindings.hpp"
 #include "held_block.hpp"
 #include "rank.hpp"
+#include "repeatable.hpp"
 
 namespace nb = nanobind;
 
@@ -88,6 +89,11 @@ Engine& engine_of(nb::handle object) {
   return nb::cast<Rank&>(object).engine();
 }
 
+Rank* rank_of(nb::handle object) {
+  static const nb::handle type = nb::type<Rank>();
+  return object.type().is(type) && nb::inst_ready(object) ? nb::inst_ptr<Rank>(object) : nullptr;
+}
+
 void register_engine(nb::module_& module) {
   nb::class_<Plan>(module, "Plan")
       .def(
@@ -129,17 +135,6 @@ void register_engine(nb::module_& module) {
       .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input").none(),
            nb::arg("output").none(), nb::arg("timeout"), nb::arg("background"))
       .def(
-          "repeat",
-          [](Rank& self, nb::handle collective, nb::handle x, nb::handle out, nb::handle root,
-             nb::handle op, nb::handle algorithm, nb::handle deterministic, nb::handle async_op,
-             nb::handle timeout) {
-            return async_op.ptr() == Py_False && timeout.is_none() &&
-                   self.repeat({collective, x, out, root, op, algorithm, deterministic});
-          },
-          nb::arg("collective"), nb::arg("x").none(), nb::arg("out").none(), nb::arg("root").none(),
-          nb::arg("op").none(), nb::arg("algorithm").none(), nb::arg("deterministic").none(),
-          nb::arg("async_op").none(), nb::arg("timeout").none())
-      .def(
           "remember",
           [](Rank& self, nb::handle collective, nb::handle x, nb::handle out, nb::handle root,
              nb::handle op, nb::handle algorithm, nb::handle deterministic, nb::handle call,
@@ -176,6 +171,7 @@ void register_engine(nb::module_& module) {
       .def_prop_ro("calls", [](Rank& self) { return self.engine().calls(); })
       .def_prop_ro("slot_bytes",
                    [](Rank& self) { return self.engine().region().geometry().slot_bytes; });
+  module.def("repeatable", &make_repeatable, nb::arg("function"));
   module.def(
       "region_bytes",
       [](std::uint32_t ranks, std::uint32_t depth, std::uint32_t slots, std::uint64_t slot_bytes,

@@ -25,7 +25,9 @@ const char* class_name(FailureKind kind) {
   return "CollectiveError";
 }
 
-void translate(const std::exception_ptr& pointer, void*) {
+}  // namespace
+
+void translate_failure(const std::exception_ptr& pointer, void*) {
   try {
     std::rethrow_exception(pointer);
   } catch (const Failure& failure) {
@@ -40,10 +42,8 @@ void translate(const std::exception_ptr& pointer, void*) {
   }
 }
 
-}  // namespace
-
 void register_failures(nb::module_&) {
-  nb::register_exception_translator(translate);
+  nb::register_exception_translator(translate_failure);
 }
 
 }  // namespace transports

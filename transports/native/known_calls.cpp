@@ -78,45 +78,57 @@ struct KnownCalls::Given {
   }
 };
 
-std::size_t KnownCalls::place_of(const Ask& ask, const Given& x, const Given& out) {
+std::size_t KnownCalls::set_of(const Ask& ask, const Given& x, const Given& out) {
   std::size_t hash = out.add_to(x.add_to(0));
   for (const nb::handle each : {ask.collective, ask.root, ask.op, ask.algorithm}) {
     hash = hash * 1000003 + (reinterpret_cast<std::size_t>(each.ptr()) >> 4);
   }
-  return (hash ^ hash >> 17 ^ hash >> 34) % kEntries;
+  return (hash ^ hash >> 17 ^ hash >> 34) % kSets;
+}
+
+bool KnownCalls::is_for(const Entry& entry, const Ask& ask, const Given& x, const Given& out) {
+  return entry.collective.ptr() == ask.collective.ptr() && entry.call != nullptr &&
+         entry.root.ptr() == ask.root.ptr() && entry.op.ptr() == ask.op.ptr() &&
+         entry.algorithm.ptr() == ask.algorithm.ptr() &&
+         entry.deterministic.ptr() == ask.deterministic.ptr() &&
+         x.is(entry.x, NPY_ARRAY_C_CONTIGUOUS) &&
+         out.is(entry.out, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_WRITEABLE);
 }
 
 std::optional<KnownCalls::Found> KnownCalls::find(const Ask& ask,
                                                   const SymmetricMemory& symmetric) const {
   const Given x(ask.x, symmetric), out(ask.out, symmetric);
   if (!x.is_usable || !out.is_usable) return std::nullopt;
-  const Entry& entry = entries_[place_of(ask, x, out)];
-  if (entry.call == nullptr || entry.collective.ptr() != ask.collective.ptr() ||
-      entry.root.ptr() != ask.root.ptr() || entry.op.ptr() != ask.op.ptr() ||
-      entry.algorithm.ptr() != ask.algorithm.ptr() ||
-      entry.deterministic.ptr() != ask.deterministic.ptr() ||
-      !x.is(entry.x, NPY_ARRAY_C_CONTIGUOUS) ||
-      !out.is(entry.out, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_WRITEABLE)) {
-    return std::nullopt;
+  for (const Entry& entry : sets_[set_of(ask, x, out)].entries) {
+    if (!is_for(entry, ask, x, out)) continue;
+    return Found{entry.call,    entry.holder,  x.data(),       out.data(),
+                 entry.is_told, entry.x.bytes, entry.out.bytes};
   }
-  return Found{entry.call,    entry.holder,  x.data(),       out.data(),
-               entry.is_told, entry.x.bytes, entry.out.bytes};
+  return std::nullopt;
 }
 
 void KnownCalls::remember(const Ask& ask, const SymmetricMemory& symmetric, nb::handle call,
                           bool is_told) {
   const Given x(ask.x, symmetric), out(ask.out, symmetric);
   if (!x.is_usable || !out.is_usable) return;
-  entries_[place_of(ask, x, out)] = {x.described(),
-                                     out.described(),
-                                     nb::borrow(ask.collective),
-                                     nb::borrow(ask.root),
-                                     nb::borrow(ask.op),
-                                     nb::borrow(ask.algorithm),
-                                     nb::borrow(ask.deterministic),
-                                     nb::borrow(call),
-                                     &nb::cast<const Call&>(call),
-                                     is_told};
+  Set& set = sets_[set_of(ask, x, out)];
+  // Where it is known already, it takes its own place again: it may be another call now.
+  auto place = std::find_if(set.entries.begin(), set.entries.end(),
+                            [&](const Entry& entry) { return is_for(entry, ask, x, out); });
+  if (place == set.entries.end()) {
+    place = set.entries.begin() + static_cast<std::ptrdiff_t>(set.oldest);
+    set.oldest = (set.oldest + 1) % kWays;
+  }
+  *place = {x.described(),
+            out.described(),
+            nb::borrow(ask.collective),
+            nb::borrow(ask.root),
+            nb::borrow(ask.op),
+            nb::borrow(ask.algorithm),
+            nb::borrow(ask.deterministic),
+            nb::borrow(call),
+            &nb::cast<const Call&>(call),
+            is_told};
 }
 
 }  // namespace transports

@@ -67,13 +67,20 @@ class KnownCalls {
     const Call* call = nullptr;
     bool is_told = false;
   };
-  static constexpr std::size_t kEntries = 64;  // a power of two; a later call takes an entry over
+  // Calls of one hash share a set, so that two of them never push each other out; in a full one a
+  // later call takes the oldest's entry.
+  static constexpr std::size_t kSets = 64, kWays = 4;
+  struct Set {
+    std::array<Entry, kWays> entries;
+    std::size_t oldest = 0;
+  };
 
   struct Given;
 
-  static std::size_t place_of(const Ask& ask, const Given& x, const Given& out);
+  static std::size_t set_of(const Ask& ask, const Given& x, const Given& out);
+  static bool is_for(const Entry& entry, const Ask& ask, const Given& x, const Given& out);
 
-  std::array<Entry, kEntries> entries_;
+  std::array<Set, kSets> sets_;
 };
 
 }  // namespace transports

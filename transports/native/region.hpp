@@ -197,9 +197,7 @@ class Region {
   }
 
  private:
-  std::byte* part(std::uint32_t rank) const {
-    return base_ + sizeof(Header) + rank * part_bytes_;
-  }
+  std::byte* part(std::uint32_t rank) const { return base_ + sizeof(Header) + rank * part_bytes_; }
   template <class T>
   T& at(std::uint32_t rank, std::size_t offset) const {
     return *reinterpret_cast<T*>(part(rank) + offset);
