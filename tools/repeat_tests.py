@@ -2,11 +2,10 @@
 
     .venv/bin/python tools/repeat_tests.py --times 50 tests/launch tests/collectives/test_async.py
 
-Without names, one or more tests of each kind of program with many processes are repeated.
-Every file is a run of pytest of its own, --together of them at a time. The files take turns, so
-that breaking it off early leaves as many repeats of each. Every run is a line in the record (JSON
-lines, added to); --table alone shows what the record holds. A run that fails leaves its whole
-output in the folder beside it.
+Every file is a run of pytest of its own; without names, one test of each kind of program with many
+processes is, all in one run. --together runs go on at a time, in turn with idle and with busy
+cores. Every run is a line in the record (JSON lines, added to); --table alone shows what the record
+holds. A run that fails leaves its whole output in the folder beside it.
 """
 
 from __future__ import annotations
@@ -27,55 +26,44 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-# One or more of each kind of program with many processes: how they start, meet, talk, sleep, fail,
-# are killed and end. A file without names is repeated whole.
-MANY_PROCESSES = {
-    "tests/launch/test_spawning.py": ["test_a_killed_rank_is_named_with_its_signal"],
-    "tests/launch/test_failures.py": [
-        "test_the_first_traceback_comes_last_and_once",
-        "test_a_rank_that_is_killed_is_named_with_the_signal[SIGKILL]",
-    ],
-    "tests/launch/test_stopping.py": [
-        "test_a_stop_ends_the_whole_family[2-130]",
-        "test_killing_the_launcher_leaves_nothing",
-    ],
-    "tests/launch/test_joining.py": ["test_two_jobs_at_once_do_not_meet"],
-    "tests/launch/test_bench.py": ["test_a_planted_error_is_counted_and_fails_the_run"],
-    "tests/collectives/test_contract.py": [],
-    "tests/collectives/test_async.py": [],
-    "tests/collectives/test_messages.py": [],
-    "tests/collectives/test_initialization.py": [
-        "test_ranks_of_a_launcher_meet",
-        "test_a_rank_that_never_comes_is_named",
-    ],
-    "tests/collectives/test_repeated_calls.py": [],
-    "tests/collectives/test_waiting.py": [
-        "test_ctrl_c_in_a_known_call",
-        "test_ranks_that_come_late_with_and_without_membarrier",
-    ],
-    "tests/collectives/test_symmetric.py": ["test_a_killed_rank_leaves_nothing"],
-    "tests/collectives/test_one_sided_agreement.py": [],
-    "tests/transports/test_point_to_point.py": [
-        "test_two_ranks",
-        "test_random_program[3-300-processes]",
-        "test_a_killed_peer",
-    ],
-    "tests/transports/test_rendezvous.py": [],
-    "tests/transports/test_engine.py": [],
-    "tests/transports/test_waking.py": [],
-    "tests/transports/test_conformance_shm.py": ["test_every_algorithm[3-fewest]"],
-}
+# One of each kind of program with many processes: how they start, meet, talk, sleep, fail, are
+# killed and end. Repeated as one run of pytest.
+ONE_OF_EACH = "one of each kind"
+MANY_PROCESSES = [
+    "tests/launch/test_spawning.py::test_a_killed_rank_is_named_with_its_signal",
+    "tests/launch/test_failures.py::test_the_first_traceback_comes_last_and_once",
+    "tests/launch/test_stopping.py::test_a_stop_ends_the_whole_family[2-130]",
+    "tests/launch/test_stopping.py::test_killing_the_launcher_leaves_nothing",
+    "tests/launch/test_joining.py::test_two_jobs_at_once_do_not_meet",
+    "tests/launch/test_bench.py::test_a_planted_error_is_counted_and_fails_the_run",
+    "tests/collectives/test_contract.py::test_a_lost_peer[kill inside]",
+    "tests/collectives/test_contract.py::test_calls_that_do_not_fit_together[2]",
+    "tests/collectives/test_contract.py::test_ctrl_c_ends_any_wait[allreduce]",
+    "tests/collectives/test_contract.py::test_ranks_that_are_done_may_leave_without_closing",
+    "tests/collectives/test_async.py::test_every_collective[3]",
+    "tests/collectives/test_initialization.py::test_a_rank_that_never_comes_is_named",
+    "tests/collectives/test_repeated_calls.py::test_the_same_call_many_times[2]",
+    "tests/collectives/test_waiting.py::test_ranks_that_come_late_with_and_without_membarrier[one]",
+    "tests/collectives/test_symmetric.py::test_a_killed_rank_leaves_nothing",
+    "tests/collectives/test_one_sided_agreement.py::test_a_rank_that_is_killed[inside]",
+    "tests/transports/test_point_to_point.py::test_random_program[3-300-processes]",
+    "tests/transports/test_point_to_point.py::test_a_killed_peer",
+    "tests/transports/test_rendezvous.py",
+    "tests/transports/test_engine.py",
+    "tests/transports/test_waking.py",
+    "tests/transports/test_conformance_shm.py::test_every_algorithm[3-fewest]",
+]
 
 
-def test_files(paths: list[str]) -> dict[str, list[str]]:
-    """The files named, and those in the folders named, each as a whole."""
+def runs_of(paths: list[str]) -> dict[str, list[str]]:
+    """Tests by the name of the run: of each file named, and of those in the folders named."""
     found: list[str] = []
     for path in paths:
         inside = sorted(map(str, Path(path).glob("test_*.py")))
         if not inside and not Path(path).is_file():
             raise SystemExit(f"repeat_tests: no tests in {path}")
         found += inside or [path]
-    return {file: [] for file in found}
+    return {file: [file] for file in found}
 
 
 @contextlib.contextmanager
@@ -104,28 +92,34 @@ def alone(lock: Path | None) -> Iterator[None]:
         yield
 
 
-def batches(files: list[str], length: int) -> Iterator[list[str]]:
-    """The files, so many at a time."""
-    for first in range(0, len(files), length):
-        yield files[first : first + length]
+def batches(
+    times: int, names: list[str], together: int
+) -> Iterator[tuple[bool, list[tuple[int, str]]]]:
+    """All repeats, so many at a time: a batch with idle cores, one with busy ones, in turn."""
+    everything = [(number, name) for number in range(times) for name in names]
+    sorts = [[each for each in everything if each[0] % 2 == busy] for busy in (False, True)]
+    for first in range(0, len(sorts[0]), together):
+        for busy, sort in enumerate(sorts):
+            if batch := sort[first : first + together]:
+                yield bool(busy), batch
 
 
 def run_once(
-    file: str, names: list[str], number: int, busy: bool, failures: Path
+    number: int, name: str, *, tests: dict[str, list[str]], busy: bool, failures: Path
 ) -> dict[str, Any]:
-    """One run of one file, or of the tests in it that are named: its record."""
-    tests = [f"{file}::{name}" for name in names] or [file]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    """One run: its record."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests[name]]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
     seconds = time.monotonic() - began
     last = done.stdout.strip().rpartition("\n")[2]
     if done.returncode:
         failures.mkdir(parents=True, exist_ok=True)
-        name = f"{file.replace('/', '.')}-{number}{'-busy' * busy}.txt"
-        (failures / name).write_text(done.stdout + done.stderr)
+        kept = f"{name.replace('/', '.').replace(' ', '-')}-{number}{'-busy' * busy}.txt"
+        (failures / kept).write_text(done.stdout + done.stderr)
     return {
-        "file": file,
+        "tests": name,
+        "number": number,
         "busy": busy,
         "code": done.returncode,
         "seconds": round(seconds, 2),
@@ -139,12 +133,12 @@ def table(record: Path) -> str:
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in record.read_text().splitlines():
         run = json.loads(line)
-        runs[run["file"]].append(run)
+        runs[run["tests"]].append(run)
     lines = [
         "| tests | runs | of them busy | failed | seconds: least, median, most | busy |",
         "|---|---|---|---|---|---|",
     ]
-    for file, own in runs.items():
+    for name, own in runs.items():
         spread = []
         for busy in (False, True):
             seconds = sorted(run["seconds"] for run in own if run["busy"] is busy)
@@ -152,7 +146,7 @@ def table(record: Path) -> str:
                 f"{seconds[0]:.1f}, {median(seconds):.1f}, {seconds[-1]:.1f}" if seconds else "–"
             )
         counts = (len(own), sum(run["busy"] for run in own), sum(run["code"] != 0 for run in own))
-        lines.append(f"| {file} | {' | '.join(map(str, counts))} | {' | '.join(spread)} |")
+        lines.append(f"| {name} | {' | '.join(map(str, counts))} | {' | '.join(spread)} |")
     total = [run for own in runs.values() for run in own]
     failed = sum(run["code"] != 0 for run in total)
     hours = sum(run["seconds"] for run in total) / 3600
@@ -163,8 +157,8 @@ def main() -> int:
     """Repeats, and shows the table; 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("tests", nargs="*", help="files or folders; default: one of each kind")
-    parser.add_argument("--times", type=int, default=50, help="runs of each file (default 50)")
-    parser.add_argument("--together", type=int, default=1, help="files at a time (default 1)")
+    parser.add_argument("--times", type=int, default=50, help="runs of each (default 50)")
+    parser.add_argument("--together", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--record", type=Path, default=Path("build/repeats.jsonl"))
     parser.add_argument("--table", action="store_true", help="run nothing, show the record")
     parser.add_argument("--lock", type=Path, metavar="FILE", help="hold its lock during each run")
@@ -172,28 +166,25 @@ def main() -> int:
     if arguments.table:
         print(table(arguments.record))
         return 0
-    files = test_files(arguments.tests) if arguments.tests else MANY_PROCESSES
+    tests = runs_of(arguments.tests) if arguments.tests else {ONE_OF_EACH: MANY_PROCESSES}
     arguments.record.parent.mkdir(parents=True, exist_ok=True)
     failures = arguments.record.with_suffix(".failures")
     failed = 0
-    for number in range(arguments.times):
-        busy = number % 2 == 1
-        for batch in batches(list(files), arguments.together):
-            with (
-                alone(arguments.lock),
-                busy_cores(busy),
-                ThreadPoolExecutor(arguments.together) as pool,
-            ):
-                run = partial(run_once, number=number, busy=busy, failures=failures)
-                runs = list(pool.map(run, batch, [files[file] for file in batch]))
-            with arguments.record.open("a") as record:
-                record.writelines(json.dumps(run) + "\n" for run in runs)
-            for run in runs:
-                print(
-                    f"{number + 1}/{arguments.times} {run['file']}{' busy' * busy}: {run['said']}"
-                )
-            sys.stdout.flush()
-            failed += sum(run["code"] != 0 for run in runs)
+    for busy, batch in batches(arguments.times, list(tests), arguments.together):
+        with (
+            alone(arguments.lock),
+            busy_cores(busy),
+            ThreadPoolExecutor(arguments.together) as pool,
+        ):
+            run = partial(run_once, tests=tests, busy=busy, failures=failures)
+            runs = list(pool.map(run, *zip(*batch, strict=True)))
+        with arguments.record.open("a") as record:
+            record.writelines(json.dumps(run) + "\n" for run in runs)
+        for run in runs:
+            which = f"{run['number'] + 1}/{arguments.times} {run['tests']}"
+            print(f"{which}{' busy' * busy}: {run['said']}")
+        sys.stdout.flush()
+        failed += sum(run["code"] != 0 for run in runs)
     print(table(arguments.record))
     return int(failed > 0)
 
