@@ -61,10 +61,10 @@ class Operations(Execution):
                 bool). Integers wrap; NaN wins in min and max; 16-bit floats add in float32 within
                 a pass and are rounded after it; avg divides the rounded sum, so that a sum beyond
                 float16 is inf.
-            algorithm: see the module.
-            deterministic: see the module.
-            async_op: see the module.
-            timeout: see the module.
+            algorithm: see `collectives.operations`.
+            deterministic: see `collectives.operations`.
+            async_op: see `collectives.operations`.
+            timeout: see `collectives.operations`.
 
         Returns:
             An array as `x`, or a `Work` that gives it.
@@ -96,10 +96,10 @@ class Operations(Execution):
             root: who gets the result.
             out: on the root, of the same shape and dtype; not used elsewhere.
             op: as `allreduce`.
-            algorithm: see the module.
-            deterministic: see the module.
-            async_op: see the module.
-            timeout: see the module.
+            algorithm: see `collectives.operations`.
+            deterministic: see `collectives.operations`.
+            async_op: see `collectives.operations`.
+            timeout: see `collectives.operations`.
 
         Returns:
             An array as `x` on the root, None elsewhere.
@@ -133,10 +133,10 @@ class Operations(Execution):
             out: shape x.shape[1:]; with `counts`, (counts[rank], ...).
             op: as `allreduce`.
             counts: how many entries of the leading axis each rank gets; the same on every rank.
-            algorithm: see the module.
-            deterministic: see the module.
-            async_op: see the module.
-            timeout: see the module.
+            algorithm: see `collectives.operations`.
+            deterministic: see `collectives.operations`.
+            async_op: see `collectives.operations`.
+            timeout: see `collectives.operations`.
 
         Returns:
             This rank's part.
@@ -166,9 +166,9 @@ class Operations(Execution):
             x: the same shape and dtype on every rank; only the root's values matter.
             root: whose.
             out: of the same shape and dtype; may be `x`.
-            algorithm: see the module.
-            async_op: see the module.
-            timeout: see the module.
+            algorithm: see `collectives.operations`.
+            async_op: see `collectives.operations`.
+            timeout: see `collectives.operations`.
 
         Returns:
             The root's values, on every rank.
@@ -200,9 +200,9 @@ class Operations(Execution):
             root: who gets them.
             out: on the root, shape (size, ...), or with `counts` (sum(counts), ...).
             counts: length of each rank's leading axis; the same on every rank.
-            algorithm: see the module.
-            async_op: see the module.
-            timeout: see the module.
+            algorithm: see `collectives.operations`.
+            async_op: see `collectives.operations`.
+            timeout: see `collectives.operations`.
 
         Returns:
             On the root all of them, in rank order; None elsewhere.
@@ -233,9 +233,9 @@ class Operations(Execution):
             x: the same shape and dtype on every rank; with `counts`, (counts[rank], ...).
             out: shape (size, ...); with `counts`, (sum(counts), ...).
             counts: length of each rank's leading axis; the same on every rank.
-            algorithm: see the module.
-            async_op: see the module.
-            timeout: see the module.
+            algorithm: see `collectives.operations`.
+            async_op: see `collectives.operations`.
+            timeout: see `collectives.operations`.
 
         Returns:
             All of them, in rank order.
@@ -265,8 +265,8 @@ class Operations(Execution):
             out: of the same shape; with `counts`, (sum(counts[1]), ...); may be `x`.
             counts: (entries of the leading axis sent to each rank, entries received of each).
             algorithm: see the module; those that relay refuse `counts`.
-            async_op: see the module.
-            timeout: see the module.
+            async_op: see `collectives.operations`.
+            timeout: see `collectives.operations`.
 
         Returns:
             What the ranks sent here, in rank order.

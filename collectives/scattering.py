@@ -65,9 +65,9 @@ class Scatter(Operations):
             root: whose.
             out: shape x.shape[1:]; with `counts`, (counts[rank], ...).
             counts: how many entries of the leading axis each rank gets; the same on every rank.
-            algorithm: see the module.
-            async_op: see the module.
-            timeout: see the module.
+            algorithm: see `collectives.operations`.
+            async_op: see `collectives.operations`.
+            timeout: see `collectives.operations`.
 
         Returns:
             This rank's part.

@@ -185,6 +185,11 @@ def _schedule(
 ) -> tuple[Step, ...]:
     given = {"rank": rank, "size": size, "root": root, "hosts": hosts}
     written = algo.body(**{name: given[name] for name in algo.wants})
+    if not isinstance(written, Iterable):
+        raise ScheduleError(
+            f"{algo.collective} {algo.name}, rank {rank} of {size}: expected a generator of "
+            f"steps, found a function that returns {written!r}"
+        )
     chunk_count = algo.chunk_count(size)
     steps = tuple(
         _checked(algo, step, rank, size, chunk_count, index) for index, step in enumerate(written)
@@ -319,8 +324,13 @@ def algorithm(
     Raises:
         ValueError: the collective does not exist, its chunk count is not the author's to choose,
             or it has no memory that peers could reach into.
-        TypeError: the generator asks for an argument that is none of rank, size, root, hosts.
+        TypeError: no collective is named, or the generator asks for an argument that is none of
+            rank, size, root, hosts.
     """
+    if not isinstance(collective, str):
+        raise TypeError(
+            f'expected the collective, as in @algorithm("allreduce"), found {collective!r}'
+        )
     spec = spec_named(collective)
     if chunks != 1 and spec.chunking != "open":
         raise ValueError(

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from typing import Any
 
 # One of each kind of program with many processes: how they start, meet, talk, sleep, fail, are
 # killed and end. Repeated as one run of pytest.
+RUNNING: set[subprocess.Popen[str]] = set()
 ONE_OF_EACH = "one of each kind"
 MANY_PROCESSES = [
     "tests/launch/test_spawning.py::test_a_killed_rank_is_named_with_its_signal",
@@ -110,18 +112,24 @@ def run_once(
     """One run: its record."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests[name]]
     began = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True)
+    # In a group of its own: what a run must have ended it tells by command and group, too.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    ) as process:
+        RUNNING.add(process)
+        output, _ = process.communicate()
+        RUNNING.discard(process)
     seconds = time.monotonic() - began
-    last = done.stdout.strip().rpartition("\n")[2]
-    if done.returncode:
+    last = output.strip().rpartition("\n")[2]
+    if process.returncode:
         failures.mkdir(parents=True, exist_ok=True)
         kept = f"{name.replace('/', '.').replace(' ', '-')}-{number}{'-busy' * busy}.txt"
-        (failures / kept).write_text(done.stdout + done.stderr)
+        (failures / kept).write_text(output)
     return {
         "tests": name,
         "number": number,
         "busy": busy,
-        "code": done.returncode,
+        "code": process.returncode,
         "seconds": round(seconds, 2),
         "load": round(os.getloadavg()[0], 1),
         "said": last,
@@ -177,7 +185,12 @@ def main() -> int:
             ThreadPoolExecutor(arguments.together) as pool,
         ):
             run = partial(run_once, tests=tests, busy=busy, failures=failures)
-            runs = list(pool.map(run, *zip(*batch, strict=True)))
+            try:
+                runs = list(pool.map(run, *zip(*batch, strict=True)))
+            except KeyboardInterrupt:  # it does not reach other groups by itself
+                for process in list(RUNNING):
+                    process.send_signal(signal.SIGINT)
+                raise
         with arguments.record.open("a") as record:
             record.writelines(json.dumps(run) + "\n" for run in runs)
         for run in runs:

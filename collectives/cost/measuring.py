@@ -129,6 +129,7 @@ def measure_all(
     sweeps: int = 5,
     rounds: int = 4,
     least_seconds: float = 0.001,
+    tell: Callable[[int], None] = lambda sweep: None,
 ) -> list[Measurement]:
     """Time every algorithm at every size; a call of all ranks, each of which gets all results.
 
@@ -139,12 +140,13 @@ def measure_all(
         sweeps: how often to go through everything.
         rounds: rounds of an algorithm at a time.
         least_seconds: how long a round lasts at least.
+        tell: is told the number of every sweep, from 1 on, that is done.
     """
     largest = max(whole_bytes(name, each, comm.size) for name in SPECS for each in sizes)
     symmetric = symmetric_memory(comm, largest)
     found: dict[tuple[str, str, int], list[float]] = {}
     calls: dict[tuple[str, str, int], int] = {}
-    for _ in range(sweeps):
+    for sweep in range(sweeps):
         for collective in collectives:
             algorithms = able_algorithms(collective, comm.size, one_sided=True)
             for nbytes in sorted({whole_bytes(collective, each, comm.size) for each in sizes}):
@@ -156,6 +158,7 @@ def measure_all(
                         calls[key] = _calls_in_a_round(comm, call, least_seconds)
                     timing = measure(comm, call, rounds=rounds, calls=calls[key])
                     found.setdefault(key, []).extend(timing.rounds)
+        tell(sweep + 1)
     return [
         Measurement(
             collective=collective, algorithm=name, ranks=comm.size, nbytes=nbytes,

@@ -68,7 +68,10 @@ def verify(
     Raises:
         ProofError: it does not; the text names rank, step, chunk, expected and found.
         ValueError: the algorithm is not written for this size, or yields what is no step.
+        TypeError: `algo` is no algorithm, a name, say.
     """
+    if not isinstance(algo, Algorithm):
+        raise TypeError(f"expected what @algorithm made, found {algo!r}")
     if not algo.allows(size):
         raise ValueError(f"{algo.collective} {algo.name} is not written for size {size}")
     if root is not None:

@@ -126,6 +126,8 @@ def find_contender(spec: str) -> Contender:
             settings={"LOCAL_SIZE": "the number of ranks, which turns shared memory on"},
             start_seconds=600.0,  # the first time it compiles
         )
+    if backend == "nccl" and not list(Path("/dev").glob("nvidia[0-9]*")):
+        raise ContenderMissing(f"{spec}: needs a GPU of NVIDIA, and this machine shows none")
     settings = {"GLOO_SOCKET_IFNAME": "lo"} if backend == "gloo" else {}
     return Contender(
         name=backend,

@@ -139,6 +139,8 @@ class Session:
                             _write(record, result.as_json())
             finally:
                 table.clear_status()
+            for line in self.absent:  # by now the first time has left the screen
+                self._console.print(Text(f"did not take part: {line}", style="yellow"))
 
     def _visits(self, race: Race, cases: Sequence[Case], *, at_once: bool) -> Iterator[Comparison]:
         """Each case with all its rounds: one a sweep over all cases, or all at once."""

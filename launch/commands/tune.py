@@ -11,6 +11,7 @@ from launch.commands import CommandError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from collectives.communicator import Communicator
     from collectives.cost.fitting import Judged
     from collectives.cost.measuring import Measurement
     from collectives.cost.parameters import Parameters
@@ -66,7 +67,6 @@ def execute(arguments: argparse.Namespace) -> int:
         place = arguments.output or tuned.folder()
         if place is None:
             raise ValueError("COLLECTIVES_TUNING is off: expected --output FOLDER")
-        place.mkdir(parents=True, exist_ok=True)
         measurements = _measurements(arguments, ranks, place / MEASUREMENTS)
         _write(place, measurements, for_all=arguments.default)
     except (ValueError, OSError) as error:
@@ -102,9 +102,12 @@ def _measurements(
     sizes = [size for size in FIT_SIZES + HELD_OUT_SIZES if size <= largest]
     if not any(size in FIT_SIZES for size in sizes):
         raise ValueError(f"--largest must be at least {FIT_SIZES[0]} bytes, found {largest}")
+    if arguments.no_measure and not file.exists():
+        raise ValueError(f"there is no {file}: measure first, without --no-measure")
     known = read_measurements(file) if arguments.add or arguments.no_measure else []
     if arguments.no_measure:
         return known
+    file.parent.mkdir(parents=True, exist_ok=True)
     for size in ranks:
         found = _measure(size, sizes, arguments.sweeps)
         known = merged(known, found)
@@ -117,6 +120,7 @@ def _measure(size: int, sizes: Sequence[int], sweeps: int) -> list[Measurement]:
 
     from launch.spawning import spawn
 
+    print(f"{size} ranks: every algorithm at {len(sizes)} sizes, {sweeps} times", flush=True)
     begin = time.monotonic()
     found = spawn(_measure_here, size, tuple(sizes), sweeps)[0]
     seconds = time.monotonic() - begin
@@ -124,10 +128,19 @@ def _measure(size: int, sizes: Sequence[int], sweeps: int) -> list[Measurement]:
     return found
 
 
-def _measure_here(comm: object, sizes: tuple[int, ...], sweeps: int) -> list[Measurement]:
+def _measure_here(comm: Communicator, sizes: tuple[int, ...], sweeps: int) -> list[Measurement]:
+    import time
+
     from collectives.cost.measuring import measure_all
 
-    return measure_all(comm, sizes, sweeps=sweeps)  # type: ignore[arg-type]
+    begin = time.monotonic()
+
+    def tell(sweep: int) -> None:
+        if comm.rank == 0:
+            seconds = time.monotonic() - begin
+            print(f"  sweep {sweep} of {sweeps} done after {seconds:.0f} s", flush=True)
+
+    return measure_all(comm, sizes, sweeps=sweeps, tell=tell)
 
 
 def _write(place: Path, measurements: Sequence[Measurement], *, for_all: bool) -> None:

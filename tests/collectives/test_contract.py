@@ -102,6 +102,18 @@ def test_both_sides_are_named_where_both_are_still_there(comm):
         part.close()
 
 
+@ranks(3)
+def test_a_call_before_that_differed_is_blamed(comm):
+    """Broadcasts of two roots may return; the calls after them fit, but their messages do not."""
+    part = comm.split(0)
+    with raising(collectives.MismatchError, "rank") as caught:
+        part.broadcast(np.ones(3), root=part.rank)
+        part.barrier()
+    text = str(caught)
+    assert "root" in text, text
+    part.close()
+
+
 # --- exceptions
 
 

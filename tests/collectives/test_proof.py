@@ -116,6 +116,11 @@ def refused(algo, size):
     return caught.value
 
 
+def test_a_name_is_no_algorithm():
+    with pytest.raises(TypeError, match="expected what @algorithm made, found 'ring'"):
+        verify("ring", 2)
+
+
 def test_a_missing_contribution():
     algo = schedules_of(
         "allreduce",

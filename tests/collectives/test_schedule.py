@@ -165,6 +165,23 @@ def test_a_chunk_count_must_be_positive():
         yielding(chunks=lambda size: size - 3).schedule(0, 3)
 
 
+def test_a_decorator_without_its_collective_is_refused():
+    with pytest.raises(TypeError, match=r'as in @algorithm\("allreduce"\), found <function'):
+
+        @algorithm
+        def bare(rank, size):
+            yield send(0, chunk=0)
+
+
+def test_a_body_that_yields_nothing_is_refused():
+    @algorithm("allreduce")
+    def empty(rank, size):
+        return None
+
+    with pytest.raises(ScheduleError, match="allreduce empty, rank 0 of 2: expected a generator"):
+        empty.schedule(0, 2)
+
+
 def test_an_unknown_argument_is_refused():
     with pytest.raises(TypeError, match="odd asks for world; an algorithm may ask for rank, size"):
 

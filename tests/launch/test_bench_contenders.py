@@ -23,11 +23,11 @@ CASE = Case(collective="allreduce", nbytes=64, op="sum").as_json()
 def environment(tmp_path, monkeypatch):
     """An environment that says of itself what a test wants."""
 
-    def make(answer, mpiexec=True):
+    def make(answer, mpiexec=True, kind="mpi"):
         for name in ("python", "mpiexec")[: 1 + mpiexec]:
             (tmp_path / name).write_text(f"#!/bin/sh\ncat <<'E'\n{answer}\nE\n")
             (tmp_path / name).chmod(0o755)
-        return f"mpi={tmp_path}/python"
+        return f"{kind}={tmp_path}/python"
 
     return make
 
@@ -71,6 +71,12 @@ def test_every_mpi_has_its_own_options(environment, version, name, options, sett
 def test_an_environment_that_will_not_do_is_refused(environment, answer, text):
     with pytest.raises(ContenderMissing, match=text):
         find_contender(environment(answer))
+
+
+def test_nccl_wants_a_gpu(environment, monkeypatch):
+    monkeypatch.setattr(contenders.Path, "glob", lambda self, pattern: iter(()))
+    with pytest.raises(ContenderMissing, match=r"nccl.*: needs a GPU of NVIDIA, and this machine"):
+        find_contender(environment('{"python": [3, 12, 0], "missing": []}', kind="nccl"))
 
 
 def test_an_mpi_without_mpiexec_is_refused(environment, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 import launch
 from collectives import tuned
-from collectives.cost.measuring import FIT_SIZES, HELD_OUT_SIZES
+from collectives.cost.measuring import FIT_SIZES, HELD_OUT_SIZES, measure_all
 from collectives.cost.records import read_measurements
 from collectives.specs import SPECS
 from launch.command_line import main
@@ -30,6 +30,15 @@ def test_every_algorithm_is_measured(place):
     assert all(each.seconds > 0 and each.ranks == 2 for each in found)
     sizes = {each.nbytes for each in found if each.collective == "allreduce"}
     assert sizes == {size for size in FIT_SIZES + HELD_OUT_SIZES if size <= 4096}
+
+
+def test_each_sweep_is_told():
+    def program(comm):
+        told = []
+        measure_all(comm, (64,), ("barrier",), sweeps=3, rounds=1, tell=told.append)
+        return told
+
+    assert launch.spawn(program, 2) == [[1, 2, 3]] * 2
 
 
 def test_what_it_wrote_is_taken_by_ranks(place, monkeypatch):
@@ -86,14 +95,16 @@ WRONG = {
     "--sweeps must be at least 1, found 0": ["--sweeps", "0"],
     "--largest must be at least 64 bytes, found 8": ["--largest", "8"],
     "expected a number of bytes": ["--largest", "much"],
-    "No such file": ["--no-measure"],
+    "measure first, without --no-measure": ["--no-measure"],
 }
 
 
 @pytest.mark.parametrize("text", WRONG)
 def test_wrong_requests_are_refused(capsys, tmp_path, text):
-    assert main(["tune", *WRONG[text], "--output", str(tmp_path)]) == 2
+    place = tmp_path / "new"
+    assert main(["tune", *WRONG[text], "--output", str(place)]) == 2
     assert text in capsys.readouterr().err
+    assert not place.exists()
 
 
 def test_without_a_folder_there_is_nothing_to_write_to(capsys, monkeypatch):

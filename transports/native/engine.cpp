@@ -373,7 +373,8 @@ void Engine::fail_mismatch(const Call& call, std::uint32_t peer, const Descripto
                      call.text() + " #" + std::to_string(number_) + ", rank " +
                      std::to_string(peer) + " has " + waiter_.call_of(peer);
   if (number != static_cast<std::uint32_t>(number_)) {
-    text += " (the message is one of its call #" + std::to_string(number) + ")";
+    text += " (the message is one of its call #" + std::to_string(number) +
+            ", so a call before this one differed between them, in its root or its order)";
   } else if (__atomic_load_n(&found.length, __ATOMIC_RELAXED) != bytes) {
     text += " (a message of " + std::to_string(found.length) + " bytes, expected " +
             std::to_string(bytes) + ")";

@@ -53,19 +53,24 @@ struct Repeatable {
   bool is_scatter;
 };
 
-// Sets the error of Python that `failure` is.
-void set_error(const std::exception_ptr& failure) {
+// Sets the error of Python that `failure` is. Nothing may be thrown on from here: the caller is C.
+void set_error(const std::exception_ptr& failure) noexcept {
   try {
-    std::rethrow_exception(failure);
+    try {
+      std::rethrow_exception(failure);
+    } catch (const Failure&) {
+      translate_failure(failure, nullptr);
+    } catch (const Interrupted&) {
+      translate_failure(failure, nullptr);
+    } catch (const std::invalid_argument& error) {
+      PyErr_SetString(PyExc_ValueError, error.what());
+    } catch (const std::bad_alloc&) {
+      PyErr_NoMemory();
+    }
   } catch (nb::python_error& error) {
     error.restore();
-  } catch (const std::invalid_argument& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  } catch (...) {
-    translate_failure(failure, nullptr);
-    if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_RuntimeError, "an unknown failure");
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
   }
 }
 
@@ -157,12 +162,16 @@ void destroy(PyObject* object) {
   Py_DECREF(type);
 }
 
+PyObject* method_type() {
+  static PyObject* const type =
+      nb::object(nb::module_::import_("types").attr("MethodType")).release().ptr();
+  return type;
+}
+
 // As a function: found on an object it is a method of it.
 PyObject* get_bound(PyObject* self, PyObject* object, PyObject*) {
   if (object == nullptr || object == Py_None) return Py_NewRef(self);
-  static PyObject* const method_type =
-      nb::object(nb::module_::import_("types").attr("MethodType")).release().ptr();
-  return PyObject_CallFunctionObjArgs(method_type, self, object, nullptr);
+  return PyObject_CallFunctionObjArgs(method_type(), self, object, nullptr);
 }
 
 PyMemberDef members[] = {
@@ -201,6 +210,9 @@ PyTypeObject* repeatable_type() {
 }  // namespace
 
 nb::object make_repeatable(nb::handle function) {
+  // Made here, where what goes wrong may be thrown.
+  names();
+  method_type();
   nb::object collective = function.attr("__name__");
   const nb::dict defaults = nb::cast<nb::dict>(function.attr("__kwdefaults__"));
   const auto default_of = [&defaults](const char* name, nb::handle otherwise) {
