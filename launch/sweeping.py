@@ -26,6 +26,9 @@ JOB_VARIABLE = "COLLECTIVES_JOB"
 # the launcher forked may hold the other end open.
 GUARD_LOOKS_EVERY = 1.0
 
+# A process that is starting a program has no environment for a moment, and must not be missed.
+_LOOKS = 5
+_BETWEEN_LOOKS = 0.005
 PATIENCE = 1.0  # seconds that what ranks leave behind gets to end by itself
 
 
@@ -33,14 +36,32 @@ def job_members(job: str) -> list[int]:
     """The processes that belong to `job`, ourselves excepted."""
     mark = f"{JOB_VARIABLE}={job}".encode()
     members = []
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        # Processes of other users and processes that end while we look are not ours.
-        with contextlib.suppress(OSError):
-            if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                members.append(int(entry.name))
-    return members
+    asked = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    for look in range(_LOOKS):
+        undecided = []
+        for pid in asked:
+            environment = None if pid == os.getpid() else _environment(pid)
+            if environment == b"":
+                undecided.append(pid)
+            elif environment is not None and mark in environment.split(b"\0"):
+                members.append(pid)
+        if not undecided or look == _LOOKS - 1:
+            break
+        asked = undecided
+        time.sleep(_BETWEEN_LOOKS)
+    return sorted(members)
+
+
+def _environment(pid: int) -> bytes | None:
+    """What a process was started with; empty while it starts a program; None if it is not ours."""
+    folder = Path("/proc") / str(pid)
+    try:
+        found = (folder / "environ").read_bytes()
+        if not found:
+            (folder / "exe").readlink()  # the kernel's own and what has ended have none
+    except OSError:  # of another user, or it ends while we look
+        return None
+    return found
 
 
 def sweep_job(job: str, patience: float = PATIENCE, timeout: float = 5.0) -> list[int]:

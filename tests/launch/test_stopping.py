@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import launch
-from launch.sweeping import GUARD_LOOKS_EVERY, PATIENCE, job_members, sweep_job
+from launch import sweeping
+from launch.sweeping import GUARD_LOOKS_EVERY, JOB_VARIABLE, PATIENCE, job_members, sweep_job
 from launch.watching import ASKED, STOPPING
 
 # Each rank starts a child that has left its session, and one that stays and ignores what can be.
@@ -158,6 +159,28 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored(launcher, program, read_line
     out, _ = process.communicate("", timeout=30)
     assert process.returncode == 0
     assert out == "[0] to the end\n"
+
+
+def test_a_process_that_is_starting_a_program_is_not_missed(monkeypatch):
+    """The kernel shows it without an environment for a moment."""
+    child = subprocess.Popen(["sleep", "60"], env={JOB_VARIABLE: "a-job"})
+    try:
+        seen, environment = [], sweeping._environment
+
+        def at_first_empty(pid):
+            if pid != child.pid:
+                return environment(pid)
+            seen.append(pid)
+            return b"" if len(seen) < 3 else environment(pid)
+
+        monkeypatch.setattr(sweeping, "_environment", at_first_empty)
+        assert job_members("a-job") == [child.pid]
+        assert len(seen) == 3
+        monkeypatch.setattr(sweeping, "_environment", lambda pid: b"")
+        assert job_members("a-job") == []  # some never have any
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_killing_the_launcher_leaves_nothing(launcher, program, read_lines):
