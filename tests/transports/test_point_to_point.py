@@ -67,6 +67,9 @@ def run(
             print(
                 json.dumps({"fd": fd, "ranks": share, "pids": pids}), file=process.stdin, flush=True
             )
+        # Nobody is reaped before all have ended: a slow one may still open the others' pidfds.
+        for process in processes:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         for process, share in zip(processes, shares, strict=True):
             output, _ = process.communicate(timeout=90)
             if share[0] in killed:
