@@ -90,8 +90,8 @@ def test_contenders_that_cannot_take_part_are_named_and_the_rest_goes_on(launche
         "mpi=/bin/false: /bin/false is no Python that runs here",
     ):
         head, _, foot = done.stdout.partition("out of place, hot")
-        assert f"does not take part: {text}" in head or text in head
-        assert text in foot
+        assert text in head.partition("does not take part: ")[2]
+        assert text in foot.partition("did not take part: ")[2]
     assert len(rows_of(done.stdout)) == len(SIZES)
 
 
