@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from collectives import dtypes
 from collectives.choosing import Chooser, Request
+from collectives.cost.work import Room
 from collectives.lowering import lower
 from collectives.schedule import Algorithm
 from collectives.selection import SelectionTable
@@ -33,15 +34,21 @@ class Calls:
         size: int,
         hosts: tuple[int, ...],
         table: SelectionTable,
-        slot_bytes: int,
+        room: Room,
+        cache_bytes: int,
         prove: Callable[[Algorithm, int], str],
     ) -> None:
-        """`prove` proves an algorithm of the user's for a root and gives its digest."""
+        """Calls through channels with `room`.
+
+        `cache_bytes` is what arrays have to fit in, or are written past it; `prove` proves an
+        algorithm of the user's for a root and gives its digest.
+        """
         self._rank = rank
         self._size = size
         self._hosts = hosts
         self.chooser = Chooser(rank, size, hosts, table)
-        self._slot_bytes = slot_bytes
+        self._room = room
+        self._cache_bytes = cache_bytes
         self._prove = prove
         self._digests: dict[Algorithm, str] = {}
         self._calls: dict[Request, _native.Call] = {}
@@ -87,7 +94,14 @@ class Calls:
         scale = request.itemsize // unit
         lengths = [length * scale for length in self._lengths(request, algo)]
         return _native.Call(
-            plan, lengths, unit, reduction, self._slot_bytes, self._text(request, algo)
+            plan,
+            lengths,
+            unit,
+            reduction,
+            self._room.slot_bytes,
+            self._text(request, algo),
+            self._room.in_flight,
+            self._cache_bytes,
         )
 
     def _lengths(self, request: Request, algo: Algorithm) -> Sequence[int]:
@@ -163,6 +177,8 @@ def _native_plan(
         plan.peer_inputs,
         plan.peer_outputs,
         plan.remote,
+        plan.delays,
+        plan.in_flight,
     )
 
 

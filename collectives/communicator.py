@@ -12,6 +12,7 @@ import weakref
 from types import TracebackType
 from typing import Any
 
+from collectives import settings
 from collectives.calls import Calls
 from collectives.cost.work import Room
 from collectives.explaining import Explaining
@@ -114,9 +115,9 @@ class Communicator(Explaining):
         self.timeout = timeout
         cores = {core for each in connection.ranks for core in each.cores}
         self._room = Room(
-            slots=geometry.slots,
+            slots=connection.engine.slots,
             slot_bytes=connection.engine.slot_bytes,
-            depth=geometry.depth,
+            depth=connection.engine.depth,
             cores=len(cores),
         )
         self._queue = WorkQueue(f"collectives-{job}-{rank}", connection.engine.queue)
@@ -133,7 +134,7 @@ class Communicator(Explaining):
             return myself._prove_once(algo, root)
 
         self._calls = Calls(
-            rank, size, self.hosts, self._table, connection.engine.slot_bytes, prove
+            rank, size, self.hosts, self._table, self._room, settings.cache_bytes(), prove
         )
         _ALIVE.add(self)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
+from collectives.overlapping import Overlap, overlap
 from collectives.reaching import reach
 from collectives.schedule import Algorithm, Copy, Recv, RecvReduce, ScheduleError, Send, Step
 from transports.plan import Instruction, Plan, Space
@@ -33,10 +35,8 @@ def lower(
     outputs = algo.spec.outputs(rank, size, root, count)
     if algo.spec.chunking == "empty":
         inputs = outputs = (0,)
-    placer = _Placer(algo, rank, inputs, outputs)
-    instructions = _fuse([placer.place(step) for step in algo.schedule(rank, size, root, hosts)])
-    instructions += placer.deliver()
-    instructions = _drop_dead_stores(instructions, outputs)
+    overlapped = _overlap(algo, size, root, tuple(hosts) if hosts is not None else None)
+    instructions = _instructions(algo, rank, size, root, hosts)
     return Plan(
         rank=rank,
         size=size,
@@ -45,8 +45,35 @@ def lower(
         outputs=outputs,
         scratch=_scratch(instructions),
         widest=algo.widest_message(size, root, hosts),
-        instructions=tuple(instructions),
+        instructions=instructions,
+        delays=overlapped.delays[rank] if overlapped else (),
+        in_flight=overlapped.in_flight if overlapped else 0,
     )
+
+
+def _instructions(
+    algo: Algorithm, rank: int, size: int, root: int, hosts: Sequence[int] | None
+) -> tuple[Instruction, ...]:
+    """Of a schedule whose steps are messages."""
+    count = algo.chunk_count(size)
+    inputs = algo.spec.inputs(rank, size, root, count)
+    outputs = algo.spec.outputs(rank, size, root, count)
+    if algo.spec.chunking == "empty":
+        inputs = outputs = (0,)
+    placer = _Placer(algo, rank, inputs, outputs)
+    instructions = _fuse([placer.place(step) for step in algo.schedule(rank, size, root, hosts)])
+    instructions += placer.deliver()
+    return tuple(_drop_dead_stores(instructions, outputs))
+
+
+@lru_cache(maxsize=512)
+def _overlap(
+    algo: Algorithm, size: int, root: int, hosts: tuple[int, ...] | None
+) -> Overlap | None:
+    """The same on every rank, as it looks at all of them."""
+    if algo.spec.chunking == "empty":
+        return None  # one pass
+    return overlap(_instructions(algo, rank, size, root, hosts) for rank in range(size))
 
 
 def _lower_one_sided(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from transports.caches import last_level_cache_bytes
 from transports.shm.connection import Geometry
 
 
@@ -103,6 +104,18 @@ def geometry(environment: Mapping[str, str] | None = None) -> Geometry:
             raise ValueError(f"{name} must be a power of two, found {value}")
         found = replace(found, **{each.name: value})
     return found
+
+
+def cache_bytes(environment: Mapping[str, str] | None = None) -> int:
+    """What of the last-level cache is this machine's: COLLECTIVES_CACHE_BYTES overrides it.
+
+    Arrays that do not fit in it are written past it.
+
+    Raises:
+        ValueError: the value is no integer, or negative.
+    """
+    environment = os.environ if environment is None else environment
+    return _whole(environment, "COLLECTIVES_CACHE_BYTES", 0, default=last_level_cache_bytes())
 
 
 def tuning_folder(environment: Mapping[str, str] | None = None) -> tuple[Path, bool] | None:

@@ -38,12 +38,17 @@ class Plan:
         peer_inputs: Sequence[Sequence[int]] = (),
         peer_outputs: Sequence[Sequence[int]] = (),
         remote: Sequence[int] = (),
+        delays: Sequence[int] = (),
+        in_flight: int = 0,
     ) -> None: ...
 
 class Call:
     """A plan bound to chunk lengths, element type and operation; made once, run often.
 
-    `reduction` is (dtype, op, average); `text` says what the call is, the same on every rank.
+    `reduction` is (dtype, op, average); `text` says what the call is, the same on every rank;
+    `in_flight` is how many messages a rank may have on their way: the fewer of slots and depth;
+    results of arrays that together do not fit in three quarters of `cache_bytes` are written past
+    the caches.
     """
 
     passes: int
@@ -60,6 +65,8 @@ class Call:
         reduction: tuple[int, int, bool] | None,
         slot_bytes: int,
         text: str,
+        in_flight: int = 0,
+        cache_bytes: int = ...,
     ) -> None: ...
 
 class SymmetricBlock:
@@ -81,6 +88,8 @@ class Engine:
     broken: bool
     calls: int
     slot_bytes: int
+    slots: int
+    depth: int
     def __init__(
         self, fd: int, rank: int, peers: Sequence[tuple[str, int, int]], crowded: bool
     ) -> None: ...
@@ -186,10 +195,14 @@ def format_region(
 ) -> None: ...
 def supports(dtype: int, op: int) -> bool: ...
 def reduce(
-    dtype: int, op: int, inputs: Sequence[Buffer], out: Buffer, also: Buffer | None = None
+    dtype: int,
+    op: int,
+    inputs: Sequence[Buffer],
+    out: Buffer,
+    also: Buffer | None = None,
+    past_caches: bool = False,
 ) -> None: ...
 def divide(dtype: int, data: Buffer, divisor: int) -> None: ...
-def stream(input: Buffer, out: Buffer) -> None: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
 def limit_calls(

@@ -13,6 +13,9 @@ chunk lies is bound at each call from a table of chunk lengths (`Layout`). Long 
 passes: pass k carries segment k of every chunk through the whole plan, so a message never
 exceeds a slot and scratch never exceeds a segment a chunk.
 
+Passes overlap where the plan has *delays*, and the engine room for `in_flight` messages of a rank:
+in wave w it runs, in their order, each instruction for the pass w - delay, if there is one.
+
 A one-sided plan reaches into the memory of peers instead. Its messages are empty: a notify is an
 instruction without chunks that has targets, a wait one that has sources, and what a rank did
 before it notified is visible to whoever has waited for it. In between,
@@ -25,7 +28,7 @@ The whole of every chunk goes in one pass, whatever its length: no slot bounds i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import accumulate
@@ -86,6 +89,9 @@ class Plan:
         peer_outputs: likewise for its output.
         remote: the spaces that any rank reaches into at a peer, the same on every rank: only
             these arrays must be symmetric memory.
+        delays: of each instruction, never less than the one before; () where passes must run one
+            after the other.
+        in_flight: how many messages a rank has on their way at most when passes overlap.
     """
 
     rank: int
@@ -99,6 +105,8 @@ class Plan:
     peer_inputs: tuple[tuple[int, ...], ...] = ()
     peer_outputs: tuple[tuple[int, ...], ...] = ()
     remote: tuple[Space, ...] = ()
+    delays: tuple[int, ...] = ()
+    in_flight: int = 0
 
     @property
     def one_sided(self) -> bool:
@@ -109,10 +117,13 @@ class Plan:
 class Layout:
     """Where each chunk of a plan begins and ends, in elements, for one table of lengths."""
 
-    def __init__(self, plan: Plan, lengths: Sequence[int], slot_elements: int) -> None:
+    def __init__(
+        self, plan: Plan, lengths: Sequence[int], slot_elements: int, in_flight: int = 0
+    ) -> None:
         """Bind `plan` to chunk `lengths`; a message carries at most `slot_elements` elements.
 
-        A one-sided plan has no messages with elements: its segments are whole chunks.
+        Passes overlap if a rank may have as many messages on their way as that needs, by
+        `in_flight`. A one-sided plan has no messages with elements: its segments are whole chunks.
 
         Raises:
             ValueError: the table has the wrong number of lengths, or a negative one, or a slot
@@ -130,6 +141,8 @@ class Layout:
             )
         self.lengths = tuple(lengths)
         self.passes = max(1, -(-longest // self.segment))
+        overlaps = bool(plan.delays) and self.passes > 1 and in_flight >= plan.in_flight
+        self.delays = plan.delays if overlaps else (0,) * len(plan.instructions)
         self.begins = {
             Space.INPUT: self._begins(plan.inputs),
             Space.OUTPUT: self._begins(plan.outputs),
@@ -144,6 +157,13 @@ class Layout:
     def _begins(self, chunks: Sequence[int]) -> dict[int, int]:
         starts = accumulate((self.lengths[c] for c in chunks), initial=0)
         return dict(zip(chunks, starts, strict=False))
+
+    def order(self) -> Iterator[tuple[int, int]]:
+        """What a rank does: (pass, index of the instruction) pairs, in order."""
+        for wave in range(self.passes + max(self.delays, default=0)):
+            for index, delay in enumerate(self.delays):
+                if 0 <= wave - delay < self.passes:
+                    yield wave - delay, index
 
     def extent(self, chunk: int, turn: int) -> int:
         """Elements of `chunk` that pass `turn` carries."""

@@ -140,37 +140,35 @@ def execute(
     scratch = np.empty(layout.scratch_elements, dtype=result.dtype)
     spaces = {Space.INPUT: source, Space.OUTPUT: result, Space.SCRATCH: scratch}
     done = 0
-    for turn in range(layout.passes):
-        for instruction in plan.instructions:
-            done += 1
-            expected = sum(layout.extent(chunk, turn) for chunk in instruction.chunks)
-            if turn > 0 and expected == 0:
-                continue  # both ends know that this chunk is done; pass 0 always speaks
-            yield from _wait_for_room(instruction, channels, done)
-            operands: list[Payload] = []
-            for peer in instruction.sources:
-                while (message := channels.take(peer)) is None:
-                    yield Waiting(done, f"a message from rank {peer}")
-                _check(message, expected, fingerprint, peer)
-                operands.append(message.payload)
-            operands += _peek(instruction, peers, layout)
-            if instruction.reads:
-                places = [
-                    spaces[space][layout.place(space, c, turn)] for space, c in instruction.reads
-                ]
-                operands.insert(instruction.own_at, np.concatenate(places))
-            if instruction.chunks:
-                value = _fold(operands, op)
-                _keep(instruction, value, spaces, layout, turn)
-                _poke(instruction, value, peers, layout)
-                if instruction.targets:
-                    channels.post(instruction.targets, value, fingerprint)
-            elif instruction.targets:
-                channels.notify(instruction.targets, fingerprint)
-            for peer in instruction.sources:
-                channels.release(peer)
-            if instruction.peeks or instruction.pokes:
-                yield Waiting(done, "its turn")
+    for turn, index in layout.order():
+        instruction = plan.instructions[index]
+        done += 1
+        expected = sum(layout.extent(chunk, turn) for chunk in instruction.chunks)
+        if turn > 0 and expected == 0:
+            continue  # both ends know that this chunk is done; pass 0 always speaks
+        yield from _wait_for_room(instruction, channels, done)
+        operands: list[Payload] = []
+        for peer in instruction.sources:
+            while (message := channels.take(peer)) is None:
+                yield Waiting(done, f"a message from rank {peer}")
+            _check(message, expected, fingerprint, peer)
+            operands.append(message.payload)
+        operands += _peek(instruction, peers, layout)
+        if instruction.reads:
+            places = [spaces[space][layout.place(space, c, turn)] for space, c in instruction.reads]
+            operands.insert(instruction.own_at, np.concatenate(places))
+        if instruction.chunks:
+            value = _fold(operands, op)
+            _keep(instruction, value, spaces, layout, turn)
+            _poke(instruction, value, peers, layout)
+            if instruction.targets:
+                channels.post(instruction.targets, value, fingerprint)
+        elif instruction.targets:
+            channels.notify(instruction.targets, fingerprint)
+        for peer in instruction.sources:
+            channels.release(peer)
+        if instruction.peeks or instruction.pokes:
+            yield Waiting(done, "its turn")
     if op == "avg":
         wide = result.astype(np.float64 if result.dtype == np.float64 else np.float32)
         result[...] = np.divide(wide, plan.size).astype(result.dtype)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,8 +25,6 @@ Operation = Callable[[], object]
 LINE = 64
 _COLD_SETS = 1024  # at most
 _COLD_STRIDE = 4096 + LINE  # at least: no neighbour is fetched along
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_CACHE_IF_UNKNOWN = 64 << 20
 
 
 class Library(Protocol):
@@ -196,18 +193,6 @@ def aligned_memory(nbytes: int) -> Memory:
     block = np.empty(nbytes + LINE, np.uint8)
     first = -block.ctypes.data % LINE
     return block[first : first + nbytes]
-
-
-def last_level_cache_bytes(caches: Path = _CACHES) -> int:
-    """The size of the largest cache of this machine; a guess where the system does not say."""
-    sizes = []
-    for file in caches.glob("index*/size"):
-        text = file.read_text().strip()
-        units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-        digits, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
-        if digits.isdigit():
-            sizes.append(int(digits) * unit)
-    return max(sizes, default=_CACHE_IF_UNKNOWN)
 
 
 def _timed_in_turn(operations: Sequence[Operation], calls: int) -> float:

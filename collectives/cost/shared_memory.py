@@ -12,6 +12,7 @@ other as far as slots allow, and arrays are where the call before left them.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,7 +90,6 @@ class _Rank:
     clock: float
     path: Vector  # what the clock is made of
     call: int = 0
-    turn: int = 0
     at: int = 0
     began: bool = False
     posts: int = 0  # those in slots
@@ -106,7 +106,6 @@ class _Run:
 
     def __init__(self, load: Workload, passes: int, calls: int, values: Vector, room: Room) -> None:
         self._load = load
-        self._passes = passes
         self._calls = calls
         self._room = room
         self._costs = load.works @ values
@@ -117,6 +116,7 @@ class _Run:
         self._switch_cost = float(values[PLACE["switch"]])
         zero = np.zeros(len(NAMES))
         self._ranks = [_Rank(0.0, zero) for _ in load.ranks]
+        self._orders = [_in_order(turns[:passes]) for turns in load.ranks]
         self._posted: dict[tuple[int, int], deque[_Moment]] = {}
         self._released: dict[tuple[int, int], list[_Moment]] = {}  # (reader, sender) -> moments
         self._cores = [(0.0, -1, zero)] * room.cores  # free from when on, who was there, path
@@ -132,7 +132,7 @@ class _Run:
 
     def run(self) -> list[Vector]:
         """What the time until the end of each call is made of."""
-        if not any(doing for rank in self._load.ranks for doing in rank[: self._passes]):
+        if not any(self._orders):
             return [self._load.call * (call + 1) for call in range(self._calls)]
         active = set(range(len(self._ranks)))
         while active:
@@ -163,8 +163,8 @@ class _Run:
         return True
 
     def _doing(self, rank: _Rank, number: int) -> Doing | None:
-        turn = self._load.ranks[number][rank.turn]
-        return turn[rank.at] if rank.at < len(turn) else None
+        order = self._orders[number]
+        return order[rank.at] if rank.at < len(order) else None
 
     def _ready(self, number: int) -> _Moment | None:
         """When a rank can do its next instruction; None if that is not known yet."""
@@ -246,21 +246,25 @@ class _Run:
             rank.posts += 1
 
     def _moved_on(self, rank: _Rank, number: int) -> bool:
-        """Go to the next pass or call where this one is at its end; whether all are."""
-        while rank.at >= len(self._load.ranks[number][rank.turn]):
-            rank.at = 0
-            rank.turn += 1
-            if rank.turn < self._passes:
-                continue
-            if rank.clock >= self._ends[rank.call][0]:
-                self._ends[rank.call] = (rank.clock, rank.path)
-            rank.turn, rank.began = 0, False
-            rank.call += 1
-            if rank.call == self._calls:
-                return True
-            if not any(self._load.ranks[number][: self._passes]):
-                return True  # it has nothing to do at all
-        return False
+        """Go to the next call where this one is at its end; whether all are."""
+        if rank.at < len(self._orders[number]):
+            return False
+        if rank.clock >= self._ends[rank.call][0]:
+            self._ends[rank.call] = (rank.clock, rank.path)
+        rank.at, rank.began = 0, False
+        rank.call += 1
+        # One that has nothing to do at all goes no further.
+        return rank.call == self._calls or not self._orders[number]
+
+
+def _in_order(turns: Sequence[Sequence[Doing]]) -> list[Doing]:
+    """What a rank does in so many passes: by wave, within a wave by place in the plan."""
+    due = [
+        (turn + doing.delay, place, doing)
+        for turn, doings in enumerate(turns)
+        for place, doing in enumerate(doings)
+    ]
+    return [doing for _, _, doing in sorted(due, key=lambda each: each[:2])]
 
 
 def _unit(name: str) -> Vector:

@@ -39,6 +39,11 @@ class Room:
     depth: int
     cores: int
 
+    @property
+    def in_flight(self) -> int:
+        """How many messages a rank may have on their way."""
+        return min(self.slots, self.depth)
+
 
 @dataclass(frozen=True, slots=True)
 class Doing:
@@ -49,12 +54,14 @@ class Doing:
         targets: to whom it posts one.
         in_slot: whether what it posts needs a slot.
         work: which row of `Workload.works` it does.
+        delay: how many passes later than the first its turn comes.
     """
 
     sources: tuple[int, ...]
     targets: tuple[int, ...]
     in_slot: bool
     work: int
+    delay: int
 
 
 @dataclass
@@ -62,7 +69,7 @@ class Workload:
     """A call of all ranks, counted.
 
     Attributes:
-        ranks: for every rank, for every pass, what it does in order.
+        ranks: for every rank, for every pass, what it does; passes overlap by the delays.
         works: a row for each kind of doing, in parameters.
         passes: how many passes the call has; more than are listed where all are alike.
         call: what a call costs before its first step, in parameters.
@@ -103,7 +110,8 @@ def workload(
         segment = max(1, longest)
     passes = max(1, -(-longest // segment))
     many = passes > most_passes + 2
-    counter = _Counter(plans, lengths, segment, room)
+    overlaps = passes > 1 and bool(plans[0].delays) and room.in_flight >= plans[0].in_flight
+    counter = _Counter(plans, lengths, segment, room, overlaps=overlaps)
     listed = most_passes if many else passes
     ranks = [[counter.turn(plan, 0 if many else turn) for turn in range(listed)] for plan in plans]
     call = np.zeros(len(NAMES))
@@ -141,6 +149,7 @@ class _Counter:
     room: Room
     works: list[Vector] = field(default_factory=list)
     _known: dict[tuple[object, ...], int] = field(default_factory=dict)
+    overlaps: bool = False
     _arrays: int = 0  # bytes of a rank's arrays
     _scratch: int = 0
 
@@ -153,7 +162,8 @@ class _Counter:
 
     def turn(self, plan: Plan, turn: int) -> list[Doing]:
         done = []
-        for each in plan.instructions:
+        delays = plan.delays if self.overlaps else (0,) * len(plan.instructions)
+        for each, delay in zip(plan.instructions, delays, strict=True):
             extents = [self._extent(chunk, turn) for chunk in each.chunks]
             nbytes = sum(extents)
             messages = bool(each.sources or each.targets)
@@ -161,7 +171,7 @@ class _Counter:
                 continue  # both ends know that this is done
             in_slot = bool(each.targets) and nbytes > INLINE_BYTES
             work = self._work(each, nbytes, sum(extent > 0 for extent in extents), in_slot)
-            done.append(Doing(each.sources, each.targets, in_slot, work))
+            done.append(Doing(each.sources, each.targets, in_slot, work, delay))
         return done
 
     def _extent(self, chunk: int, turn: int) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from collectives.bench.tasks import last_level_cache_bytes
 from collectives.version import __version__
 from transports import _native
+from transports.caches import last_level_cache_bytes
 
 _CGROUP = Path("/sys/fs/cgroup")
 

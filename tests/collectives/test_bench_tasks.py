@@ -19,7 +19,6 @@ from collectives.bench.streams import WINDOW, messages_of, ping_pong, stream
 from collectives.bench.tasks import (
     Task,
     aligned_memory,
-    last_level_cache_bytes,
     memory_bytes,
     rotation,
 )
@@ -123,14 +122,6 @@ def test_memory_is_known_before_it_is_taken():
     sets, stride = rotation(case_of(cold=True), CACHE)
     assert memory_bytes(case_of(cold=True), CACHE) == 2 * sets * stride + 2 * CACHE
     assert aligned_memory(100).ctypes.data % 64 == 0
-
-
-def test_the_last_cache_is_the_largest(tmp_path):
-    assert last_level_cache_bytes(tmp_path) == 64 << 20
-    for index, size in enumerate(("32K", "1M", "100", "odd")):
-        (tmp_path / f"index{index}").mkdir()
-        (tmp_path / f"index{index}" / "size").write_text(size + "\n")
-    assert last_level_cache_bytes(tmp_path) == 1 << 20
 
 
 @pytest.mark.parametrize(

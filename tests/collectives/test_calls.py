@@ -10,10 +10,12 @@ from harness.errors import raising, refused, still_works
 import collectives
 from collectives import calls as calls_module
 from collectives.calls import Calls, Request
+from collectives.cost.work import Room
 from collectives.schedule import algorithm
 from collectives.selection import default_table
 
 ranks = Batch()
+ROOM = Room(slots=8, slot_bytes=4096, depth=16, cores=2)
 tight = Batch({"COLLECTIVES_SLOTS": "2", "COLLECTIVES_SLOT_BYTES": "64"})
 
 
@@ -98,7 +100,7 @@ def test_a_message_too_wide_for_a_slot_is_refused(comm):
 
 
 def calls_of(rank=0, size=4, prove=None):
-    return Calls(rank, size, (0,) * size, default_table(), 4096, prove)
+    return Calls(rank, size, (0,) * size, default_table(), ROOM, 1 << 20, prove)
 
 
 def test_texts_say_what_ranks_must_agree_on():

@@ -95,7 +95,7 @@ def check(
         results.append(result)
     memory = memory_of(plans, [source for source, _ in sources], results)
     for rank, plan in enumerate(plans):
-        layout = Layout(plan, lengths, room * plan.widest)
+        layout = Layout(plan, lengths, room * plan.widest, slots)
         executions.append(
             execute(plan, layout, channels[rank], sources[rank][0], results[rank],
                     op if spec.reduces else None, 77, memory)
@@ -142,8 +142,9 @@ def test_every_size_and_count(algo, full):
             dtype, op = dice.choice(KINDS) if algo.spec.reduces else (dice.choice(KINDS)[0], None)
             root = dice.randrange(size) if algo.spec.rooted else 0
             lengths = equal_lengths(algo, size, count)
-            seed, in_place = dice.random(), dice.random() < 0.5
-            check(algo, size, root, lengths, room, dtype=dtype, op=op, seed=seed, in_place=in_place)
+            seed, in_place, slots = dice.random(), dice.random() < 0.5, dice.choice((2, 3, 8, 16))
+            check(algo, size, root, lengths, room, dtype=dtype, op=op, slots=slots, seed=seed,
+                  in_place=in_place)  # fmt: skip
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS.values(), ids=ALGORITHMS)
@@ -175,7 +176,7 @@ def test_any_lengths_sizes_roots_and_slots(data):
         data.draw(st.integers(0, size - 1), label="root") if algo.spec.rooted else 0,
         lengths,
         room=data.draw(st.integers(1, 10), label="room"),
-        slots=data.draw(st.integers(2, 4), label="slots"),
+        slots=data.draw(st.sampled_from((2, 3, 4, 6, 8, 12, 16)), label="slots"),
         seed=data.draw(st.integers(0, 99), label="seed"),
         in_place=data.draw(st.booleans(), label="in place"),
     )

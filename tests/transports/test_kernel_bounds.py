@@ -56,37 +56,26 @@ class Guarded:
         self.first, self.last = middle[:nbytes], middle[room - nbytes :]
 
 
-def test_stream_copies_at_every_alignment_and_length():
+def stream(source, out):
+    """A copy past the caches."""
+    kernels.reduce("uint8", "sum", [source], out, past_caches=True)
+
+
+def test_streams_copy_at_every_alignment_and_length():
     source = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8)
     for name in kernels.instruction_sets():
         _native.use_instruction_set(name)
         for length, begin, to in itertools.product(LENGTHS, (0, 1, 7, 32), range(0, 65, 3)):
             out = np.full(length + 256, 0xA5, np.uint8)
-            _native.stream(source[begin : begin + length], out[to : to + length])
+            stream(source[begin : begin + length], out[to : to + length])
             assert np.array_equal(out[to : to + length], source[begin : begin + length])
             assert np.all(out[:to] == 0xA5) and np.all(out[to + length :] == 0xA5)
         for to in range(129):
             out = np.zeros(400, np.uint8)
-            _native.stream(source[:200], out[to : to + 200])
+            stream(source[:200], out[to : to + 200])
             assert np.array_equal(out[to : to + 200], source[:200]) and out.sum() == int(
                 source[:200].sum(dtype=np.int64)
             )
-
-
-def test_what_cannot_be_streamed_is_refused():
-    x = np.zeros(64, np.uint8)
-    for call, words in (
-        (lambda: _native.stream(x[:10], x[20:31]), "input: expected 11 bytes as in out, found 10"),
-        (lambda: _native.stream(x, x), "expected none in common, found the same memory"),
-        (lambda: _native.stream(x[:20], x[10:30]), "input and out: .* 10 bytes in common"),
-        (lambda: _native.stream(x[:8], bytes(8)), "out: expected a contiguous writable buffer"),
-        (lambda: _native.stream(x[::8], x[:8].copy()), "input: expected a contiguous buffer"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            call()
-    _native.stream(b"", bytearray())
-    with pytest.raises(TypeError, match="list"):
-        _native.stream([1], bytearray(1))
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
@@ -103,12 +92,29 @@ def test_reductions_round_the_distance_they_ask_ahead(dtype):
         _native.use_instruction_set(name)
         for op in ops:
             inputs = kernels.random_inputs(generator, dtype, n, count)
-            out, also = np.zeros_like(inputs[0]), np.zeros_like(inputs[0])
-            kernels.reduce(
-                dtype, op, [kernels.bits(x) for x in inputs], kernels.bits(out), kernels.bits(also)
-            )
             wanted = kernels.expected(dtype, op, inputs)
-            assert kernels.same(out, wanted) and kernels.same(also, wanted), (name, op, n, count)
+            for past in (False, True):
+                out, also = np.zeros_like(inputs[0]), np.zeros_like(inputs[0])
+                kernels.reduce(dtype, op, [kernels.bits(x) for x in inputs], kernels.bits(out),
+                               kernels.bits(also), past)  # fmt: skip
+                assert kernels.same(out, wanted) and kernels.same(also, wanted), (name, op, n, past)
+
+
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+def test_results_past_the_caches_at_every_address(dtype):
+    """Also where no element of the result is aligned, and none beside it may change."""
+    kind = kernels.DTYPES[dtype][1]
+    op, generator = "sum" if dtype != "bool" else "band", np.random.default_rng(6)
+    for name, n, to in itertools.product(kernels.instruction_sets(), (1, 2, 3), range(66)):
+        _native.use_instruction_set(name)
+        for count in (0, 1, 5, 100):
+            inputs = kernels.random_inputs(generator, dtype, n, count)
+            room = np.full(count * kind.itemsize + 256, 0xA5, np.uint8)
+            out = room[to : to + count * kind.itemsize]
+            kernels.reduce(dtype, op, [kernels.bits(x) for x in inputs], out, None, True)
+            found = out.copy().view(kind)
+            assert kernels.same(found, kernels.expected(dtype, op, inputs)), (name, n, to, count)
+            assert np.all(room[:to] == 0xA5) and np.all(room[to + out.size :] == 0xA5)
 
 
 def check_ends():
@@ -128,7 +134,7 @@ def check_ends():
         for length in LENGTHS:
             x = generator.integers(0, 256, length, np.uint8)
             out = place(1, np.zeros(length, np.uint8))
-            _native.stream(place(0, x), out)
+            stream(place(0, x), out)
             assert np.array_equal(out, x)
             for dtype, n in itertools.product(
                 ("float32", "float16", "bfloat16", "float64", "int8", "uint64", "bool"), (1, 2, 4)
@@ -137,7 +143,7 @@ def check_ends():
                 inputs = kernels.random_inputs(generator, dtype, n, count)
                 placed = [place(index, each) for index, each in enumerate(inputs)]
                 out, also = (place(index, np.zeros_like(inputs[0])) for index in (4, 5))
-                kernels.reduce(dtype, "sum", placed, out, also)
+                kernels.reduce(dtype, "sum", placed, out, also, past_caches=n == 2)
                 wanted = kernels.expected(dtype, "sum", inputs)
                 for each in (out, also):
                     assert kernels.same(each.copy().view(kernels.DTYPES[dtype][1]), wanted), (

@@ -84,8 +84,15 @@ def ops_of(dtype: str) -> list[str]:
     return OPS[:4] if dtype in FLOATS else OPS
 
 
-def reduce(dtype: str, op: str, inputs: list[Array], out: Array, also: Array | None = None) -> None:
-    _native.reduce(DTYPES[dtype][0], OPS.index(op), inputs, out, also)
+def reduce(
+    dtype: str,
+    op: str,
+    inputs: list[Array],
+    out: Array,
+    also: Array | None = None,
+    past_caches: bool = False,
+) -> None:
+    _native.reduce(DTYPES[dtype][0], OPS.index(op), inputs, out, also, past_caches)
 
 
 def expected(dtype: str, op: str, inputs: list[Array]) -> Array:

@@ -39,7 +39,8 @@ std::vector<Reach> reaches(const Places& written) {
 Plan make_plan(std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count, Numbers inputs,
                Numbers outputs, Numbers scratch, std::uint32_t widest,
                const std::vector<Written>& instructions, std::vector<Numbers> peer_inputs,
-               std::vector<Numbers> peer_outputs, const Numbers& remote) {
+               std::vector<Numbers> peer_outputs, const Numbers& remote, Numbers delays,
+               std::uint32_t in_flight) {
   Plan plan{rank,
             size,
             chunk_count,
@@ -50,7 +51,9 @@ Plan make_plan(std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count
             {},
             std::move(peer_inputs),
             std::move(peer_outputs),
-            {}};
+            {},
+            std::move(delays),
+            in_flight};
   for (const auto& [chunks, sources, targets, reads, writes, own_at, peeks, pokes] : instructions) {
     plan.instructions.push_back({chunks, sources, targets, places(reads), places(writes), own_at,
                                  reaches(peeks), reaches(pokes)});
@@ -76,6 +79,7 @@ Geometry geometry_of(std::uint32_t ranks, std::uint32_t depth, std::uint32_t slo
     throw std::invalid_argument(
         "expected ranks >= 1, depth and slots a power of two from 2 on, and lane slots >= 2");
   }
+  if (slots > 0x800000u) throw std::invalid_argument("at most 8388608 slots");
   if (slot_bytes == 0 || slot_bytes % kLine != 0 || slot_bytes > 0x40000000u || lane_bytes == 0 ||
       lane_bytes % kLine != 0 || lane_bytes > 0x40000000u) {
     throw std::invalid_argument("a slot is a positive multiple of 64 bytes, at most 1 GiB");
@@ -101,27 +105,32 @@ void register_engine(nb::module_& module) {
           [](Plan* self, std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count,
              Numbers inputs, Numbers outputs, Numbers scratch, std::uint32_t widest,
              const std::vector<Written>& instructions, std::vector<Numbers> peer_inputs,
-             std::vector<Numbers> peer_outputs, const Numbers& remote) {
-            new (self) Plan(make_plan(rank, size, chunk_count, std::move(inputs),
-                                      std::move(outputs), std::move(scratch), widest, instructions,
-                                      std::move(peer_inputs), std::move(peer_outputs), remote));
+             std::vector<Numbers> peer_outputs, const Numbers& remote, Numbers delays,
+             std::uint32_t in_flight) {
+            new (self)
+                Plan(make_plan(rank, size, chunk_count, std::move(inputs), std::move(outputs),
+                               std::move(scratch), widest, instructions, std::move(peer_inputs),
+                               std::move(peer_outputs), remote, std::move(delays), in_flight));
           },
           nb::arg("rank"), nb::arg("size"), nb::arg("chunk_count"), nb::arg("inputs"),
           nb::arg("outputs"), nb::arg("scratch"), nb::arg("widest"), nb::arg("instructions"),
           nb::arg("peer_inputs") = std::vector<Numbers>{},
-          nb::arg("peer_outputs") = std::vector<Numbers>{}, nb::arg("remote") = Numbers{});
+          nb::arg("peer_outputs") = std::vector<Numbers>{}, nb::arg("remote") = Numbers{},
+          nb::arg("delays") = Numbers{}, nb::arg("in_flight") = 0);
   nb::class_<Call>(module, "Call")
       .def(
           "__init__",
           [](Call* self, const Plan& plan, std::vector<std::uint64_t> lengths,
              std::size_t item_bytes,
              const std::optional<std::tuple<std::uint32_t, std::uint32_t, bool>>& reduction,
-             std::size_t slot_bytes, std::string text) {
+             std::size_t slot_bytes, std::string text, std::uint32_t in_flight,
+             std::uint64_t cache_bytes) {
             new (self) Call(plan, std::move(lengths), item_bytes, reduction_of(reduction),
-                            slot_bytes, std::move(text));
+                            slot_bytes, in_flight, cache_bytes, std::move(text));
           },
           nb::arg("plan"), nb::arg("lengths"), nb::arg("item_bytes"), nb::arg("reduction").none(),
-          nb::arg("slot_bytes"), nb::arg("text"))
+          nb::arg("slot_bytes"), nb::arg("text"), nb::arg("in_flight") = 0,
+          nb::arg("cache_bytes") = std::uint64_t{64} << 20)
       .def_prop_ro("passes", &Call::passes)
       .def_prop_ro("input_bytes", &Call::input_bytes)
       .def_prop_ro("output_bytes", &Call::output_bytes)
@@ -170,7 +179,9 @@ void register_engine(nb::module_& module) {
       .def_prop_ro("broken", [](Rank& self) { return self.engine().is_broken(); })
       .def_prop_ro("calls", [](Rank& self) { return self.engine().calls(); })
       .def_prop_ro("slot_bytes",
-                   [](Rank& self) { return self.engine().region().geometry().slot_bytes; });
+                   [](Rank& self) { return self.engine().region().geometry().slot_bytes; })
+      .def_prop_ro("slots", [](Rank& self) { return self.engine().region().geometry().slots; })
+      .def_prop_ro("depth", [](Rank& self) { return self.engine().region().geometry().depth; });
   module.def("repeatable", &make_repeatable, nb::arg("function"));
   module.def(
       "region_bytes",

@@ -75,7 +75,7 @@ void check_place(const Bytes& buffer, const Bytes& other, const std::string& nam
 }
 
 void reduce(int dtype_number, int op_number, const nb::list& inputs, nb::handle out_object,
-            nb::handle also_object) {
+            nb::handle also_object, bool past_caches) {
   const DType dtype = dtype_of(dtype_number);
   const ReduceKernel kernel = reduce_kernel(dtype, op_of(op_number));
   if (kernel == nullptr) {
@@ -105,7 +105,9 @@ void reduce(int dtype_number, int op_number, const nb::list& inputs, nb::handle 
   }
 
   const nb::gil_scoped_release release;
-  kernel(out.data(), also ? also->data() : nullptr, addresses.data(), addresses.size(), count);
+  kernel(out.data(), also ? also->data() : nullptr, addresses.data(), addresses.size(), count,
+         {past_caches ? Stores::past_caches : Stores::cached});
+  if (past_caches) end_streaming();
 }
 
 void divide(int dtype_number, nb::handle data_object, std::uint64_t divisor) {
@@ -122,18 +124,6 @@ void divide(int dtype_number, nb::handle data_object, std::uint64_t divisor) {
   kernel(data.data(), count, divisor);
 }
 
-void stream_bytes(nb::handle input_object, nb::handle out_object) {
-  const Bytes out(out_object, true, "out");
-  const Bytes input(input_object, false, "input");
-  check_size(input, out, "input");
-  if (input.data() == out.data() && out.size() != 0) {
-    throw std::invalid_argument("input and out: expected none in common, found the same memory");
-  }
-  check_place(input, out, "input and out");
-  const nb::gil_scoped_release release;
-  stream(out.data(), input.data(), out.size());
-}
-
 bool supports_numbers(int dtype, int op) {
   return supports(dtype_of(dtype), op_of(op));
 }
@@ -143,11 +133,10 @@ bool supports_numbers(int dtype, int op) {
 void register_kernels(nb::module_& module) {
   using nb::literals::operator""_a;
   module.def("reduce", &reduce, "dtype"_a, "op"_a, "inputs"_a, "out"_a,
-             "also"_a.none() = nb::none(),
+             "also"_a.none() = nb::none(), "past_caches"_a = false,
              "Fold the inputs in the order given into out and, if given, also.");
   module.def("divide", &divide, "dtype"_a, "data"_a, "divisor"_a,
              "Divide in place: the last step of avg.");
-  module.def("stream", &stream_bytes, "input"_a, "out"_a, "Copy past the caches.");
   module.def("supports", &supports_numbers, "dtype"_a, "op"_a);
   module.def("instruction_set", &instruction_set, "The one whose kernels run.");
   module.def("use_instruction_set", &use_instruction_set, "name"_a,

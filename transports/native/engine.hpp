@@ -16,9 +16,6 @@
 
 namespace transports {
 
-// What is folded before it is written past the caches; a multiple of every element's size.
-inline constexpr std::size_t kHeldBytes = 8 * 1024;
-
 // Where a chunk's own operand is, and where its value is kept; nullptr for nowhere.
 inline const std::byte* own_operand(const Call::Item& item, std::uint64_t segment_at,
                                     const std::byte* input, const std::byte* output,
@@ -87,13 +84,37 @@ class Engine {
   };
   // What this rank knows of its channels with one peer.
   struct Peer {
-    std::uint32_t sent = 0;            // messages posted to it
-    std::uint32_t received = 0;        // messages of it released
+    std::uint32_t reserved = 0;        // messages to it that have their room
+    std::uint32_t sent = 0;            // ... and are posted
+    std::uint32_t taken = 0;           // messages of it that were looked at
+    std::uint32_t released = 0;        // ... and released
     std::uint32_t known_released = 0;  // of ours, when we last looked
   };
 
+  // A step in one pass, from when it has its slot and messages until its own is posted.
+  struct Begun {
+    const Call::Step* step;
+    std::uint64_t bytes;  // of its message
+    std::uint64_t fingerprint;
+    std::byte* outgoing;  // where its message is written; nullptr: it sends none
+    SlotPlace place;
+    const std::byte** operands;  // what it has taken, and at own_at room for the own operand
+  };
+  // The work of a step on one chunk: operands folded, or the one copied, to `out` and `also`.
+  struct Strand {
+    std::byte* out;  // nullptr: nowhere
+    std::byte* also;
+    const std::byte* const* operands;
+    std::size_t count;
+    std::uint64_t length;
+    Stores stores;
+  };
+
   static std::uint64_t stamp_of(const Call& call, std::uint64_t number);
-  static std::uint64_t fingerprint_of(std::uint64_t stamp, const Call::Step& step);
+  static std::uint64_t fingerprint_of(std::uint64_t stamp, const Call::Step& step) {
+    // The length over all passes is part of it: both ends know it, and must agree from pass 0 on.
+    return stamp ^ (step.bytes * 0xff51afd7ed558ccdu);
+  }
   void refuse_in_child() const;
   void check_usable() const;
   // Shows the others which call this rank is in.
@@ -104,6 +125,24 @@ class Engine {
   void run(const Call& call, const std::byte* input, std::byte* output);
   void step(const Call& call, const Call::Step& step, std::uint64_t turn, const std::byte* input,
             std::byte* output);
+  // All steps of a wave together, a little of each in turn; false, and nothing was done, if they
+  // are too few or too short.
+  bool weave(const Call& call, std::uint64_t wave, const std::byte* input, std::byte* output);
+  static bool is_due(const Call& call, const Call::Step& step, std::uint64_t wave);
+  // The last step of avg, of what pass `turn` carries.
+  static void divide(const Call& call, std::uint64_t turn, std::byte* output);
+  // Bytes of a step's message, and of a chunk, that pass `turn` carries.
+  static std::uint64_t bytes_of(const Call& call, const Call::Step& step, std::uint64_t turn);
+  static std::uint64_t extent(const Call& call, const Call::Item& item, std::uint64_t turn);
+  Begun begin(const Call& call, const Call::Step& step, std::uint64_t turn, std::uint64_t bytes,
+              const std::byte** operands, const std::byte* input, std::byte* output);
+  // `at`: where in its message the chunk begins.
+  Strand strand_of(const Call& call, const Begun& begun, const Call::Item& item, std::uint64_t turn,
+                   std::uint64_t at, const std::byte* input, std::byte* output);
+  // Of a strand `bytes` from `at` on; `follows` more come behind them.
+  void work(const Call& call, const Strand& strand, std::uint64_t at, std::uint64_t bytes,
+            std::uint64_t follows);
+  void end(const Call& call, const Begun& begun);
   // The work of a one-sided step: folds or copies what it peeks at, keeps and pokes the value.
   void reach(const Call& call, const Call::Step& step, const std::byte* input, std::byte* output);
   // `operands_` folded, or the one copied, to `results_`.
@@ -112,17 +151,15 @@ class Engine {
   // Finds the arrays of a one-sided call at every peer; makes where they lie part of the call. Of
   // other calls notes that where they lie is of no concern.
   void locate(const Call& call, const std::byte* input, const std::byte* output);
-  // Folds `operands_` into `out`, past the caches, and into `also`.
-  void reduce_past_caches(const Call& call, std::byte* out, std::byte* also, std::size_t operands,
-                          std::uint64_t length);
   Slot& next_slot(std::uint64_t bytes);
   bool is_released(const Message& message);
-  std::byte* take_slot(const std::uint32_t* targets, std::uint32_t count, std::uint64_t bytes);
+  // Room for a message of `bytes`: its slot, or where short ones are made.
+  std::byte* take_slot(const std::uint32_t* targets, std::uint32_t count, std::uint64_t bytes,
+                       std::uint32_t shift);
   const std::byte* take(const Call& call, std::uint32_t peer, std::uint64_t bytes,
                         std::uint64_t fingerprint);
   void release(std::uint32_t peer);
-  void post(const std::uint32_t* targets, std::uint32_t count, const std::byte* payload,
-            std::uint64_t bytes, std::uint64_t fingerprint);
+  void post(const std::uint32_t* targets, std::uint32_t count, const Begun& begun);
   void wake(const std::uint32_t* sources, std::uint32_t source_count, const std::uint32_t* targets,
             std::uint32_t target_count);
   [[noreturn]] void fail_mismatch(const Call& call, std::uint32_t peer, const Descriptor& found,

@@ -8,8 +8,10 @@ namespace transports {
 namespace {
 
 // Of a value that goes to more than two places the first two are written from registers, the rest
-// from the first, which is in the innermost cache still.
+// from the first, which is in the innermost cache still. Of what goes past the caches, all are
+// written from a block that stays there. Both are multiples of every element's size.
 constexpr std::uint64_t kBlock = 16 * 1024;
+constexpr std::uint64_t kHeldBytes = 8 * 1024;
 
 void show(Whereabouts& shown, const std::optional<SymmetricMemory::Place>& place) {
   shown.block.store(place ? place->id : 0, std::memory_order_relaxed);
@@ -74,6 +76,7 @@ void Engine::reach(const Call& call, const Call::Step& step, const std::byte* in
     if (results == 0) continue;
     const bool past_caches = call.streams() && input != output && item->write != Space::scratch;
     fold(call, peek_count + (own != nullptr), results, item->length, past_caches);
+    if (past_caches) end_streaming();  // before peers are notified
   }
 }
 
@@ -89,10 +92,12 @@ void Engine::fold(const Call& call, std::size_t operands, std::size_t results, s
       copy_to_both(first, second, operands_[0] + at, bytes);
     } else {
       for (std::size_t i = 0; i < operands; ++i) block_operands_[i] = operands_[i] + at;
-      call.reduce()(first, second, block_operands_.data(), operands, bytes / call.item_bytes());
+      call.reduce()(first, second, block_operands_.data(), operands, bytes / call.item_bytes(), {});
     }
     if (past_caches) {
-      for (std::size_t i = 0; i < results; ++i) stream(results_[i] + at, held, bytes);
+      for (std::size_t i = 0; i < results; ++i) {
+        copy_to_both(results_[i] + at, nullptr, held, bytes, {Stores::past_caches});
+      }
       continue;
     }
     for (std::size_t i = 2; i < results; i += 2) {

@@ -11,6 +11,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <xmmintrin.h>
 #endif
 
 namespace transports {
@@ -89,12 +90,15 @@ DivideKernel divide_kernel(DType dtype) {
   return row < dtype_count ? table().divide[row] : nullptr;
 }
 
-void copy_to_both(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes) {
-  table().copy_to_both(out, also, input, bytes);
+void copy_to_both(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes,
+                  Manner manner) {
+  table().copy_to_both(out, also, input, bytes, manner);
 }
 
-void stream(std::byte* out, const std::byte* input, std::size_t bytes) {
-  table().stream(out, input, bytes);
+void end_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 const char* instruction_set() {

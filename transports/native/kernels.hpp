@@ -37,6 +37,18 @@ std::size_t size_of(DType dtype);
 // sum, prod, min, max: every type. Bitwise and logical: integers and boolean.
 bool supports(DType dtype, Op op);
 
+// How `out` is stored. Past the caches it is not read into them first, and what lies in them stays:
+// for results that are longer than a cache. Such stores are ordered by end_streaming() alone. Where
+// `out` is not aligned to its elements, or the processor has no such stores, they are plain.
+enum class Stores : std::uint8_t { cached, past_caches };
+
+// `follows`: how many more elements lie behind what a kernel is given, which it may ask the caches
+// for: where a long operand is worked through in short pieces.
+struct Manner {
+  Stores stores = Stores::cached;
+  std::size_t follows = 0;
+};
+
 // Folds inputs[0..n) as ((x0+x1)+x2)+... into `out` and, unless it is null, the same bits into
 // `also`: a result that is kept and sent on costs one pass over memory.
 //   n >= 1; with n == 1 the bytes are copied as they are. count may be 0. No address need be
@@ -47,7 +59,7 @@ bool supports(DType dtype, Op op);
 //   boolean: any byte but 0 is true, results are 0 or 1; sum, max, bor are "or", prod, min, band
 //   are "and". Logical operations of integers likewise give 0 or 1.
 using ReduceKernel = void (*)(std::byte* out, std::byte* also, const std::byte* const* inputs,
-                              std::size_t n, std::size_t count);
+                              std::size_t n, std::size_t count, Manner manner);
 
 // The best this CPU has; nullptr where `supports` is false.
 ReduceKernel reduce_kernel(DType dtype, Op op);
@@ -59,12 +71,11 @@ using DivideKernel = void (*)(std::byte* data, std::size_t count, std::size_t di
 DivideKernel divide_kernel(DType dtype);
 
 // One read, two writes. `also` may be null; `out` and `also` may each equal `input`.
-void copy_to_both(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes);
+void copy_to_both(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes,
+                  Manner manner = {});
 
-// Copies past the caches: `out` is not read into them first, and what lies in them stays. For
-// results that are longer than a cache. No overlap. On processors without such stores, a plain
-// copy.
-void stream(std::byte* out, const std::byte* input, std::size_t bytes);
+// After stores past the caches, before others hear of them.
+void end_streaming();
 
 // "avx512", "avx2" or "baseline"; on 64-bit ARM "neon".
 const char* instruction_set();

@@ -119,6 +119,7 @@ struct Fold {
   std::byte* out;
   std::byte* also;
   Sources sources;
+  bool past;  // `out` is stored past the caches; then it is aligned where a block begins
 
   static constexpr std::size_t element = Codec::size;
 
@@ -141,17 +142,21 @@ struct Fold {
         result[v] =
             fold<Operation>(result[v], Codec::template load<Lanes>(input + offset + v * stride));
     });
-    for (std::size_t v = 0; v < Vectors; ++v)
-      Codec::template store<Lanes>(out + offset + v * stride, result[v]);
+    if (Lanes == Codec::lanes && past)
+      for (std::size_t v = 0; v < Vectors; ++v)
+        Codec::template store<Lanes, Lanes == Codec::lanes>(out + offset + v * stride, result[v]);
+    else
+      for (std::size_t v = 0; v < Vectors; ++v)
+        Codec::template store<Lanes>(out + offset + v * stride, result[v]);
     if (also != nullptr)
       for (std::size_t v = 0; v < Vectors; ++v)
         Codec::template store<Lanes>(also + offset + v * stride, result[v]);
   }
 };
 
-// Calls block<Lanes, Vectors>(begin) over count elements: four vectors at a time, then one, then
-// halves of a vector down to one element. What lies ahead is asked for only as far as there is any:
-// beyond it another core may be writing.
+// Calls block<Lanes, Vectors>(begin) over elements from `begin` to `count`: four vectors at a time,
+// then one, then halves of a vector down to one element. What lies ahead is asked for only as far
+// as there is any, `follows` elements beyond the last: further on another core may be writing.
 template <std::size_t Lanes, class Blocks>
 TRANSPORTS_INLINE void cover_rest(const Blocks& blocks, std::size_t begin, std::size_t rest) {
   if ((rest & Lanes) != 0) {
@@ -162,11 +167,12 @@ TRANSPORTS_INLINE void cover_rest(const Blocks& blocks, std::size_t begin, std::
 }
 
 template <std::size_t Lanes, class Blocks>
-TRANSPORTS_INLINE void cover(const Blocks& blocks, std::size_t count) {
-  std::size_t begin = 0;
-  if (count >= Lanes) {
-    constexpr std::size_t further = 4 * Lanes + ahead / Blocks::element;
-    for (; count - begin >= further; begin += 4 * Lanes) {
+TRANSPORTS_INLINE void cover(const Blocks& blocks, std::size_t count, std::size_t begin = 0,
+                             std::size_t follows = 0) {
+  if (count - begin >= Lanes) {
+    constexpr std::size_t further = ahead / Blocks::element;
+    for (; count - begin >= 4 * Lanes && count - begin + follows >= 4 * Lanes + further;
+         begin += 4 * Lanes) {
       blocks.template ask<4 * Lanes>(begin);
       blocks.template block<Lanes, 4>(begin);
     }
@@ -176,11 +182,28 @@ TRANSPORTS_INLINE void cover(const Blocks& blocks, std::size_t count) {
   cover_rest<Lanes / 2>(blocks, begin, count - begin);
 }
 
+// Elements, one by one, until a store past the caches meets an aligned address; 0 if it never does.
+template <std::size_t Stored, class Blocks>
+TRANSPORTS_INLINE std::size_t align(Blocks& blocks, std::size_t count) {
+  const std::size_t gap = -reinterpret_cast<std::uintptr_t>(blocks.out) % Stored;
+  if (gap % Blocks::element != 0) blocks.past = false;
+  if (!blocks.past) return 0;
+  const std::size_t head = gap / Blocks::element < count ? gap / Blocks::element : count;
+  for (std::size_t i = 0; i < head; ++i) blocks.template block<1, 1>(i);
+  return head;
+}
+
+template <std::size_t Lanes, std::size_t Stored, class Blocks>
+TRANSPORTS_INLINE void cover_from_aligned(Blocks blocks, std::size_t count, std::size_t follows) {
+  cover<Lanes>(blocks, count, blocks.past ? align<Stored>(blocks, count) : 0, follows);
+}
+
 template <bool Twice>
 struct Copy {
   std::byte* out;
   std::byte* also;
   const std::byte* input;
+  bool past;
   static constexpr std::size_t element = 1;
 
   template <std::size_t Elements>
@@ -193,81 +216,69 @@ struct Copy {
     Plain<std::uint8_t>::Register<Lanes> bytes[Vectors];
     for (std::size_t v = 0; v < Vectors; ++v)
       bytes[v] = Plain<std::uint8_t>::load<Lanes>(input + begin + v * Lanes);
-    for (std::size_t v = 0; v < Vectors; ++v)
-      Plain<std::uint8_t>::store<Lanes>(out + begin + v * Lanes, bytes[v]);
+    if (Lanes == vector_bytes && past)
+      for (std::size_t v = 0; v < Vectors; ++v)
+        Plain<std::uint8_t>::store<Lanes, Lanes == vector_bytes>(out + begin + v * Lanes, bytes[v]);
+    else
+      for (std::size_t v = 0; v < Vectors; ++v)
+        Plain<std::uint8_t>::store<Lanes>(out + begin + v * Lanes, bytes[v]);
     if constexpr (Twice)
       for (std::size_t v = 0; v < Vectors; ++v)
         Plain<std::uint8_t>::store<Lanes>(also + begin + v * Lanes, bytes[v]);
   }
 };
 
-void copy_once(std::byte* out, const std::byte* input, std::size_t bytes) {
-  cover<vector_bytes>(Copy<false>{out, nullptr, input}, bytes);
+void copy_once(std::byte* out, const std::byte* input, std::size_t bytes, Manner manner) {
+  const bool past = manner.stores == Stores::past_caches;
+  cover_from_aligned<vector_bytes, vector_bytes>(Copy<false>{out, nullptr, input, past}, bytes,
+                                                 manner.follows);
 }
 
-void copy(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes) {
+void copy(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes,
+          Manner manner) {
   if (also == nullptr || also == input) {
-    if (out != input) copy_once(out, input, bytes);
+    if (out != input) copy_once(out, input, bytes, manner);
   } else if (out == input) {
-    copy_once(also, input, bytes);
+    copy_once(also, input, bytes, {Stores::cached, manner.follows});
   } else {
-    cover<vector_bytes>(Copy<true>{out, also, input}, bytes);
+    const bool past = manner.stores == Stores::past_caches;
+    cover_from_aligned<vector_bytes, vector_bytes>(Copy<true>{out, also, input, past}, bytes,
+                                                   manner.follows);
   }
+}
+
+template <class Codec, class Operation, class Sources>
+TRANSPORTS_INLINE void fold_all(std::byte* out, std::byte* also, Sources sources, std::size_t count,
+                                Manner manner) {
+  const bool past = manner.stores == Stores::past_caches;
+  cover_from_aligned<Codec::lanes, Codec::lanes * Codec::size>(
+      Fold<Codec, Operation, Sources>{out, also, sources, past}, count, manner.follows);
 }
 
 // Apart from `reduce`, so that the common case saves no registers for this one.
 template <class Codec, class Operation>
 [[gnu::noinline]] void reduce_many(std::byte* out, std::byte* also, const std::byte* const* inputs,
-                                   std::size_t n, std::size_t count) {
-  cover<Codec::lanes>(Fold<Codec, Operation, Many>{out, also, {inputs[0], inputs, n}}, count);
+                                   std::size_t n, std::size_t count, Manner manner) {
+  fold_all<Codec, Operation>(out, also, Many{inputs[0], inputs, n}, count, manner);
 }
 
 template <class Codec, class Operation>
 [[gnu::noinline]] void reduce(std::byte* out, std::byte* also, const std::byte* const* inputs,
-                              std::size_t n, std::size_t count) {
+                              std::size_t n, std::size_t count, Manner manner) {
   if (n == 2) [[likely]]
-    return cover<Codec::lanes>(Fold<Codec, Operation, Two>{out, also, {inputs[0], inputs[1]}},
-                               count);
-  if (n == 1) return copy(out, also, inputs[0], count * Codec::size);
-  return reduce_many<Codec, Operation>(out, also, inputs, n, count);
+    return fold_all<Codec, Operation>(out, also, Two{inputs[0], inputs[1]}, count, manner);
+  if (n == 1)
+    return copy(out, also, inputs[0], count * Codec::size,
+                {manner.stores, manner.follows * Codec::size});
+  return reduce_many<Codec, Operation>(out, also, inputs, n, count, manner);
 }
 
 // Bitwise operations do not care where an element ends: one kernel for all sizes.
 template <class Operation, std::size_t Size>
 void reduce_bits(std::byte* out, std::byte* also, const std::byte* const* inputs, std::size_t n,
-                 std::size_t count) {
-  reduce<Plain<std::uint8_t>, Operation>(out, also, inputs, n, count * Size);
-}
-
-struct Stream {
-  std::byte* out;
-  const std::byte* input;
-  static constexpr std::size_t element = 1;
-
-  template <std::size_t Elements>
-  TRANSPORTS_INLINE void ask(std::size_t begin) const {
-    ask_ahead<Elements>(input + begin);
-  }
-
-  template <std::size_t Lanes, std::size_t Vectors>
-  TRANSPORTS_INLINE void block(std::size_t begin) const {
-    using Bytes = Plain<std::uint8_t>;
-    for (std::size_t v = 0; v < Vectors; ++v) {
-      const auto bytes = Bytes::load<Lanes>(input + begin + v * Lanes);
-      if constexpr (Lanes == vector_bytes)
-        stream_vector(out + begin + v * Lanes, bytes);
-      else
-        Bytes::store<Lanes>(out + begin + v * Lanes, bytes);
-    }
-  }
-};
-
-void stream(std::byte* out, const std::byte* input, std::size_t bytes) {
-  std::size_t head = -reinterpret_cast<std::uintptr_t>(out) % vector_bytes;
-  if (head > bytes) head = bytes;
-  if (head != 0) __builtin_memcpy(out, input, head);
-  cover<vector_bytes>(Stream{out + head, input + head}, bytes - head);
-  end_streaming();
+                 std::size_t count, Manner manner) {
+  reduce<Plain<std::uint8_t>, Operation>(out, also, inputs, n, count * Size,
+                                         {manner.stores, manner.follows * Size});
 }
 
 template <class Codec>
@@ -333,7 +344,7 @@ constexpr void set_boolean(KernelTable& table, DType dtype) {
 }
 
 constexpr KernelTable make_table() {
-  KernelTable table{TRANSPORTS_KERNEL_NAME, {}, {}, copy, stream};
+  KernelTable table{TRANSPORTS_KERNEL_NAME, {}, {}, copy};
   set_float<Float16Codec>(table, DType::float16);
   set_float<BFloat16Codec>(table, DType::bfloat16);
   set_float<Plain<float>>(table, DType::float32);

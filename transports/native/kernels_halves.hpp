@@ -43,13 +43,13 @@ struct PairCodec {
     const auto words = load_bytes<Lanes * 2, Words<Lanes>>(from);
     return {Format::decode(words << 16), Format::decode(words & upper_half)};
   }
-  template <std::size_t Lanes>
+  template <std::size_t Lanes, bool Past = false>
   TRANSPORTS_INLINE static void store(std::byte* to, Register<Lanes> values) {
     const auto low = as<Vector<std::uint32_t, larger(Lanes / 2, 4)>>(
                          Format::template encode<Words<Lanes>>(values.low)) >>
                      16;
     const auto high = Format::template encode<Words<Lanes>>(values.high) & upper_half;
-    store_bytes<Lanes * 2>(to, as<Words<Lanes>>(low) | high);
+    store_bytes<Lanes * 2, Past>(to, as<Words<Lanes>>(low) | high);
   }
 
  private:
@@ -94,16 +94,17 @@ struct Float16Codec {
     if constexpr (Lanes == 8) return as<Register<8>>(_mm256_cvtph_ps(as<__m128i>(halves)));
     if constexpr (Lanes < 8) return as<Register<4>>(_mm_cvtph_ps(as<__m128i>(halves)));
   }
-  template <std::size_t Lanes>
+  template <std::size_t Lanes, bool Past = false>
   TRANSPORTS_INLINE static void store(std::byte* to, Register<Lanes> value) {
     constexpr int nearest_even = 0;
 #if defined(__AVX512F__)
     if constexpr (Lanes == 16)
-      store_bytes<32>(to, _mm512_maskz_cvtps_ph(0xffff, as<__m512>(value), nearest_even));
+      store_bytes<32, Past>(to, _mm512_maskz_cvtps_ph(0xffff, as<__m512>(value), nearest_even));
 #endif
-    if constexpr (Lanes == 8) store_bytes<16>(to, _mm256_cvtps_ph(as<__m256>(value), nearest_even));
+    if constexpr (Lanes == 8)
+      store_bytes<16, Past>(to, _mm256_cvtps_ph(as<__m256>(value), nearest_even));
     if constexpr (Lanes < 8)
-      store_bytes<Lanes * 2>(to, _mm_cvtps_ph(as<__m128>(value), nearest_even));
+      store_bytes<Lanes * 2, Past>(to, _mm_cvtps_ph(as<__m128>(value), nearest_even));
   }
 };
 

@@ -5,16 +5,14 @@
 
 namespace transports {
 
-using StreamKernel = void (*)(std::byte* out, const std::byte* input, std::size_t bytes);
 using CopyKernel = void (*)(std::byte* out, std::byte* also, const std::byte* input,
-                            std::size_t bytes);
+                            std::size_t bytes, Manner manner);
 
 struct KernelTable {
   const char* name;
   ReduceKernel reduce[dtype_count][op_count];
   DivideKernel divide[dtype_count];
   CopyKernel copy_to_both;
-  StreamKernel stream;
 };
 
 // For every CPU of the architecture. The other two exist on x86-64 only.

@@ -6,7 +6,7 @@
 //
 // A codec says for its type: `Register<lanes>`, the vector in which it is computed; `load` and
 // `store`, which convert. A register has at least 16 bytes; a shorter load fills the rest with
-// zeros, a shorter store leaves it away.
+// zeros, a shorter store leaves it away. A store of whole vectors goes past the caches if asked to.
 #pragma once
 
 #include <cstddef>
@@ -86,9 +86,30 @@ TRANSPORTS_INLINE V load_bytes(const std::byte* from) {
   }
 }
 
-template <std::size_t Bytes, class V>
+// A store past the caches, to an address that is a multiple of the vector's length.
+template <class V>
+TRANSPORTS_INLINE void stream_vector(std::byte* to, V vector) {
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16)
+    return _mm_stream_si128(reinterpret_cast<__m128i*>(to), as<__m128i>(vector));
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32)
+    return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), as<__m256i>(vector));
+#endif
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(V) == 64)
+    return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), as<__m512i>(vector));
+#endif
+#else
+  *reinterpret_cast<V*>(to) = vector;
+#endif
+}
+
+template <std::size_t Bytes, bool Past, class V>
 TRANSPORTS_INLINE void store_bytes(std::byte* to, V vector) {
-  if constexpr (Bytes == sizeof(V)) {
+  if constexpr (Bytes == sizeof(V) && Past) {
+    stream_vector(to, vector);
+  } else if constexpr (Bytes == sizeof(V)) {
     *reinterpret_cast<typename InMemory<V>::type*>(to) = vector;
   } else {
     static_assert(sizeof(V) == 16);
@@ -96,27 +117,6 @@ TRANSPORTS_INLINE void store_bytes(std::byte* to, V vector) {
         static_cast<typename UnsignedOf<Bytes>::type>(as<Vector<std::uint64_t, 2>>(vector)[0]);
     __builtin_memcpy(to, &low, Bytes);
   }
-}
-
-// A store past the caches, to an address that is a multiple of the vector's length.
-template <class V>
-TRANSPORTS_INLINE void stream_vector(std::byte* to, V vector) {
-#if defined(__AVX512BW__)
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), as<__m512i>(vector));
-#elif defined(__AVX2__)
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), as<__m256i>(vector));
-#elif defined(__SSE2__)
-  _mm_stream_si128(reinterpret_cast<__m128i*>(to), as<__m128i>(vector));
-#else
-  *reinterpret_cast<V*>(to) = vector;
-#endif
-}
-
-// Such stores are not ordered by a release; this does it.
-TRANSPORTS_INLINE void end_streaming() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
 }
 
 // Elements computed as they are stored. Signed integers use it with their unsigned type, where
@@ -134,9 +134,9 @@ struct Plain {
   TRANSPORTS_INLINE static Register<Lanes> load(const std::byte* from) {
     return load_bytes<Lanes * size, Register<Lanes>>(from);
   }
-  template <std::size_t Lanes>
+  template <std::size_t Lanes, bool Past = false>
   TRANSPORTS_INLINE static void store(std::byte* to, Register<Lanes> vector) {
-    store_bytes<Lanes * size>(to, vector);
+    store_bytes<Lanes * size, Past>(to, vector);
   }
 };
 
@@ -150,9 +150,9 @@ struct Truth : Plain<T> {
   TRANSPORTS_INLINE static Register<Lanes> load(const std::byte* from) {
     return as<Register<Lanes>>(Plain<T>::template load<Lanes>(from) != 0);
   }
-  template <std::size_t Lanes>
+  template <std::size_t Lanes, bool Past = false>
   TRANSPORTS_INLINE static void store(std::byte* to, Register<Lanes> vector) {
-    Plain<T>::template store<Lanes>(to, vector & 1);
+    Plain<T>::template store<Lanes, Past>(to, vector & 1);
   }
 };
 

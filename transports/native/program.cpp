@@ -1,7 +1,5 @@
 #include "program.hpp"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <stdexcept>
 
@@ -40,16 +38,6 @@ std::uint64_t segment_bytes(std::size_t slot_bytes, std::size_t item_bytes, std:
            std::to_string(widest) + " elements of " + std::to_string(item_bytes) + " bytes");
   }
   return items * item_bytes;
-}
-
-// Bytes of the last level of cache, which all ranks are taken to share.
-std::uint64_t last_level_cache() {
-  static const std::uint64_t bytes = [] {
-    long found = ::sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (found <= 0) found = ::sysconf(_SC_LEVEL2_CACHE_SIZE);
-    return static_cast<std::uint64_t>(found > 0 ? found : 32 << 20);
-  }();
-  return bytes;
 }
 
 // Where each chunk of a space begins; chunks that are not in the space have none.
@@ -128,10 +116,18 @@ void Plan::check() const {
     if (each.own_at > each.sources.size() + each.peeks.size())
       refuse("own_at is beyond the sources");
   }
+  if (delays.empty()) return;
+  if (delays.size() != instructions.size() || !std::is_sorted(delays.begin(), delays.end())) {
+    refuse("there is a delay for each instruction, and none is less than the one before");
+  }
+  if (in_flight == 0 || is_one_sided() || !scratch.empty()) {
+    refuse("passes that overlap have messages on their way and nothing in scratch");
+  }
 }
 
 Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes,
-           std::optional<Reduction> reduction, std::size_t slot_bytes, std::string text)
+           std::optional<Reduction> reduction, std::size_t slot_bytes, std::uint32_t in_flight,
+           std::uint64_t cache_bytes, std::string text)
     : in_place_(plan.inputs == plan.outputs),
       item_bytes_(item_bytes),
       slot_bytes_(slot_bytes),
@@ -157,6 +153,8 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
   segment_ = plan.is_one_sided() ? std::max<std::uint64_t>(longest, 1)  // no slot bounds it
                                  : segment_bytes(slot_bytes, item_bytes, plan.widest);
   passes_ = std::max<std::uint64_t>(1, (longest + segment_ - 1) / segment_);
+  const bool overlaps = passes_ > 1 && !plan.delays.empty() && in_flight >= plan.in_flight;
+  if (overlaps) in_flight_ = plan.in_flight;
 
   Begins inputs(plan.chunk_count), outputs(plan.chunk_count), scratch(plan.chunk_count);
   input_bytes_ = lay_out(plan.inputs, lengths, inputs);
@@ -166,7 +164,7 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     scratch_bytes_ += segment_;  // scratch holds one pass at a time
   }
   // Three quarters: something of a cache that others use too is always theirs.
-  streams_ = (input_bytes_ + output_bytes_) * plan.size > last_level_cache() / 4 * 3;
+  streams_ = (input_bytes_ + output_bytes_) * plan.size > cache_bytes / 4 * 3;
   for (const auto chunk : plan.outputs) outputs_.push_back({*outputs[chunk], lengths[chunk]});
 
   const auto find = [&](const Place& place) -> std::uint64_t {
@@ -234,9 +232,15 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     reaches_.insert(reaches_.end(), each.pokes.begin(), each.pokes.end());
     step.reaches_end = static_cast<std::uint32_t>(reaches_.size());
     step.own_at = each.own_at;
+    step.delay = overlaps ? plan.delays[steps_.size()] : 0;
     const bool reduces = each.sources.size() + each.peeks.size() > 0 && !each.reads.empty();
     if (reduces && reduce_ == nullptr) refuse("a plan that reduces needs an operation");
     steps_.push_back(step);
+  }
+  weaves_ = overlaps && streams_ && steps_.size() <= kMostWoven;
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
+    weaves_ = weaves_ && steps_[i].items_end - steps_[i].items_begin == 1 &&
+              (i == 0 || steps_[i].delay > steps_[i - 1].delay);
   }
 }
 

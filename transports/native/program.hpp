@@ -49,13 +49,18 @@ struct Plan {
   std::vector<Instruction> instructions;
   std::vector<std::vector<std::uint32_t>> peer_inputs;  // of a one-sided plan, for every rank
   std::vector<std::vector<std::uint32_t>> peer_outputs;
-  std::vector<Space> remote;  // where anybody reaches into a peer
+  std::vector<Space> remote;          // where anybody reaches into a peer
+  std::vector<std::uint32_t> delays;  // of each instruction, in passes; none: they do not overlap
+  std::uint32_t in_flight = 0;        // messages of a rank on their way when they do
 
   bool is_one_sided() const { return !peer_inputs.empty(); }
   // Throws std::invalid_argument if a number in it is out of range, so that no engine needs to
   // look again.
   void check() const;
 };
+
+// At most so many steps of a wave are worked on together.
+inline constexpr std::size_t kMostWoven = 8;
 
 // What is reduced, and how.
 struct Reduction {
@@ -67,9 +72,12 @@ struct Reduction {
 class Call {
  public:
   // `lengths` are in elements of `item_bytes`; `text` says what the call is, the same on every
-  // rank. Throws std::invalid_argument if lengths, plan and slot do not fit together.
+  // rank; `in_flight` is how many messages a rank may have on their way; `cache_bytes` what
+  // all ranks have of the last level of cache. Throws std::invalid_argument if lengths, plan and
+  // slot do not fit together.
   Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes,
-       std::optional<Reduction> reduction, std::size_t slot_bytes, std::string text);
+       std::optional<Reduction> reduction, std::size_t slot_bytes, std::uint32_t in_flight,
+       std::uint64_t cache_bytes, std::string text);
 
   // One chunk's part in an instruction, with offsets in bytes from the begin of its spaces.
   struct Item {
@@ -87,6 +95,7 @@ class Call {
     std::uint32_t targets_begin, targets_end;
     std::uint32_t peeks_begin, pokes_begin, reaches_end;
     std::uint32_t own_at;
+    std::uint32_t delay;  // in wave w it is run for pass w - delay
     std::uint64_t bytes;  // of its message, all passes together
   };
   struct Output {
@@ -102,6 +111,13 @@ class Call {
   const std::vector<Output>& outputs() const { return outputs_; }
   std::uint64_t passes() const { return passes_; }
   std::uint64_t segment() const { return segment_; }  // bytes of a chunk in one pass
+  // The delay of the last step; no other's is greater.
+  std::uint32_t longest_delay() const { return steps_.empty() ? 0 : steps_.back().delay; }
+  // Messages of a rank that it may have on their way at once.
+  std::uint32_t in_flight() const { return in_flight_; }
+  // Whether the steps of a wave are independent of each other, few, of one chunk each, and on
+  // arrays that do not fit in the caches.
+  bool weaves() const { return weaves_; }
   std::uint64_t input_bytes() const { return input_bytes_; }
   std::uint64_t output_bytes() const { return output_bytes_; }
   std::uint64_t scratch_bytes() const { return scratch_bytes_; }
@@ -137,6 +153,8 @@ class Call {
   std::uint64_t widest_input_ = 0;
   std::uint64_t widest_output_ = 0;
   std::uint64_t passes_ = 1;
+  std::uint32_t in_flight_ = 0;
+  bool weaves_ = false;
   std::uint64_t segment_ = 0;
   std::uint64_t input_bytes_ = 0;
   std::uint64_t output_bytes_ = 0;

@@ -26,7 +26,7 @@ inline constexpr std::size_t kLine = 64;  // one cache line
 inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
-inline constexpr std::uint32_t kLayoutVersion = 3;
+inline constexpr std::uint32_t kLayoutVersion = 4;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -48,11 +48,21 @@ struct alignas(kLine) Descriptor {
   std::atomic<std::uint32_t> sequence;
   std::uint32_t length;  // bytes
   std::uint64_t fingerprint;
-  std::uint32_t slot;    // kInlineSlot: the payload is right here
+  std::uint32_t slot;    // a SlotPlace; kInlineSlot: the payload is right here
   std::uint32_t number;  // of the sender's call, for messages
   std::byte payload[kInlineBytes];
 };
 static_assert(sizeof(Descriptor) == kLine);
+
+// Which slot a payload lies in, and how far from its begin: as far as the sender's array is from a
+// cache line, so that vectors of both are aligned at once.
+struct SlotPlace {
+  std::uint32_t index;
+  std::uint32_t shift;  // below kLine
+
+  std::uint32_t packed() const { return index | shift << 24; }
+  static SlotPlace unpacked(std::uint32_t word) { return {word & 0xffffff, word >> 24}; }
+};
 
 // One packet of point-to-point, see lane.hpp; `sequence` as above. Every field is read once.
 struct alignas(kLine) LaneDescriptor {
@@ -118,6 +128,9 @@ struct Geometry {
   std::uint32_t lane_slots;  // point-to-point: slots a pair
   std::uint64_t lane_bytes;  // ... and their size
 
+  // How many messages a rank may have on their way at once.
+  std::uint32_t in_flight() const { return slots < depth ? slots : depth; }
+
   std::size_t acks_at() const { return round_up(sizeof(Standing), kLine); }
   std::size_t descriptors_at() const { return acks_at() + ranks * sizeof(AckLine); }
   std::size_t lane_acks_at() const {
@@ -128,7 +141,8 @@ struct Geometry {
     return round_up(
         lane_descriptors_at() + std::size_t{ranks} * lane_slots * sizeof(LaneDescriptor), kPage);
   }
-  std::size_t lanes_at() const { return slots_at() + slots * slot_bytes; }
+  std::size_t slot_stride() const { return slot_bytes + kLine; }  // room for a shift
+  std::size_t lanes_at() const { return round_up(slots_at() + slots * slot_stride(), kPage); }
   std::size_t part_bytes() const {
     return round_up(lanes_at() + std::size_t{ranks} * lane_slots * lane_bytes, kPage);
   }
@@ -177,8 +191,8 @@ class Region {
         std::size_t{receiver} * geometry_.depth + (index & (geometry_.depth - 1));
     return at<Descriptor>(sender, descriptors_at_ + place * sizeof(Descriptor));
   }
-  std::byte* slot(std::uint32_t rank, std::uint32_t slot) const {
-    return part(rank) + slots_at_ + slot * geometry_.slot_bytes;
+  std::byte* slot(std::uint32_t rank, SlotPlace place) const {
+    return part(rank) + slots_at_ + place.index * geometry_.slot_stride() + place.shift;
   }
   AckLine& lane_acks(std::uint32_t rank, std::uint32_t sender) const {
     return at<AckLine>(rank, geometry_.lane_acks_at() + sender * sizeof(AckLine));

@@ -1,0 +1,23 @@
+"""How much of memory this machine keeps near its cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_IF_UNKNOWN = 64 << 20
+
+
+def last_level_cache_bytes(caches: Path = _CACHES) -> int:
+    """The size of the largest cache of a core; a guess where the system does not say.
+
+    Not what `sysconf` says: of some processors that is the sum of several caches.
+    """
+    sizes = []
+    for file in caches.glob("index*/size"):
+        text = file.read_text().strip()
+        units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+        digits, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+        if digits.isdigit():
+            sizes.append(int(digits) * unit)
+    return max(sizes, default=_IF_UNKNOWN)

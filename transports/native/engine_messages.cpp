@@ -1,0 +1,60 @@
+// Which slot a message gets, and what does not fit the call.
+#include <algorithm>
+
+#include "engine.hpp"
+
+namespace transports {
+namespace {
+
+// Of the slots in use, what an inner cache holds beside the arrays.
+constexpr std::uint64_t kHotBytes = 512 * 1024;
+
+}  // namespace
+
+Engine::Slot& Engine::next_slot(std::uint64_t bytes) {
+  // As many take turns as stay in the cache together: what has just been read elsewhere is not
+  // overwritten at once, and of long messages the peers' lag alone makes more slots be touched.
+  const auto count = static_cast<std::uint32_t>(slots_.size());
+  const auto turns =
+      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(kHotBytes / bytes, 1, slots_.size()));
+  const std::uint32_t first = slot_ + 1 < turns ? slot_ + 1 : 0;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    Slot& slot = slots_[(first + i) & (count - 1)];
+    if (std::all_of(slot.readers.begin(), slot.readers.end(),
+                    [this](const Message& reader) { return is_released(reader); })) {
+      return slot;
+    }
+  }
+  return *std::min_element(slots_.begin(), slots_.end(), [](const Slot& one, const Slot& other) {
+    return one.filled < other.filled;
+  });
+}
+
+bool Engine::is_released(const Message& message) {
+  auto& peer = peers_[message.peer];
+  // So many messages ago that it had to be released for a later one; its index may have wrapped.
+  if (peer.reserved - 1 - message.index >= region_.geometry().depth) return true;
+  if (reached(peer.known_released, message.index + 1)) return true;
+  // Acquire: what the peer read there it has read.
+  peer.known_released = region_.acks(message.peer, rank()).released.load(std::memory_order_acquire);
+  return reached(peer.known_released, message.index + 1);
+}
+
+void Engine::fail_mismatch(const Call& call, std::uint32_t peer, const Descriptor& found,
+                           std::uint64_t bytes) {
+  const std::uint32_t number = __atomic_load_n(&found.number, __ATOMIC_RELAXED);
+  std::string text = "ranks are in different calls: rank " + std::to_string(rank()) + " has " +
+                     call.text() + " #" + std::to_string(number_) + ", rank " +
+                     std::to_string(peer) + " has " + waiter_.call_of(peer);
+  if (number != static_cast<std::uint32_t>(number_)) {
+    text += " (the message is one of its call #" + std::to_string(number) +
+            ", so a call before this one differed between them, in its root or its order)";
+  } else if (__atomic_load_n(&found.length, __ATOMIC_RELAXED) != bytes) {
+    text += " (a message of " + std::to_string(found.length) + " bytes, expected " +
+            std::to_string(bytes) + ")";
+  }
+  text += waiter_.where_arrays_differ(peer);
+  waiter_.fail(FailureKind::mismatch, text);
+}
+
+}  // namespace transports
