@@ -62,7 +62,7 @@ def _instructions(
         inputs = outputs = (0,)
     placer = _Placer(algo, rank, inputs, outputs)
     instructions = _fuse([placer.place(step) for step in algo.schedule(rank, size, root, hosts)])
-    instructions += placer.deliver()
+    instructions = placer.deliver(instructions)
     return tuple(_drop_dead_stores(instructions, outputs))
 
 
@@ -134,13 +134,27 @@ class _Placer:
         assert isinstance(step, RecvReduce), "one-sided steps are placed elsewhere"
         return self._reduce(step)
 
-    def deliver(self) -> list[Instruction]:
-        """The copy of chunks that end in the output but were never written there."""
-        left = tuple(chunk for chunk in self._outputs if self._at.get(chunk) is Space.INPUT)
-        if not left or self._algo.spec.chunking == "empty":
-            return []
-        reads = self._read(left)
-        return [Instruction(left, reads=reads, writes=self._write(left))]
+    def deliver(self, instructions: list[Instruction]) -> list[Instruction]:
+        """With the copies of chunks that end in the output but were never written there.
+
+        What is read for a message anyway is written on the way; the rest while the first message
+        from a peer is under way.
+        """
+        left = [chunk for chunk in self._outputs if self._at.get(chunk) is Space.INPUT]
+        if self._algo.spec.chunking == "empty":
+            return instructions
+        delivered = list(instructions)
+        for index, each in enumerate(instructions):
+            if each.targets and not each.sources and set(each.chunks) <= set(left):
+                left = [chunk for chunk in left if chunk not in each.chunks]
+                delivered[index] = replace(each, writes=_all_in(Space.OUTPUT, each.chunks))
+        if left:
+            rest = Instruction(
+                tuple(left), reads=_all_in(Space.INPUT, left), writes=_all_in(Space.OUTPUT, left)
+            )
+            first = next((i for i, each in enumerate(delivered) if each.sources), len(delivered))
+            delivered.insert(first, rest)
+        return delivered
 
     def _reduce(self, step: RecvReduce) -> Instruction:
         if not self._algo.spec.reduces:
@@ -168,6 +182,10 @@ class _Placer:
         for chunk in chunks:
             self._at[chunk] = Space.OUTPUT if chunk in self._kept else Space.SCRATCH
         return tuple((self._at[chunk], chunk) for chunk in chunks)
+
+
+def _all_in(space: Space, chunks: Sequence[int]) -> tuple[tuple[Space, int], ...]:
+    return tuple((space, chunk) for chunk in chunks)
 
 
 def _fuse(instructions: list[Instruction]) -> list[Instruction]:

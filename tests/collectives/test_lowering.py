@@ -146,6 +146,21 @@ def test_a_copy_that_nobody_reads_is_dropped():
     assert planned("reduce", copy(0, 1), chunks=2, root=1).instructions == ()
 
 
+def test_what_is_sent_is_delivered_on_the_way():
+    assert lower(find("allgather", "ring"), 0, 2).instructions == (
+        Instruction((0,), targets=(1,), reads=((IN, 0),), writes=((OUT, 0),)),
+        Instruction((1,), (1,), writes=((OUT, 1),)),
+    )
+    assert lower(find("alltoall", "pairwise"), 0, 2).instructions == (
+        Instruction((1,), targets=(1,), reads=((IN, 1),)),
+        Instruction((0,), reads=((IN, 0),), writes=((OUT, 0),)),  # before it waits
+        Instruction((2,), (1,), writes=((OUT, 2),)),
+    )
+    # What was sent and then overwritten is delivered by whoever wrote it.
+    plan = planned("allreduce", send(1, 0), recv(1, 0), chunks=1)
+    assert [each.writes for each in plan.instructions] == [(), ((OUT, 0),)]
+
+
 def test_what_stays_is_delivered_by_one_copy():
     plan = lower(find("allreduce", "ring"), 0, 1)
     assert plan.instructions == (Instruction((0,), reads=((IN, 0),), writes=((OUT, 0),)),)
@@ -154,7 +169,9 @@ def test_what_stays_is_delivered_by_one_copy():
 
 def test_only_the_very_next_send_of_the_same_chunks_is_fused():
     steps = recv_reduce(1, 0), send(1, 1), send(1, 0)
-    assert len(planned("allreduce", *steps, chunks=2).instructions) == 4  # and the delivery of 1
+    assert [each.targets for each in planned("allreduce", *steps, chunks=2).instructions] == [
+        (), (1,), (1,)
+    ]  # fmt: skip
     together = recv_reduce(1, [0, 1]), send(1, [0, 1]), send(1, [0, 1])
     fused, again = planned("allreduce", *together, chunks=2).instructions
     assert fused.sources == fused.targets == (1,)

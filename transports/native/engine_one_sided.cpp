@@ -7,11 +7,9 @@
 namespace transports {
 namespace {
 
-// Of a value that goes to more than two places the first two are written from registers, the rest
-// from the first, which is in the innermost cache still. Of what goes past the caches, all are
-// written from a block that stays there. Both are multiples of every element's size.
+// Of a value that goes to more than two places, how much at a time; a multiple of every element's
+// size.
 constexpr std::uint64_t kBlock = 16 * 1024;
-constexpr std::uint64_t kHeldBytes = 8 * 1024;
 
 void show(Whereabouts& shown, const std::optional<SymmetricMemory::Place>& place) {
   shown.block.store(place ? place->id : 0, std::memory_order_relaxed);
@@ -82,27 +80,28 @@ void Engine::reach(const Call& call, const Call::Step& step, const std::byte* in
 
 void Engine::fold(const Call& call, std::size_t operands, std::size_t results, std::uint64_t length,
                   bool past_caches) {
-  alignas(kLine) std::byte held[kHeldBytes];
-  const std::uint64_t block = past_caches ? kHeldBytes : results <= 2 ? length : kBlock;
-  for (std::uint64_t at = 0; at < length; at += block) {
-    const std::uint64_t bytes = std::min(block, length - at);
+  const auto fold_block = [&](std::byte* out, std::byte* also, std::uint64_t at,
+                              std::uint64_t bytes, Stores stores) {
+    for (std::size_t i = 0; i < operands; ++i) block_operands_[i] = operands_[i] + at;
+    if (operands == 1) return copy_to_both(out, also, block_operands_[0], bytes, {stores});
+    call.reduce()(out, also, block_operands_.data(), operands, bytes / call.item_bytes(), {stores});
+  };
+  if (results <= 2) {
+    std::byte* const also = results > 1 ? results_[1] : nullptr;
+    return fold_block(results_[0], also, 0, length,
+                      past_caches ? Stores::both_past_caches : Stores::cached);
+  }
+  // The first two are written from registers, the rest from the first, which is in the innermost
+  // cache still; of what goes past the caches, all from a block that stays there.
+  alignas(kLine) std::byte held[kBlock];
+  for (std::uint64_t at = 0; at < length; at += kBlock) {
+    const std::uint64_t bytes = std::min(kBlock, length - at);
     std::byte* const first = past_caches ? held : results_[0] + at;
-    std::byte* const second = !past_caches && results > 1 ? results_[1] + at : nullptr;
-    if (operands == 1) {
-      copy_to_both(first, second, operands_[0] + at, bytes);
-    } else {
-      for (std::size_t i = 0; i < operands; ++i) block_operands_[i] = operands_[i] + at;
-      call.reduce()(first, second, block_operands_.data(), operands, bytes / call.item_bytes(), {});
-    }
-    if (past_caches) {
-      for (std::size_t i = 0; i < results; ++i) {
-        copy_to_both(results_[i] + at, nullptr, held, bytes, {Stores::past_caches});
-      }
-      continue;
-    }
-    for (std::size_t i = 2; i < results; i += 2) {
+    fold_block(first, past_caches ? nullptr : results_[1] + at, at, bytes, Stores::cached);
+    const Manner manner{past_caches ? Stores::both_past_caches : Stores::cached};
+    for (std::size_t i = past_caches ? 0 : 2; i < results; i += 2) {
       std::byte* const also = i + 1 < results ? results_[i + 1] + at : nullptr;
-      copy_to_both(results_[i] + at, also, first, bytes);
+      copy_to_both(results_[i] + at, also, first, bytes, manner);
     }
   }
 }

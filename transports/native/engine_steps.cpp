@@ -19,6 +19,11 @@ constexpr std::uint64_t kWovenBytes = 512;
 }  // namespace
 
 void Engine::run(const Call& call, const std::byte* input, std::byte* output) {
+  if (call.passes() == 1) {
+    for (const auto& each : call.steps()) step(call, each, 0, input, output);
+    if (call.divide() != nullptr) divide(call, 0, output);
+    return;
+  }
   const std::uint64_t waves = call.passes() + call.longest_delay();
   for (std::uint64_t wave = 0; wave < waves; ++wave) {
     if (!call.weaves() || !weave(call, wave, input, output)) {
@@ -52,9 +57,9 @@ void Engine::step(const Call& call, const Call::Step& step, std::uint64_t turn,
   // Both ends know the lengths, so what is done needs no message; pass 0 always speaks.
   if (bytes == 0 && turn > 0) return;
   Begun begun = begin(call, step, turn, bytes, operands_.data(), input, output);
+  const std::uint32_t items_end = bytes == 0 ? step.items_begin : step.items_end;
   std::uint64_t at = 0;  // within the message
-  for (auto* item = call.items() + step.items_begin; item != call.items() + step.items_end;
-       ++item) {
+  for (auto* item = call.items() + step.items_begin; item != call.items() + items_end; ++item) {
     const Strand strand = strand_of(call, begun, *item, turn, at, input, output);
     work(call, strand, 0, strand.length, 0);
     at += strand.length;

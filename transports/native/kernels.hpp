@@ -37,10 +37,11 @@ std::size_t size_of(DType dtype);
 // sum, prod, min, max: every type. Bitwise and logical: integers and boolean.
 bool supports(DType dtype, Op op);
 
-// How `out` is stored. Past the caches it is not read into them first, and what lies in them stays:
-// for results that are longer than a cache. Such stores are ordered by end_streaming() alone. Where
-// `out` is not aligned to its elements, or the processor has no such stores, they are plain.
-enum class Stores : std::uint8_t { cached, past_caches };
+// How `out` is stored, or both results. Past the caches it is not read into them first, and what
+// lies in them stays: for results that are longer than a cache. Such stores are ordered by
+// end_streaming() alone. Where a result is not aligned to its elements, `also` not as `out` is, or
+// the processor has no such stores, they are plain.
+enum class Stores : std::uint8_t { cached, past_caches, both_past_caches };
 
 // `follows`: how many more elements lie behind what a kernel is given, which it may ask the caches
 // for: where a long operand is worked through in short pieces.

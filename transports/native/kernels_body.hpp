@@ -119,7 +119,8 @@ struct Fold {
   std::byte* out;
   std::byte* also;
   Sources sources;
-  bool past;  // `out` is stored past the caches; then it is aligned where a block begins
+  bool past;       // `out` is stored past the caches; then it is aligned where a block begins
+  bool also_past;  // ... and `also`
 
   static constexpr std::size_t element = Codec::size;
 
@@ -148,7 +149,11 @@ struct Fold {
     else
       for (std::size_t v = 0; v < Vectors; ++v)
         Codec::template store<Lanes>(out + offset + v * stride, result[v]);
-    if (also != nullptr)
+    if (also == nullptr) return;
+    if (Lanes == Codec::lanes && also_past)
+      for (std::size_t v = 0; v < Vectors; ++v)
+        Codec::template store<Lanes, Lanes == Codec::lanes>(also + offset + v * stride, result[v]);
+    else
       for (std::size_t v = 0; v < Vectors; ++v)
         Codec::template store<Lanes>(also + offset + v * stride, result[v]);
   }
@@ -185,8 +190,11 @@ TRANSPORTS_INLINE void cover(const Blocks& blocks, std::size_t count, std::size_
 // Elements, one by one, until a store past the caches meets an aligned address; 0 if it never does.
 template <std::size_t Stored, class Blocks>
 TRANSPORTS_INLINE std::size_t align(Blocks& blocks, std::size_t count) {
-  const std::size_t gap = -reinterpret_cast<std::uintptr_t>(blocks.out) % Stored;
+  const auto out = reinterpret_cast<std::uintptr_t>(blocks.out);
+  const auto also = reinterpret_cast<std::uintptr_t>(blocks.also);
+  const std::size_t gap = -out % Stored;
   if (gap % Blocks::element != 0) blocks.past = false;
+  if (!blocks.past || also % Stored != out % Stored) blocks.also_past = false;
   if (!blocks.past) return 0;
   const std::size_t head = gap / Blocks::element < count ? gap / Blocks::element : count;
   for (std::size_t i = 0; i < head; ++i) blocks.template block<1, 1>(i);
@@ -204,6 +212,7 @@ struct Copy {
   std::byte* also;
   const std::byte* input;
   bool past;
+  bool also_past;
   static constexpr std::size_t element = 1;
 
   template <std::size_t Elements>
@@ -222,16 +231,22 @@ struct Copy {
     else
       for (std::size_t v = 0; v < Vectors; ++v)
         Plain<std::uint8_t>::store<Lanes>(out + begin + v * Lanes, bytes[v]);
-    if constexpr (Twice)
-      for (std::size_t v = 0; v < Vectors; ++v)
-        Plain<std::uint8_t>::store<Lanes>(also + begin + v * Lanes, bytes[v]);
+    if constexpr (Twice) {
+      if (Lanes == vector_bytes && also_past)
+        for (std::size_t v = 0; v < Vectors; ++v)
+          Plain<std::uint8_t>::store<Lanes, Lanes == vector_bytes>(also + begin + v * Lanes,
+                                                                   bytes[v]);
+      else
+        for (std::size_t v = 0; v < Vectors; ++v)
+          Plain<std::uint8_t>::store<Lanes>(also + begin + v * Lanes, bytes[v]);
+    }
   }
 };
 
 void copy_once(std::byte* out, const std::byte* input, std::size_t bytes, Manner manner) {
-  const bool past = manner.stores == Stores::past_caches;
-  cover_from_aligned<vector_bytes, vector_bytes>(Copy<false>{out, nullptr, input, past}, bytes,
-                                                 manner.follows);
+  const bool past = manner.stores != Stores::cached;
+  cover_from_aligned<vector_bytes, vector_bytes>(Copy<false>{out, nullptr, input, past, false},
+                                                 bytes, manner.follows);
 }
 
 void copy(std::byte* out, std::byte* also, const std::byte* input, std::size_t bytes,
@@ -241,18 +256,21 @@ void copy(std::byte* out, std::byte* also, const std::byte* input, std::size_t b
   } else if (out == input) {
     copy_once(also, input, bytes, {Stores::cached, manner.follows});
   } else {
-    const bool past = manner.stores == Stores::past_caches;
-    cover_from_aligned<vector_bytes, vector_bytes>(Copy<true>{out, also, input, past}, bytes,
-                                                   manner.follows);
+    const bool past = manner.stores != Stores::cached;
+    cover_from_aligned<vector_bytes, vector_bytes>(
+        Copy<true>{out, also, input, past, manner.stores == Stores::both_past_caches}, bytes,
+        manner.follows);
   }
 }
 
 template <class Codec, class Operation, class Sources>
 TRANSPORTS_INLINE void fold_all(std::byte* out, std::byte* also, Sources sources, std::size_t count,
                                 Manner manner) {
-  const bool past = manner.stores == Stores::past_caches;
+  const bool past = manner.stores != Stores::cached;
   cover_from_aligned<Codec::lanes, Codec::lanes * Codec::size>(
-      Fold<Codec, Operation, Sources>{out, also, sources, past}, count, manner.follows);
+      Fold<Codec, Operation, Sources>{out, also, sources, past,
+                                      manner.stores == Stores::both_past_caches},
+      count, manner.follows);
 }
 
 // Apart from `reduce`, so that the common case saves no registers for this one.

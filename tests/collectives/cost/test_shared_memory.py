@@ -62,7 +62,7 @@ def test_the_critical_path_of_a_ring_has_two_rounds_of_arrivals():
 
 def test_calls_in_a_row_run_ahead_as_far_as_slots_allow():
     # A broadcast's root does not wait for anybody but for slots, so latency is hidden.
-    assert seconds("broadcast", "linear", 2, 4096, only(arrival=1, step=1)) == 2
+    assert seconds("broadcast", "linear", 2, 4096, only(arrival=1, step=1)) == 1
     few = Room(slots=2, slot_bytes=1 << 16, depth=16, cores=64)
     assert seconds("broadcast", "linear", 2, 4096, only(arrival=4, step=1), few) > 3
     shallow = Room(slots=8, slot_bytes=1 << 16, depth=2, cores=64)
