@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import reprlib
 from itertools import pairwise
 from typing import Any
 
@@ -24,9 +25,12 @@ class Objects(Scatter):
 
         Returns:
             On the root `item` itself, elsewhere a copy.
+
+        Raises:
+            TypeError: on the root, before anything is sent: the object cannot be pickled.
         """
         root = check_root(root, self.size)
-        data = np.frombuffer(pickle.dumps(item), np.uint8) if self.rank == root else None
+        data = _pickled("broadcast_object", item) if self.rank == root else None
         length = np.array([0 if data is None else data.size], np.int64)
         self.broadcast(length, root=root, out=length)
         if data is None:
@@ -44,9 +48,23 @@ class Objects(Scatter):
 
         Returns:
             The objects in rank order; the own one is a copy too.
+
+        Raises:
+            TypeError: before anything is sent: the object cannot be pickled.
         """
-        data = np.frombuffer(pickle.dumps(item), np.uint8)
+        data = _pickled("allgather_object", item)
         lengths = self.allgather(np.array(data.size, np.int64)).tolist()
         everything = self.allgather(data, counts=lengths).tobytes()
         ends = np.cumsum([0, *lengths]).tolist()
         return [pickle.loads(everything[begin:end]) for begin, end in pairwise(ends)]
+
+
+def _pickled(collective: str, item: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    try:
+        return np.frombuffer(pickle.dumps(item), np.uint8)
+    # What pickle raises, and what a class's own methods for it raise.
+    except Exception as error:
+        raise TypeError(
+            f"{collective}: expected an object that can be pickled, found "
+            f"{type(item).__name__} {reprlib.repr(item)}: {error}"
+        ) from error

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Container, Generator, Iterable, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias, cast
@@ -184,18 +185,32 @@ def _schedule(
     algo: Algorithm, rank: int, size: int, root: int, hosts: tuple[int, ...]
 ) -> tuple[Step, ...]:
     given = {"rank": rank, "size": size, "root": root, "hosts": hosts}
-    written = algo.body(**{name: given[name] for name in algo.wants})
+    where = f"{algo.collective} {algo.name}, rank {rank} of {size}"
+    with _own_errors(where):
+        written = algo.body(**{name: given[name] for name in algo.wants})
     if not isinstance(written, Iterable):
         raise ScheduleError(
-            f"{algo.collective} {algo.name}, rank {rank} of {size}: expected a generator of "
-            f"steps, found a function that returns {written!r}"
+            f"{where}: expected a generator of steps, found a function that returns {written!r}"
         )
+    with _own_errors(where):
+        listed = list(written)
     chunk_count = algo.chunk_count(size)
     steps = tuple(
-        _checked(algo, step, rank, size, chunk_count, index) for index, step in enumerate(written)
+        _checked(algo, step, rank, size, chunk_count, index) for index, step in enumerate(listed)
     )
-    _check_family(algo, steps, f"{algo.collective} {algo.name}, rank {rank} of {size}")
+    _check_family(algo, steps, where)
     return steps
+
+
+@contextmanager
+def _own_errors(where: str) -> Iterator[None]:
+    """What an algorithm's own lines raise names the algorithm and the rank."""
+    try:
+        yield
+    except ScheduleError:
+        raise
+    except Exception as error:
+        raise ScheduleError(f"{where}: its body raised {type(error).__name__}: {error}") from error
 
 
 def _check_family(algo: Algorithm, steps: Sequence[Step], where: str) -> None:

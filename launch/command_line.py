@@ -32,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview(names))
         return 0
+    if words == ["--version"]:
+        from collectives.version import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        return 0
     name, rest = words[0], words[1:]
     if name not in names:
         print(f"{PROGRAM}: error: {_unknown(name, names)}", file=sys.stderr)
@@ -76,7 +81,11 @@ def _overview(names: Sequence[str]) -> str:
     width = max(map(len, names))
     lines = [f"usage: {PROGRAM} COMMAND ...", "", "commands:"]
     lines += [f"  {name:<{width}}  {_load(name).HELP}" for name in names]
-    lines += ["", f"`{PROGRAM} COMMAND --help` says more about one of them."]
+    lines += [
+        "",
+        f"`{PROGRAM} COMMAND --help` says more about one of them;",
+        f"`{PROGRAM} --version` which version this is.",
+    ]
     return "\n".join(lines)
 
 

@@ -52,7 +52,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for setting in overrides:
         key, value = _parsed(setting)
         _put(data, key, value)
-    return config_from(data, str(path))
+    return config_from(data, " --set ".join([str(path), *overrides]))
 
 
 def config_from(data: dict[str, Any], origin: str) -> RunConfig:

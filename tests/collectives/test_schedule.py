@@ -178,6 +178,12 @@ def test_a_body_that_yields_nothing_is_refused():
     def empty(rank, size):
         return None
 
+    def unwell(rank, size):
+        yield send((rank + 1) % size, chunk=0)
+        [][rank]
+
+    with pytest.raises(ScheduleError, match=r"allreduce unwell, rank 1 of 2: .* IndexError: "):
+        algorithm("allreduce")(unwell).schedule(1, 2)
     with pytest.raises(ScheduleError, match="allreduce empty, rank 0 of 2: expected a generator"):
         empty.schedule(0, 2)
 

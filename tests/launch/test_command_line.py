@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import collectives
 from launch import command_line
 from launch.command_line import command_names, main
 from launch.commands import CommandError, run
@@ -35,6 +36,11 @@ def test_every_command_is_listed_and_keeps_the_interface(capsys):
         assert callable(command.execute)
         assert main([name, "--help"]) == 0
         assert f"usage: collectives {name}" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"collectives {collectives.__version__}\n"
 
 
 def test_listing_the_commands_is_light(launcher):

@@ -98,6 +98,8 @@ def test_a_wrong_setting_is_named(file, setting, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
         read_config(file, [setting])
     assert "\n" not in str(caught.value)
+    text = str(caught.value)  # the file alone is not to blame
+    assert str(file) not in text or f"{file} --set {setting}: " in text
 
 
 @pytest.mark.parametrize(
