@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from collectives.overlapping import Overlap, overlap
+from collectives.overlapping import Overlap, find_overlap
 from collectives.reaching import reach
 from collectives.schedule import Algorithm, Copy, Recv, RecvReduce, ScheduleError, Send, Step
 from transports.plan import Instruction, Plan, Space
@@ -73,7 +73,7 @@ def _overlap(
     """The same on every rank, as it looks at all of them."""
     if algo.spec.chunking == "empty":
         return None  # one pass
-    return overlap(_instructions(algo, rank, size, root, hosts) for rank in range(size))
+    return find_overlap(_instructions(algo, rank, size, root, hosts) for rank in range(size))
 
 
 def _lower_one_sided(

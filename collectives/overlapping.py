@@ -52,7 +52,7 @@ class Overlap:
     in_flight: int
 
 
-def overlap(plans: Iterable[Sequence[Instruction]]) -> Overlap | None:
+def find_overlap(plans: Iterable[Sequence[Instruction]]) -> Overlap | None:
     """How the passes of these plans, of all ranks in order, overlap; None if they cannot.
 
     Plans are asked for one by one, and no further than it takes to see that they cannot.

@@ -11,7 +11,7 @@ import pytest
 
 from collectives.catalogue import CATALOGUE, find
 from collectives.lowering import lower
-from collectives.overlapping import MOST_MESSAGES, overlap
+from collectives.overlapping import MOST_MESSAGES, find_overlap
 from collectives.schedule import algorithm, recv, send
 from transports.plan import Instruction, Layout, Space
 from transports.python_engine import Stuck
@@ -137,10 +137,10 @@ def test_what_does_not_overlap():
             yield recv(1, chunk=0)
             yield recv(0, chunk=0)
 
-    assert overlap([plan.instructions for plan in plans_of(by_two_ways, 3)]) is None
+    assert find_overlap([plan.instructions for plan in plans_of(by_two_ways, 3)]) is None
     unanswered = [Instruction((0,), targets=(1,), reads=((Space.INPUT, 0),))]
-    assert overlap([unanswered, []]) is None
-    assert overlap([[], [Instruction((0,), sources=(0,))]]) is None
+    assert find_overlap([unanswered, []]) is None
+    assert find_overlap([[], [Instruction((0,), sources=(0,))]]) is None
 
 
 def test_delays_are_equal_only_where_they_must_be():
@@ -149,7 +149,7 @@ def test_delays_are_equal_only_where_they_must_be():
     plans = plans_of(find("allreduce", "two_shot"), 3)
     assert any(len(set(plan.delays)) < len(plan.delays) for plan in plans)
     instructions = [plan.instructions for plan in plans]
-    assert overlap(instructions).delays == tuple(plan.delays for plan in plans)
+    assert find_overlap(instructions).delays == tuple(plan.delays for plan in plans)
 
 
 def test_every_collective_has_an_algorithm_that_overlaps():

@@ -330,12 +330,14 @@ def test_nothing_of_the_users_is_kept(comm):
     arrays = [weakref.ref(x), weakref.ref(out)]
     del x, out
     assert [each() for each in arrays] == [None, None]
-    from collectives import calls, schedule
+    from collectives import calls, lowering, schedule
 
     whole, queue, gone = weakref.ref(part), weakref.ref(part._queue), weakref.ref(mine)
     part.close()
     del part, mine
-    for bounded in (calls._native_plan, schedule._schedule, schedule._widest):
+    for bounded in (
+        calls._native_plan, lowering._overlap, schedule._schedule, schedule._widest
+    ):  # fmt: skip
         bounded.cache_clear()  # what is kept there, a later algorithm displaces
     gc.collect()
     assert [each() for each in (whole, queue, gone)] == [None] * 3
