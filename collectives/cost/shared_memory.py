@@ -1,9 +1,9 @@
 """The model of this transport: the plans of all ranks, run as the engine runs them, by a clock.
 
-Each rank goes through its instructions in order, by waves where passes overlap. It waits for a slot until every peer has read
-what lay in it, for a message until its sender has posted it and it has arrived, for a core while
-there are more ranks than cores. What it does then takes the seconds that `collectives.cost.work`
-counts and the parameters say.
+Each rank goes through its instructions in order, by waves where passes overlap. It waits for a slot
+until every peer has read what lay in it, for a message until its sender has posted it and it has
+arrived, for a core while there are more ranks than cores. What it does then takes the seconds that
+`collectives.cost.work` counts and the parameters say.
 
 Like a measurement, a prediction is for one call among many in a row: ranks may run ahead of each
 other as far as slots allow, and arrays are where the call before left them.
