@@ -16,7 +16,10 @@ a pass: suppose that all ranks are blocked, and look at one in the least wave, w
 for a message, since that was sent in wave w - 1, which every rank has left behind. It does not
 wait for a slot, since of its messages those of waves up to w - 2 were received in waves up to
 w - 1: on their way are at most those of wave w - 1, m of them, and those of w so far, less than m.
-With fewer slots passes run one after the other, as the proof of the schedule has it.
+With fewer slots passes run one after the other, as the proof of the schedule has it. (Messages of
+an earlier call count as of earlier waves. An engine that works on the steps of a wave together has
+their slots all at once: those of wave w - 1 and of w, 2 m. Where ranks know of different numbers of
+passes, as with counts, both ends of a message know of its pass.)
 
 Not every schedule has such delays: where a rank hears from another both directly and by way of a
 third, the two ways may be of different lengths. And where a rank keeps values in scratch, which
@@ -34,6 +37,9 @@ from transports.plan import Instruction, Space
 
 MOST_MESSAGES = 8
 """Schedules in which a rank sends more in a pass are not overlapped: engines have few slots."""
+
+_MOST_INSTRUCTIONS = 512
+"""Of all ranks: delays take a few milliseconds to find then."""
 
 _Place: TypeAlias = tuple[int, int]
 """A rank, and the index of an instruction in its plan."""
@@ -62,6 +68,8 @@ def find_overlap(plans: Iterable[Sequence[Instruction]]) -> Overlap | None:
         if sum(bool(each.targets) for each in plan) > MOST_MESSAGES or _uses_scratch(plan):
             return None
         known.append(plan)
+        if sum(map(len, known)) > _MOST_INSTRUCTIONS:
+            return None
     most = max((sum(bool(each.targets) for each in plan) for plan in known), default=0)
     if most == 0:
         return None

@@ -200,8 +200,15 @@ def reduce(
     inputs: Sequence[Buffer],
     out: Buffer,
     also: Buffer | None = None,
-    past_caches: bool = False,
-) -> None: ...
+    stores: int = 0,
+    follows: int = 0,
+) -> None:
+    """Fold the inputs in the order given.
+
+    `stores`: 1, out is written past the caches; 2, also too. `follows`: how many elements behind
+    these may be asked for already.
+    """
+
 def divide(dtype: int, data: Buffer, divisor: int) -> None: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...

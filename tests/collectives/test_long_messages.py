@@ -13,6 +13,7 @@ from harness.conformance import sweep
 import launch
 from collectives.catalogue import find
 from collectives.lowering import lower
+from collectives.schedule import algorithm, copy, notify, read, wait
 from transports import _native
 
 PAST = {"COLLECTIVES_CACHE_BYTES": "0", "COLLECTIVES_SLOT_BYTES": "2048"}
@@ -78,6 +79,46 @@ def test_lengths_that_differ(comm):
     for name in ("ring", "pairwise"):
         found = comm.reduce_scatter(x, counts=counts, algorithm=name)
         assert np.array_equal(found, wanted[begin : begin + counts[comm.rank]])
+
+
+@past(2, 3, 4)
+def test_ranks_that_know_of_different_numbers_of_passes(comm):
+    """With counts a rank knows only what it sends and receives."""
+    size, rank = comm.size, comm.rank
+    for seed in range(8):
+        lengths = np.random.default_rng(seed).integers(0, 3000, (size, size))
+        lengths[seed % size] //= 50
+        x = np.concatenate([np.full(n, 10.0 * rank + to) for to, n in enumerate(lengths[rank])])
+        found = comm.alltoall(
+            x, counts=(lengths[rank].tolist(), lengths[:, rank].tolist()), algorithm="pairwise"
+        )
+        rows = [np.full(lengths[who, rank], 10.0 * who + rank) for who in range(size)]
+        assert np.array_equal(found, np.concatenate(rows))
+
+
+@past(2)
+def test_a_copy_before_a_notify_of_an_algorithm_of_the_users(comm):
+    """What is copied past the caches is there before a peer hears of it."""
+
+    @algorithm("alltoall", sizes=(2,), widest=lambda size: 1, one_sided=True)
+    def staged(rank, size):
+        peer = 1 - rank
+        yield notify(peer)
+        yield wait(peer)
+        yield copy((peer, rank), (rank, peer))
+        yield notify(peer)
+        yield wait(peer)
+        yield read(peer, (rank, peer))
+        yield notify(peer)
+        yield wait(peer)
+        yield copy((peer, rank), (rank, peer))
+
+    for count in (8, 24, 1000):
+        x, out = np.zeros((2, count), np.float32), comm.empty((2, count), np.float32)
+        for turn in range(1, 300):
+            x[:] = 10 * turn + comm.rank
+            comm.alltoall(x, out=out, algorithm=staged)
+            assert np.all(out[1 - comm.rank] == 10 * turn + 1 - comm.rank)
 
 
 @ranks(2)

@@ -49,6 +49,11 @@ def channels_of(plans, attribute):
     return found
 
 
+def test_lists_of_instructions_too_long_to_be_worth_it():
+    assert lower(find("allgather", "direct"), 0, 16).delays
+    assert not lower(find("allgather", "direct"), 0, 64).delays
+
+
 def test_of_the_ring_of_two():
     plan = lower(find("allreduce", "ring"), 0, 2)
     assert (plan.delays, plan.in_flight) == ((0, 1, 2), 4)

@@ -6,13 +6,16 @@ taken.
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
 import itertools
+import pickle
 import threading
 import time
 import weakref
 
+import cloudpickle
 import ml_dtypes
 import numpy as np
 import pytest
@@ -164,6 +167,12 @@ def test_the_short_way_is_a_method_as_any_other(comm):
     refused(comm, TypeError, ["wrong"], lambda: comm.allreduce(x, wrong=1))
     with pytest.raises(AttributeError, match="_engine"):
         type(comm).barrier(object())
+    # As a function: by its name where it is pickled or copied, and weak references may be had.
+    method = type(comm).allreduce
+    assert pickle.loads(pickle.dumps(method)) is method and copy.copy(method) is method
+    assert cloudpickle.loads(cloudpickle.dumps(method)) is method
+    assert weakref.ref(method)() is method and weakref.WeakMethod(comm.barrier)() == comm.barrier
+    assert repr(method).startswith("<function Operations.allreduce at ")
 
 
 @ranks(2)
@@ -241,6 +250,15 @@ def test_arguments_that_are_not_what_was_remembered(comm):
         refused(comm, TypeError, ["root", "'0'"], lambda: comm.broadcast(x, out=out, root="0"))
         refused(comm, ValueError, ["timeout"], lambda: comm.allreduce(x, out=out, timeout=-1))
         refused(comm, TypeError, ["timeout"], lambda: comm.allreduce(x, out=out, timeout="soon"))
+        # Keywords of other collectives, with the values that mean nothing there.
+        refused(comm, TypeError, ["root"], lambda: comm.barrier(root=0))
+        refused(comm, TypeError, ["out"], lambda: comm.barrier(out=None))
+        refused(comm, TypeError, ["root"], lambda: comm.allreduce(x, out=out, root=0))
+        refused(comm, TypeError, ["counts"], lambda: comm.allreduce(x, out=out, counts=None))
+        refused(comm, TypeError, ["op"], lambda: comm.broadcast(x, out=out, op=None))
+        refused(comm, TypeError, ["deterministic"],
+                lambda: comm.broadcast(x, out=out, deterministic=False))  # fmt: skip
+        comm.barrier()
     big = 1 << 40  # equal, not identical
     for root in (np.int64(1), True, 1):
         assert comm.broadcast(np.full(3, comm.rank + 1), root=root, out=np.zeros(3, int))[0] == 2

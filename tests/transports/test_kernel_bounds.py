@@ -58,7 +58,7 @@ class Guarded:
 
 def stream(source, out):
     """A copy past the caches."""
-    kernels.reduce("uint8", "sum", [source], out, past_caches=True)
+    kernels.reduce("uint8", "sum", [source], out, stores=1)
 
 
 def test_streams_copy_at_every_alignment_and_length():
@@ -93,11 +93,16 @@ def test_reductions_round_the_distance_they_ask_ahead(dtype):
         for op in ops:
             inputs = kernels.random_inputs(generator, dtype, n, count)
             wanted = kernels.expected(dtype, op, inputs)
-            for past in (False, True):
+            for stores in (0, 1, 2):
                 out, also = np.zeros_like(inputs[0]), np.zeros_like(inputs[0])
                 kernels.reduce(dtype, op, [kernels.bits(x) for x in inputs], kernels.bits(out),
-                               kernels.bits(also), past)  # fmt: skip
-                assert kernels.same(out, wanted) and kernels.same(also, wanted), (name, op, n, past)
+                               kernels.bits(also), stores)  # fmt: skip
+                assert kernels.same(out, wanted) and kernels.same(also, wanted), (
+                    name,
+                    op,
+                    n,
+                    stores,
+                )
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
@@ -110,11 +115,15 @@ def test_results_past_the_caches_at_every_address(dtype):
         for count in (0, 1, 5, 100):
             inputs = kernels.random_inputs(generator, dtype, n, count)
             room = np.full(count * kind.itemsize + 256, 0xA5, np.uint8)
+            other = room.copy()
             out = room[to : to + count * kind.itemsize]
-            kernels.reduce(dtype, op, [kernels.bits(x) for x in inputs], out, None, True)
-            found = out.copy().view(kind)
-            assert kernels.same(found, kernels.expected(dtype, op, inputs)), (name, n, to, count)
-            assert np.all(room[:to] == 0xA5) and np.all(room[to + out.size :] == 0xA5)
+            shift = to + 32 * (to % 2) + 8 * (to % 3)  # aligned as out is, or not
+            also = other[shift : shift + out.size]
+            wanted = kernels.expected(dtype, op, inputs)
+            kernels.reduce(dtype, op, [kernels.bits(x) for x in inputs], out, also, 1 + to % 2, 9)
+            for each, begin, within in ((out, to, room), (also, shift, other)):
+                assert kernels.same(each.copy().view(kind), wanted), (name, n, to, count)
+                assert np.all(within[:begin] == 0xA5) and np.all(within[begin + out.size :] == 0xA5)
 
 
 def check_ends():
@@ -143,7 +152,7 @@ def check_ends():
                 inputs = kernels.random_inputs(generator, dtype, n, count)
                 placed = [place(index, each) for index, each in enumerate(inputs)]
                 out, also = (place(index, np.zeros_like(inputs[0])) for index in (4, 5))
-                kernels.reduce(dtype, "sum", placed, out, also, past_caches=n == 2)
+                kernels.reduce(dtype, "sum", placed, out, also, stores=n % 3)
                 wanted = kernels.expected(dtype, "sum", inputs)
                 for each in (out, also):
                     assert kernels.same(each.copy().view(kernels.DTYPES[dtype][1]), wanted), (

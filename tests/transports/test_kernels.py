@@ -90,9 +90,10 @@ def reduce(
     inputs: list[Array],
     out: Array,
     also: Array | None = None,
-    past_caches: bool = False,
+    stores: int = 0,
+    follows: int = 0,
 ) -> None:
-    _native.reduce(DTYPES[dtype][0], OPS.index(op), inputs, out, also, past_caches)
+    _native.reduce(DTYPES[dtype][0], OPS.index(op), inputs, out, also, stores, follows)
 
 
 def expected(dtype: str, op: str, inputs: list[Array]) -> Array:

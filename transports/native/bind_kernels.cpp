@@ -75,13 +75,16 @@ void check_place(const Bytes& buffer, const Bytes& other, const std::string& nam
 }
 
 void reduce(int dtype_number, int op_number, const nb::list& inputs, nb::handle out_object,
-            nb::handle also_object, bool past_caches) {
+            nb::handle also_object, int stores, std::size_t follows) {
   const DType dtype = dtype_of(dtype_number);
   const ReduceKernel kernel = reduce_kernel(dtype, op_of(op_number));
   if (kernel == nullptr) {
     throw std::invalid_argument("dtype " + std::to_string(dtype_number) + " has no op " +
                                 std::to_string(op_number) +
                                 ": expected a pair that `supports` accepts");
+  }
+  if (stores < 0 || stores > static_cast<int>(Stores::both_past_caches)) {
+    throw std::invalid_argument("stores: expected 0 to 2, found " + std::to_string(stores));
   }
   if (inputs.size() == 0) throw std::invalid_argument("inputs: expected at least 1, found 0");
 
@@ -106,8 +109,8 @@ void reduce(int dtype_number, int op_number, const nb::list& inputs, nb::handle 
 
   const nb::gil_scoped_release release;
   kernel(out.data(), also ? also->data() : nullptr, addresses.data(), addresses.size(), count,
-         {past_caches ? Stores::past_caches : Stores::cached});
-  if (past_caches) end_streaming();
+         {static_cast<Stores>(stores), follows});
+  end_streaming();
 }
 
 void divide(int dtype_number, nb::handle data_object, std::uint64_t divisor) {
@@ -133,7 +136,7 @@ bool supports_numbers(int dtype, int op) {
 void register_kernels(nb::module_& module) {
   using nb::literals::operator""_a;
   module.def("reduce", &reduce, "dtype"_a, "op"_a, "inputs"_a, "out"_a,
-             "also"_a.none() = nb::none(), "past_caches"_a = false,
+             "also"_a.none() = nb::none(), "stores"_a = 0, "follows"_a = 0,
              "Fold the inputs in the order given into out and, if given, also.");
   module.def("divide", &divide, "dtype"_a, "data"_a, "divisor"_a,
              "Divide in place: the last step of avg.");

@@ -40,6 +40,12 @@ inline std::byte* kept_at(const Call::Item& item, std::uint64_t segment_at, std:
   return nullptr;
 }
 
+// Whether results take the place of what was read: then they lie in the caches as inputs did. A
+// broadcast's receivers read nothing.
+inline bool in_place(const Call& call, const std::byte* input, const std::byte* output) {
+  return input == output && call.input_bytes() != 0;
+}
+
 class Engine {
  public:
   Engine(const Region& region, std::uint32_t rank, const std::vector<Waiter::Peer>& peers,

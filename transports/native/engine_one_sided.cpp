@@ -72,9 +72,9 @@ void Engine::reach(const Call& call, const Call::Step& step, const std::byte* in
       results_[results++] = at_peer(pokes[i]) + offsets[peek_count + i];
     }
     if (results == 0) continue;
-    const bool past_caches = call.streams() && input != output && item->write != Space::scratch;
+    const bool past_caches =
+        call.streams() && !in_place(call, input, output) && item->write != Space::scratch;
     fold(call, peek_count + (own != nullptr), results, item->length, past_caches);
-    if (past_caches) end_streaming();  // before peers are notified
   }
 }
 

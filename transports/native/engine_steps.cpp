@@ -98,7 +98,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   for (std::size_t i = 0; i < count; ++i) {
     const Strand& strand = strands[i];
     at[i] = -reinterpret_cast<std::uintptr_t>(strand.out) % kLine;
-    if (at[i] % call.item_bytes() != 0) at[i] = 0;
+    if (strand.count > 1 && at[i] % call.item_bytes() != 0) at[i] = 0;  // it never meets one
     work(call, strand, 0, at[i], strand.length - at[i]);
     pieces = std::min(pieces, (strand.length - at[i]) / kWovenBytes);
   }
@@ -173,8 +173,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   strand.length = extent(call, item, turn);
   strand.out = kept_at(item, segment_at, output, scratch_.get());
   strand.also = begun.outgoing == nullptr ? nullptr : begun.outgoing + at;
-  // In place the results lie in the caches already, as inputs.
-  if (item.write == Space::output && call.streams() && input != output) {
+  if (item.write == Space::output && call.streams() && !in_place(call, input, output)) {
     strand.stores = Stores::past_caches;
   }
   if (strand.out == nullptr) std::swap(strand.out, strand.also);
@@ -208,7 +207,11 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   const std::uint32_t* const targets = call.peers() + begun.step->targets_begin;
   const std::uint32_t source_count = begun.step->sources_end - begun.step->sources_begin;
   const std::uint32_t target_count = begun.step->targets_end - begun.step->targets_begin;
-  if (target_count != 0) post(targets, target_count, begun);
+  if (target_count != 0) {
+    // Who is notified may read, or overwrite, what this rank stored past the caches.
+    if (call.streams() && call.is_one_sided()) end_streaming();
+    post(targets, target_count, begun);
+  }
   for (std::uint32_t i = 0; i < source_count; ++i) release(sources[i]);
   if (source_count + target_count != 0) wake(sources, source_count, targets, target_count);
 }

@@ -101,7 +101,7 @@ TRANSPORTS_INLINE void stream_vector(std::byte* to, V vector) {
     return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), as<__m512i>(vector));
 #endif
 #else
-  *reinterpret_cast<V*>(to) = vector;
+  *reinterpret_cast<typename InMemory<V>::type*>(to) = vector;
 #endif
 }
 

@@ -129,6 +129,7 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
            std::optional<Reduction> reduction, std::size_t slot_bytes, std::uint32_t in_flight,
            std::uint64_t cache_bytes, std::string text)
     : in_place_(plan.inputs == plan.outputs),
+      is_one_sided_(plan.is_one_sided()),
       item_bytes_(item_bytes),
       slot_bytes_(slot_bytes),
       size_(plan.size),
@@ -238,10 +239,27 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     steps_.push_back(step);
   }
   weaves_ = overlaps && streams_ && steps_.size() <= kMostWoven;
-  for (std::size_t i = 0; i < steps_.size(); ++i) {
-    weaves_ = weaves_ && steps_[i].items_end - steps_[i].items_begin == 1 &&
-              (i == 0 || steps_[i].delay > steps_[i - 1].delay);
+  for (std::size_t i = 0; weaves_ && i < steps_.size(); ++i) {
+    weaves_ = steps_[i].items_end - steps_[i].items_begin == 1;
+    // Those of other delays work on other passes.
+    for (std::size_t j = i; weaves_ && j-- > 0 && steps_[j].delay == steps_[i].delay;) {
+      weaves_ = are_independent(steps_[j], steps_[i]);
+    }
   }
+}
+
+bool Call::are_independent(const Step& one, const Step& other) const {
+  const Item& a = items_[one.items_begin];
+  const Item& b = items_[other.items_begin];
+  // Chunks lie apart or are the same; input and output may be the same memory.
+  const auto same = [this](Space space, std::uint64_t at, Space other_space,
+                           std::uint64_t other_at) {
+    return space != Space::nowhere && other_space != Space::nowhere && at == other_at &&
+           (space == other_space || in_place_);
+  };
+  return !same(a.write, a.write_at, b.read, b.read_at) &&
+         !same(a.write, a.write_at, b.write, b.write_at) &&
+         !same(a.read, a.read_at, b.write, b.write_at);
 }
 
 }  // namespace transports

@@ -115,7 +115,7 @@ class Call {
   std::uint32_t longest_delay() const { return steps_.empty() ? 0 : steps_.back().delay; }
   // Messages of a rank that it may have on their way at once.
   std::uint32_t in_flight() const { return in_flight_; }
-  // Whether the steps of a wave are independent of each other, few, of one chunk each, and on
+  // Whether the steps of every wave are independent of each other, few, of one chunk each, and on
   // arrays that do not fit in the caches.
   bool weaves() const { return weaves_; }
   std::uint64_t input_bytes() const { return input_bytes_; }
@@ -127,6 +127,7 @@ class Call {
   std::uint32_t rank() const { return rank_; }
   // Whether input and output may be the same memory: every chunk lies at the same place in both.
   bool in_place() const { return in_place_; }
+  bool is_one_sided() const { return is_one_sided_; }
   // Whether it reaches into the peers' input or output, which then must be symmetric memory.
   bool reaches_inputs() const { return reaches_inputs_; }
   bool reaches_outputs() const { return reaches_outputs_; }
@@ -142,6 +143,9 @@ class Call {
   const std::string& text() const { return text_; }
 
  private:
+  // Whether two steps of one pass may be done in any order, or a little of each in turn.
+  bool are_independent(const Step& one, const Step& other) const;
+
   std::vector<Step> steps_;
   std::vector<Item> items_;
   std::vector<std::uint32_t> peers_;
@@ -160,6 +164,7 @@ class Call {
   std::uint64_t output_bytes_ = 0;
   std::uint64_t scratch_bytes_ = 0;
   bool in_place_;
+  bool is_one_sided_;
   bool streams_;
   std::size_t item_bytes_;
   std::size_t slot_bytes_;

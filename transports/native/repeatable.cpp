@@ -49,8 +49,11 @@ struct Repeatable {
   PyObject* root;
   PyObject* op;
   PyObject* deterministic;
+  PyObject* weak_references;
   bool takes_array;
   bool is_scatter;
+  // Which keywords the function has, beside those that all have.
+  bool takes_root, takes_op, takes_deterministic, takes_counts;
 };
 
 // Sets the error of Python that `failure` is. Nothing may be thrown on from here: the caller is C.
@@ -85,19 +88,19 @@ bool read_arguments(const Repeatable& self, PyObject* const* args, std::size_t c
   for (Py_ssize_t i = 0; i < given; ++i) {
     PyObject* const name = PyTuple_GetItem(keywords, i);
     PyObject* const value = args[count + static_cast<std::size_t>(i)];
-    if (name == names().out.ptr()) {
+    if (name == names().out.ptr() && self.takes_array) {
       ask.out = value;
-    } else if (name == names().root.ptr()) {
+    } else if (name == names().root.ptr() && self.takes_root) {
       ask.root = value;
-    } else if (name == names().op.ptr()) {
+    } else if (name == names().op.ptr() && self.takes_op) {
       ask.op = value;
     } else if (name == names().algorithm.ptr()) {
       ask.algorithm = value;
-    } else if (name == names().deterministic.ptr()) {
+    } else if (name == names().deterministic.ptr() && self.takes_deterministic) {
       ask.deterministic = value;
     } else if (!(name == names().async_op.ptr() && value == Py_False) &&
-               !((name == names().timeout.ptr() || name == names().counts.ptr()) &&
-                 value == Py_None)) {
+               !(name == names().timeout.ptr() && value == Py_None) &&
+               !(name == names().counts.ptr() && value == Py_None && self.takes_counts)) {
       return false;  // asynchronous, a time of its own, counts, or a mistake
     }
   }
@@ -128,7 +131,20 @@ PyObject* call_repeatable(PyObject* object, PyObject* const* args, std::size_t f
       return nullptr;
     }
   }
+  if (self.function == nullptr) {  // a finalizer runs, after the collector has cleared this
+    PyErr_SetString(PyExc_ReferenceError, "the method is being destroyed");
+    return nullptr;
+  }
   return PyObject_Vectorcall(self.function, args, flagged, keywords);
+}
+
+// For pickle and copy: by its name, as a function.
+PyObject* reduce(PyObject* self, PyObject*) {
+  return PyObject_GetAttrString(self, "__qualname__");
+}
+
+PyObject* represent(PyObject* object) {
+  return PyObject_Repr(reinterpret_cast<Repeatable*>(object)->function);
 }
 
 int traverse(PyObject* object, visitproc visit, void* arg) {
@@ -157,6 +173,9 @@ int clear(PyObject* object) {
 void destroy(PyObject* object) {
   PyTypeObject* const type = Py_TYPE(object);
   PyObject_GC_UnTrack(object);
+  if (reinterpret_cast<Repeatable*>(object)->weak_references != nullptr) {
+    PyObject_ClearWeakRefs(object);
+  }
   clear(object);
   PyObject_GC_Del(object);
   Py_DECREF(type);
@@ -177,6 +196,7 @@ PyObject* get_bound(PyObject* self, PyObject* object, PyObject*) {
 PyMemberDef members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(Repeatable, call), READONLY, nullptr},
     {"__dictoffset__", T_PYSSIZET, offsetof(Repeatable, dict), READONLY, nullptr},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Repeatable, weak_references), READONLY, nullptr},
     {nullptr, 0, 0, 0, nullptr},
 };
 
@@ -185,13 +205,20 @@ PyGetSetDef accessors[] = {
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
 
+PyMethodDef methods[] = {
+    {"__reduce__", reduce, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
 PyType_Slot slots[] = {
     {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
     {Py_tp_dealloc, reinterpret_cast<void*>(destroy)},
     {Py_tp_traverse, reinterpret_cast<void*>(traverse)},
     {Py_tp_clear, reinterpret_cast<void*>(clear)},
     {Py_tp_descr_get, reinterpret_cast<void*>(get_bound)},
+    {Py_tp_repr, reinterpret_cast<void*>(represent)},
     {Py_tp_members, members},
+    {Py_tp_methods, methods},
     {Py_tp_getset, accessors},
     {0, nullptr},
 };
@@ -226,6 +253,7 @@ nb::object make_repeatable(nb::handle function) {
   if (made == nullptr) throw nb::python_error();
   made->call = call_repeatable;
   made->dict = nullptr;
+  made->weak_references = nullptr;
   made->function = nb::borrow(function).release().ptr();
   made->collective = collective.release().ptr();
   PyUnicode_InternInPlace(&made->collective);
@@ -234,6 +262,10 @@ nb::object make_repeatable(nb::handle function) {
   made->deterministic = deterministic.release().ptr();
   made->takes_array = name != "barrier";
   made->is_scatter = name == "scatter";
+  made->takes_root = defaults.contains("root");
+  made->takes_op = defaults.contains("op");
+  made->takes_deterministic = defaults.contains("deterministic");
+  made->takes_counts = defaults.contains("counts");
   PyObject_GC_Track(reinterpret_cast<PyObject*>(made));
   nb::object result = nb::steal(reinterpret_cast<PyObject*>(made));
   nb::module_::import_("functools").attr("update_wrapper")(result, function);
