@@ -110,6 +110,7 @@ class Communicator(Explaining):
         self._host_id = host_id
         self._splits = 0
         self._engine: _native.Engine = connection.engine
+        self._engine.far_ns = settings.far_ns(self._engine.far_ns)
         self._begin_symmetric()
         self._point_to_point = _native.PointToPoint(connection.engine)
         self.timeout = timeout

@@ -118,6 +118,19 @@ def cache_bytes(environment: Mapping[str, str] | None = None) -> int:
     return _whole(environment, "COLLECTIVES_CACHE_BYTES", 0, default=last_level_cache_bytes())
 
 
+def far_ns(default: int, environment: Mapping[str, str] | None = None) -> int:
+    """From how many nanoseconds on a peer is far: COLLECTIVES_FAR_NS overrides the engine's.
+
+    It is what it takes to get a cache line that this rank has written. Long messages to a rank that
+    is far go by way of memory.
+
+    Raises:
+        ValueError: the value is no integer, or negative.
+    """
+    environment = os.environ if environment is None else environment
+    return _whole(environment, "COLLECTIVES_FAR_NS", 0, default=default)
+
+
 def tuning_folder(environment: Mapping[str, str] | None = None) -> tuple[Path, bool] | None:
     """Where `collectives tune` leaves its files, and whether that is the very folder.
 

@@ -90,6 +90,7 @@ class Engine:
     slot_bytes: int
     slots: int
     depth: int
+    far_ns: int  # what it takes at least to get a line of this rank where memory is quicker
     def __init__(
         self, fd: int, rank: int, peers: Sequence[tuple[str, int, int]], crowded: bool
     ) -> None: ...

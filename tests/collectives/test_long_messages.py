@@ -18,6 +18,8 @@ from transports import _native
 
 PAST = {"COLLECTIVES_CACHE_BYTES": "0", "COLLECTIVES_SLOT_BYTES": "2048"}
 past = Batch(PAST)
+far = Batch({"COLLECTIVES_FAR_NS": "0", "COLLECTIVES_SLOT_BYTES": "65536"})
+far_and_past = Batch({"COLLECTIVES_FAR_NS": "0", "COLLECTIVES_CACHE_BYTES": "0"})
 ranks = Batch()
 
 
@@ -53,6 +55,37 @@ def test_arrays_at_any_address(comm):
                 assert np.array_equal(x, np.arange(9001) + comm.rank + turn)
                 comm.allreduce(x, out=x, op="max")
                 assert np.array_equal(x, np.arange(9001) + comm.size - 1 + turn)
+
+
+def _by_way_of_memory(comm):
+    """Messages of 32 KiB and more, as to ranks on cores that share no cache."""
+    count = 100_003
+    for offset, shift in ((0, 0), (16, 16), (8, 24)):
+        x, out = at(offset, count, np.float64), at(shift, count, np.float64)
+        for turn in range(40):  # now and then a message goes the other way, to be looked at
+            x[:] = np.arange(count) + comm.rank + turn
+            out[:] = -1
+            comm.allreduce(x, out=out)
+            wanted = comm.size * (np.arange(count) + turn) + sum(range(comm.size))
+            assert np.array_equal(out, wanted)
+        rows = comm.allgather(x)
+        assert all(np.array_equal(row, x - comm.rank + who) for who, row in enumerate(rows))
+        out[:] = x
+        root = comm.size - 1
+        comm.broadcast(out, root=root, out=out)
+        assert np.array_equal(out, x - comm.rank + root)
+        comm.allreduce(x, out=x, op="min")
+        assert np.array_equal(x, np.arange(count) + turn)
+
+
+@far(2, 3)
+def test_peers_that_are_far(comm):
+    _by_way_of_memory(comm)
+
+
+@far_and_past(2, 3)
+def test_peers_that_are_far_and_arrays_longer_than_the_caches(comm):
+    _by_way_of_memory(comm)
 
 
 @past(2, 3)

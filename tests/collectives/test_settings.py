@@ -71,6 +71,13 @@ def test_what_is_taken_for_the_cache():
         settings.cache_bytes({"COLLECTIVES_CACHE_BYTES": "-1"})
 
 
+def test_from_when_on_a_peer_is_far():
+    assert settings.far_ns(60, {}) == 60
+    assert settings.far_ns(60, {"COLLECTIVES_FAR_NS": "0"}) == 0
+    with pytest.raises(ValueError, match=r"COLLECTIVES_FAR_NS must be .* 0, found 'near'"):
+        settings.far_ns(60, {"COLLECTIVES_FAR_NS": "near"})
+
+
 def test_the_channels_memory():
     assert settings.geometry({}) == Geometry()
     assert settings.geometry({"COLLECTIVES_SLOTS": "2", "COLLECTIVES_SLOT_BYTES": "128"}) == (

@@ -180,6 +180,9 @@ void register_engine(nb::module_& module) {
       .def_prop_ro("calls", [](Rank& self) { return self.engine().calls(); })
       .def_prop_ro("slot_bytes",
                    [](Rank& self) { return self.engine().region().geometry().slot_bytes; })
+      .def_prop_rw(
+          "far_ns", [](Rank& self) { return self.engine().far_ns(); },
+          [](Rank& self, std::uint32_t nanoseconds) { self.engine().set_far_ns(nanoseconds); })
       .def_prop_ro("slots", [](Rank& self) { return self.engine().region().geometry().slots; })
       .def_prop_ro("depth", [](Rank& self) { return self.engine().region().geometry().depth; });
   module.def("repeatable", &make_repeatable, nb::arg("function"));

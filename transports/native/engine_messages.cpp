@@ -1,5 +1,6 @@
 // Which slot a message gets, and what does not fit the call.
 #include <algorithm>
+#include <chrono>
 
 #include "engine.hpp"
 
@@ -9,7 +10,47 @@ namespace {
 // Of the slots in use, what an inner cache holds beside the arrays.
 constexpr std::uint64_t kHotBytes = 512 * 1024;
 
+// Long messages between looks at the distance; of those stored past the caches, one of so many is
+// not, to be looked at.
+constexpr std::uint32_t kLookEvery = 32;
+constexpr std::uint32_t kLoads = 8;
+
+// Nanoseconds a load, of loads that wait for each other, on lines that no prefetcher foresees.
+std::uint32_t nanoseconds_a_load(const std::byte* payload, std::uint32_t first) {
+  static volatile const std::uint32_t kNothing = 0;
+  const std::uint32_t nothing = kNothing;  // the compiler does not know that it is 0
+  const auto began = std::chrono::steady_clock::now();
+  std::uint32_t dependence = 0;
+  for (std::uint32_t i = first; i < first + kLoads; ++i) {
+    const std::size_t line = (i * i + dependence) % 61;
+    dependence = static_cast<std::uint32_t>(payload[(line + 1) * kLine]) & nothing;
+  }
+  const auto took = std::chrono::steady_clock::now() - began + std::chrono::nanoseconds(dependence);
+  const auto nanoseconds = std::chrono::duration_cast<std::chrono::nanoseconds>(took).count();
+  return static_cast<std::uint32_t>(nanoseconds) / kLoads;
+}
+
 }  // namespace
+
+bool Engine::is_any_far(const std::uint32_t* targets, std::uint32_t count) {
+  for (std::uint32_t i = 0; i < count; ++i) {
+    // Relaxed: a hint.
+    const auto distance = region_.acks(targets[i], rank()).distance.load(std::memory_order_relaxed);
+    if (distance > far_ns_) return ++far_messages_ % kLookEvery != 0;
+  }
+  return false;
+}
+
+void Engine::measure_distance(std::uint32_t peer, const std::byte* payload) {
+  auto& distance = region_.acks(rank(), peer).distance;
+  const bool is_due = peers_[peer].unmeasured++ % kLookEvery == 0;
+  // What is taken to be far sends only now and then what can be looked at.
+  if (!is_due && distance.load(std::memory_order_relaxed) <= far_ns_) return;
+  // The less of two: an interruption is no distance.
+  const auto found =
+      std::min(nanoseconds_a_load(payload, 1), nanoseconds_a_load(payload, 1 + kLoads));
+  distance.store(std::max(found, std::uint32_t{1}), std::memory_order_relaxed);
+}
 
 Engine::Slot& Engine::next_slot(std::uint64_t bytes) {
   // As many take turns as stay in the cache together: what has just been read elsewhere is not

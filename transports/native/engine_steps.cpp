@@ -11,6 +11,9 @@ namespace {
 // From here on a message is shifted in its slot: a shorter one is to touch as few lines as it can.
 constexpr std::uint64_t kShiftedBytes = 64 * 1024;
 
+// From here on how far the readers are decides how a message is stored.
+constexpr std::uint64_t kFarBytes = 32 * 1024;
+
 // Of steps that are worked on together, how much of each at a time: so little that the stores past
 // the caches of one are under way while the processor waits for what another reads; a multiple of
 // every element's size.
@@ -149,6 +152,9 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
       if (like == nullptr) like = kept_at(item, segment_at, output, scratch_.get());
       begun.place.shift = reinterpret_cast<std::uintptr_t>(like) % kLine;
     }
+    if (bytes >= kFarBytes) {
+      begun.place.is_past_caches = is_any_far(call.peers() + step.targets_begin, target_count);
+    }
     begun.outgoing =
         take_slot(call.peers() + step.targets_begin, target_count, bytes, begun.place.shift);
     begun.place.index = slot_;
@@ -176,7 +182,17 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   if (item.write == Space::output && call.streams() && !in_place(call, input, output)) {
     strand.stores = Stores::past_caches;
   }
-  if (strand.out == nullptr) std::swap(strand.out, strand.also);
+  if (begun.place.is_past_caches) {
+    // What alone goes past the caches comes first.
+    if (strand.out == nullptr || strand.stores == Stores::cached) {
+      std::swap(strand.out, strand.also);
+      strand.stores = Stores::past_caches;
+    } else {
+      strand.stores = Stores::both_past_caches;
+    }
+  } else if (strand.out == nullptr) {
+    std::swap(strand.out, strand.also);
+  }
   if (own != nullptr) begun.operands[step.own_at] = own;
   strand.count = source_count + (own != nullptr);
   // Without an own operand its place, if it is the first, is empty.
@@ -208,8 +224,8 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   const std::uint32_t source_count = begun.step->sources_end - begun.step->sources_begin;
   const std::uint32_t target_count = begun.step->targets_end - begun.step->targets_begin;
   if (target_count != 0) {
-    // Who is notified may read, or overwrite, what this rank stored past the caches.
-    if (call.streams() && call.is_one_sided()) end_streaming();
+    // Who is told may read, or overwrite, what this rank stored past the caches.
+    if (begun.place.is_past_caches || (call.streams() && call.is_one_sided())) end_streaming();
     post(targets, target_count, begun);
   }
   for (std::uint32_t i = 0; i < source_count; ++i) release(sources[i]);
@@ -246,7 +262,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   }
   slot.filled = ++filled_;
   slot_ = static_cast<std::uint32_t>(&slot - slots_.data());
-  return region_.slot(rank(), {slot_, shift});
+  return region_.slot(rank(), {slot_, shift, false});
 }
 
 [[gnu::always_inline]] inline void Engine::post(const std::uint32_t* targets, std::uint32_t count,
@@ -298,7 +314,9 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
       length > region_.geometry().slot_bytes) {
     waiter_.fail(FailureKind::mismatch, waiter_.name_of(peer) + " posted a damaged message");
   }
-  return region_.slot(peer, place);
+  const std::byte* const payload = region_.slot(peer, place);
+  if (length >= kFarBytes && !place.is_past_caches) measure_distance(peer, payload);
+  return payload;
 }
 
 [[gnu::always_inline]] inline void Engine::release(std::uint32_t peer) {

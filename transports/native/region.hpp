@@ -59,9 +59,12 @@ static_assert(sizeof(Descriptor) == kLine);
 struct SlotPlace {
   std::uint32_t index;
   std::uint32_t shift;  // below kLine
+  bool is_past_caches;  // whether it was stored there
 
-  std::uint32_t packed() const { return index | shift << 24; }
-  static SlotPlace unpacked(std::uint32_t word) { return {word & 0xffffff, word >> 24}; }
+  std::uint32_t packed() const { return index | shift << 24 | std::uint32_t{is_past_caches} << 31; }
+  static SlotPlace unpacked(std::uint32_t word) {
+    return {word & 0xffffff, word >> 24 & 0x7f, (word >> 31) != 0};
+  }
 };
 
 // One packet of point-to-point, see lane.hpp; `sequence` as above. Every field is read once.
@@ -78,6 +81,8 @@ static_assert(sizeof(LaneDescriptor) == kLine);
 // On a line of its own, so that acknowledging to one peer does not disturb another.
 struct alignas(kLine) AckLine {
   std::atomic<std::uint32_t> released;
+  // Nanoseconds in which the reader gets a line that the sender has in its cache; 0: not known.
+  std::atomic<std::uint32_t> distance;
 };
 
 // Text that one rank writes and others may read at any time: words, so that a torn read is old and
