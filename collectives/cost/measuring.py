@@ -22,10 +22,15 @@ from collectives.specs import SPECS, spec_named
 if TYPE_CHECKING:
     from collectives.communicator import Communicator
 
-FIT_SIZES = tuple(1 << power for power in (6, 10, 12, 14, *range(16, 25)))
-"""Bytes at which the model is fitted: 64 to 16 Mi, every power of two from 64 Ki on."""
+FIT_SIZES = tuple(1 << power for power in (6, 10, 12, 14, *range(16, 27)))
+"""Bytes at which the model is fitted: 64 to 64 Mi, every power of two from 64 Ki on."""
 
-HELD_OUT_SIZES = (1 << 11, 1 << 13, 1 << 15, *(3 << power for power in (15, 17, 19, 20, 21, 22)))
+HELD_OUT_SIZES = (
+    1 << 11,
+    1 << 13,
+    1 << 15,
+    *(3 << power for power in (15, 17, 19, 20, 21, 22, 23, 24)),
+)
 """Bytes in the midst between them, at which its predictions are judged."""
 
 _ITEM_BYTES = 4  # float32

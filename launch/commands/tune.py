@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sweeps", type=int, default=5, metavar="K", help="how often to measure all (default 5)"
     )
     parser.add_argument(
-        "--largest", default="16M", metavar="SIZE", help="measure up to here (default 16M)"
+        "--largest", default="64M", metavar="SIZE", help="measure up to here (default 64M)"
     )
     parser.add_argument(
         "--default", action="store_true",
