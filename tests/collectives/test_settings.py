@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -131,3 +134,14 @@ def test_the_real_environment_is_read_by_default(monkeypatch):
     assert settings.place_in_job().job == "job"
     assert settings.host_id_override() == "this one"
     assert settings.geometry().slots == 4
+
+
+def test_every_variable_that_is_read_is_in_the_document():
+    text = (Path(settings.__file__).parents[1] / "docs" / "settings.md").read_text()
+    named = set(re.findall(r"`([A-Z_]{4,})`", text))
+    read = set(re.findall(r"\"([A-Z][A-Z_]{3,})\"", Path(settings.__file__).read_text()))
+    read -= {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "XDG_CACHE_HOME", "HOME"}
+    read |= {f"COLLECTIVES_{each.name.upper()}" for each in fields(Geometry)}
+    assert named == read
+    for each in fields(Geometry):
+        assert str(each.default) in text
