@@ -32,7 +32,7 @@ def at(offset, count, dtype):
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_every_algorithm(size, full):
-    counts = (0, 1, 11, 256, 257, 1009, 4099)
+    counts = (0, 11, 257, 4099)
     found = launch.spawn(
         sweep, size, counts, ("numpy",), full, environment=PAST, timeout=600 if full else 100
     )
