@@ -30,17 +30,13 @@ def lower(
     """
     if algo.one_sided:
         return _lower_one_sided(algo, rank, size, root, hosts)
-    count = algo.chunk_count(size)
-    inputs = algo.spec.inputs(rank, size, root, count)
-    outputs = algo.spec.outputs(rank, size, root, count)
-    if algo.spec.chunking == "empty":
-        inputs = outputs = (0,)
+    inputs, outputs = _spaces(algo, rank, size, root)
     overlapped = _overlap(algo, size, root, tuple(hosts) if hosts is not None else None)
     instructions = _instructions(algo, rank, size, root, hosts)
     return Plan(
         rank=rank,
         size=size,
-        chunk_count=count,
+        chunk_count=algo.chunk_count(size),
         inputs=inputs,
         outputs=outputs,
         scratch=_scratch(instructions),
@@ -51,15 +47,21 @@ def lower(
     )
 
 
+def _spaces(
+    algo: Algorithm, rank: int, size: int, root: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The chunks that lie in the input and in the output."""
+    if algo.spec.chunking == "empty":
+        return (0,), (0,)
+    count = algo.chunk_count(size)
+    return algo.spec.inputs(rank, size, root, count), algo.spec.outputs(rank, size, root, count)
+
+
 def _instructions(
     algo: Algorithm, rank: int, size: int, root: int, hosts: Sequence[int] | None
 ) -> tuple[Instruction, ...]:
     """Of a schedule whose steps are messages."""
-    count = algo.chunk_count(size)
-    inputs = algo.spec.inputs(rank, size, root, count)
-    outputs = algo.spec.outputs(rank, size, root, count)
-    if algo.spec.chunking == "empty":
-        inputs = outputs = (0,)
+    inputs, outputs = _spaces(algo, rank, size, root)
     placer = _Placer(algo, rank, inputs, outputs)
     instructions = _fuse([placer.place(step) for step in algo.schedule(rank, size, root, hosts)])
     instructions = placer.deliver(instructions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 
 from transports.caches import last_level_cache_bytes
@@ -115,7 +116,13 @@ def cache_bytes(environment: Mapping[str, str] | None = None) -> int:
         ValueError: the value is no integer, or negative.
     """
     environment = os.environ if environment is None else environment
-    return _whole(environment, "COLLECTIVES_CACHE_BYTES", 0, default=last_level_cache_bytes())
+    return _whole(environment, "COLLECTIVES_CACHE_BYTES", 0, default=_system_cache_bytes())
+
+
+@cache
+def _system_cache_bytes() -> int:
+    """Read from the system once, not for every communicator."""
+    return last_level_cache_bytes()
 
 
 def far_ns(default: int, environment: Mapping[str, str] | None = None) -> int:

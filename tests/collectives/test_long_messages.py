@@ -131,7 +131,10 @@ def test_ranks_that_know_of_different_numbers_of_passes(comm):
 
 @past(2)
 def test_a_copy_before_a_notify_of_an_algorithm_of_the_users(comm):
-    """What is copied past the caches is there before a peer hears of it."""
+    """A plain copy in a one-sided plan goes past the caches, and what comes of it is right.
+
+    That it is ordered before the notify this cannot show: without the fence it hardly ever fails.
+    """
 
     @algorithm("alltoall", sizes=(2,), widest=lambda size: 1, one_sided=True)
     def staged(rank, size):
