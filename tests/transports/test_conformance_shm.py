@@ -32,8 +32,15 @@ def results(full):
 
 @pytest.mark.parametrize(
     "size, kinds, counts, environment",
-    SWEEPS,
-    ids=[f"{size}-{'usual' if slots is USUAL else 'fewest'}" for size, _, _, slots in SWEEPS],
+    [
+        pytest.param(
+            *each,
+            id=f"{each[0]}-{'usual' if each[3] is USUAL else 'fewest'}",
+            # In the quick run only with the fewest slots, which try more.
+            marks=[pytest.mark.full] if each[0] == 9 and each[3] is USUAL else [],
+        )
+        for each in SWEEPS
+    ],
 )
 def test_every_algorithm(size, kinds, counts, environment, full, results):
     ranks = launch.spawn(
