@@ -128,7 +128,7 @@ class Calls:
     def _text(self, request: Request, algo: Algorithm) -> str:
         """What all ranks must agree on, as people read it in errors."""
         if algo.collective == "barrier":
-            return f"barrier by {self._name(algo)}"
+            return f"barrier by {self._name(algo)}"  # never a part of another call
         words = [request.collective, _short(request.dtype)]
         if request.counts is None:
             words[1] += f"[{request.count}]"
@@ -146,6 +146,8 @@ class Calls:
             words.append(f"of {_short(request.whole)}")
         if request.deterministic:
             words.append("in rank order")
+        if request.part_of:
+            words.insert(0, f"{request.part_of}:")
         return " ".join(words)
 
 

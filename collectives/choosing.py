@@ -34,6 +34,7 @@ class Request(NamedTuple):
         deterministic: whether values must be folded in rank order.
         symmetric: which arrays lie in symmetric memory, on every rank alike.
         whole: of a scatter, what the root scatters, since calls are told apart by it.
+        part_of: what the user has called, if this call is a part of that: "split".
     """
 
     collective: str
@@ -47,6 +48,7 @@ class Request(NamedTuple):
     deterministic: bool = False
     symmetric: tuple[Space, ...] = ()
     whole: str = ""
+    part_of: str = ""
 
 
 class Chooser:

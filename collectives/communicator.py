@@ -7,6 +7,7 @@ import hashlib
 import operator
 import os
 import socket
+import sys
 import traceback
 import weakref
 from types import TracebackType
@@ -22,9 +23,13 @@ from collectives.selection import SelectionTable
 from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
+from transports.errors import CollectiveError
+from transports.rendezvous.awaiting import Look
 from transports.rendezvous.identity import host_identity, pid_namespace
-from transports.rendezvous.local import Introduction, Look
+from transports.rendezvous.local import Introduction
 from transports.shm.connection import Geometry, connect
+from transports.silence import QUEUE
+from transports.stacks import be_ready, be_ready_no_more
 
 _LONGEST_TRACEBACK = 3000  # characters, of at most 4 bytes, that every rank can be told
 _EXIT_SECONDS = 5.0
@@ -40,8 +45,26 @@ def _forsake_in_child() -> None:
 def _close_at_exit() -> None:
     """Threads of ours that still run must have ended before the interpreter goes away."""
     for each in list(_ALIVE):
-        each.close()
+        try:
+            each.close()
+        except CollectiveError as error:  # too late to raise it
+            print(f"collectives: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         each._queue.join(_EXIT_SECONDS)
+
+
+def _watch_for_uncaught() -> None:
+    """From now on an exception that ends the script reaches the other ranks, too."""
+    if getattr(sys.excepthook, "tells_other_ranks", False):
+        return
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        for each in list(_ALIVE):
+            each.abort(error)
+        before(kind, error, trace)
+
+    hook.tells_other_ranks = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
 
 
 os.register_at_fork(after_in_child=_forsake_in_child)
@@ -53,7 +76,8 @@ class Communicator(Explaining):
 
     Calls may come from any thread, but two collectives at once are an error: ranks must call
     collectives in the same order. Use it as a context manager: a block that is left by an
-    exception tells the other ranks, whose calls then raise AbortedError with its traceback.
+    exception tells the other ranks, whose calls then raise AbortedError with its traceback; so does
+    an exception that ends the script.
 
     Attributes:
         rank: this process's rank, 0..size-1.
@@ -80,6 +104,10 @@ class Communicator(Explaining):
 
         `look` is called while it waits for them; what it raises ends the waiting.
         """
+        self._silence = settings.silence_seconds()
+        ready = be_ready()
+        # Given back by close(), or with this object.
+        self._ready_to_be_asked = weakref.finalize(self, be_ready_no_more)
         me = Introduction(
             rank=rank,
             size=size,
@@ -89,6 +117,8 @@ class Communicator(Explaining):
             version=__version__,
             cores=tuple(sorted(os.sched_getaffinity(0))),
             pid_namespace=pid_namespace(),
+            stack_signal=ready.signal,
+            stack_descriptor=ready.descriptor,
         )
         connection = connect(
             me,
@@ -98,6 +128,7 @@ class Communicator(Explaining):
             settings={"table": table.as_settings()},
             timeout=timeout,
             look=look,
+            silence=self._silence,
         )
         self._me = me
         self.rank = rank
@@ -121,7 +152,9 @@ class Communicator(Explaining):
             depth=connection.engine.depth,
             cores=len(cores),
         )
-        self._queue = WorkQueue(f"collectives-{job}-{rank}", connection.engine.queue)
+        self._queue = WorkQueue(
+            f"{QUEUE}-{job}-{rank}", connection.engine.queue, connection.engine.wait_in_queue
+        )
         self._table = SelectionTable.from_settings(connection.settings["table"])
         self._ready: dict[Any, _native.Call] = {}
         self._told = {}
@@ -138,6 +171,7 @@ class Communicator(Explaining):
             rank, size, self.hosts, self._table, self._room, settings.cache_bytes(), prove
         )
         _ALIVE.add(self)
+        _watch_for_uncaught()
 
     def __repr__(self) -> str:
         state = ", closed" if self._engine.closed else ""
@@ -155,7 +189,10 @@ class Communicator(Explaining):
         leaves = isinstance(error, SystemExit) and error.code in (None, 0)
         if error is not None and not leaves:
             self.abort(error)
-        self.close()
+        if error is not None:
+            self._close()  # what else there is to say must not stand in its place
+        else:
+            self.close()
 
     def abort(self, error: BaseException) -> None:
         """Tell the other ranks that this one gives up; their calls raise AbortedError.
@@ -176,10 +213,22 @@ class Communicator(Explaining):
 
         What is under way ends with an error. Later calls raise CollectiveError; those of other
         ranks that need this one raise PeerLostError.
+
+        Raises:
+            MismatchError: a call of this rank that has returned did not fit those of others. The
+                communicator is closed all the same.
         """
+        try:
+            if self._queue.idle:
+                self._engine.check_complete()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         self._queue.close()
         self._point_to_point.close()
         self._engine.close()
+        self._ready_to_be_asked()
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Make a communicator of the ranks that give the same color.
@@ -199,7 +248,8 @@ class Communicator(Explaining):
         if color is not None:
             color = _whole_number(color, "color")
         key = _whole_number(key, "key")
-        everyone: list[tuple[int | None, int]] = self.allgather_object((color, key))
+        with self._calling("split"):
+            everyone: list[tuple[int | None, int]] = self.allgather_object((color, key))
         self._splits += 1
         if color is None:
             return None
@@ -245,7 +295,8 @@ class Communicator(Explaining):
                 failure = ScheduleError(
                     f"{algo.collective} {algo.name} raised {type(error).__name__}: {error}"
                 )
-        digests, failure = self.broadcast_object((digests, failure))
+        with self._calling(f"the proof of {algo.collective} {algo.name}"):
+            digests, failure = self.broadcast_object((digests, failure))
         if failure is not None:
             raise failure
         if digests[self.rank] != self._digest(algo, self.rank, root):

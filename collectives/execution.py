@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from collectives.arguments import check_out, check_timeout, refuse_out, refuse_overlap
@@ -46,6 +47,7 @@ class Execution:
     _calls: Calls
     _queue: WorkQueue
     _ready: dict[Any, _native.Call]
+    _part_of: str = ""
 
     @property
     def timeout(self) -> float:
@@ -56,6 +58,18 @@ class Execution:
     def timeout(self, seconds: float) -> None:
         self._timeout = check_timeout(seconds)
         self._engine.set_timeout(self._timeout)  # of what it repeats by itself
+
+    @contextmanager
+    def _calling(self, name: str) -> Iterator[None]:
+        """Calls made inside are parts of `name` and named so; of names in names the first."""
+        before = self._part_of
+        self._part_of = before or name
+        self._engine.queue(1)  # what it repeats by itself has the name it was made with
+        try:
+            yield
+        finally:
+            self._engine.queue(-1)
+            self._part_of = before
 
     def _start(
         self,
@@ -83,7 +97,7 @@ class Execution:
         )
         key = (
             collective, family.kind_of(x), count, op, root, algorithm, counts, deterministic,
-            symmetric,
+            symmetric, self._part_of,
         )  # fmt: skip
         try:
             call = self._ready.get(key)
@@ -120,6 +134,7 @@ class Execution:
             and (target is None or target is given)
             and counts is None
             and timeout is None
+            and not self._part_of
             # What is remembered must not lead back to this object, as a user's algorithm might.
             and (algorithm is None or isinstance(algorithm, str))
         )
@@ -174,11 +189,11 @@ class Execution:
 
     def _make_ready(self, key: tuple[Any, ...], family: Family, x: Array) -> _native.Call:
         """The call of a key seen for the first time; all that is slow happens here."""
-        collective, _, count, op, root, algorithm, counts, deterministic, symmetric = key
+        collective, _, count, op, root, algorithm, counts, deterministic, symmetric, part_of = key
         dtype, itemsize = family.dtype_of(x), family.itemsize_of(x)
         request = Request(
             collective, dtype, itemsize, count, op, root, algorithm, counts, bool(deterministic),
-            symmetric,
+            symmetric, part_of=part_of,
         )  # fmt: skip
         call = self._calls.get(request)
         if len(self._ready) >= _MOST_READY:

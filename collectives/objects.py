@@ -32,13 +32,14 @@ class Objects(Scatter):
         root = check_root(root, self.size)
         data = _pickled("broadcast_object", item) if self.rank == root else None
         length = np.array([0 if data is None else data.size], np.int64)
-        self.broadcast(length, root=root, out=length)
-        if data is None:
+        with self._calling("broadcast_object"):
+            self.broadcast(length, root=root, out=length)
+            if data is not None:
+                self.broadcast(data, root=root)
+                return item
             data = np.empty(int(length[0]), np.uint8)
             self.broadcast(data, root=root, out=data)
-            return pickle.loads(data.tobytes())
-        self.broadcast(data, root=root)
-        return item
+        return pickle.loads(data.tobytes())
 
     def allgather_object(self, item: Any) -> list[Any]:
         """Collect an object of every rank on every rank.
@@ -53,8 +54,9 @@ class Objects(Scatter):
             TypeError: before anything is sent: the object cannot be pickled.
         """
         data = _pickled("allgather_object", item)
-        lengths = self.allgather(np.array(data.size, np.int64)).tolist()
-        everything = self.allgather(data, counts=lengths).tobytes()
+        with self._calling("allgather_object"):
+            lengths = self.allgather(np.array(data.size, np.int64)).tolist()
+            everything = self.allgather(data, counts=lengths).tobytes()
         ends = np.cumsum([0, *lengths]).tolist()
         return [pickle.loads(everything[begin:end]) for begin, end in pairwise(ends)]
 

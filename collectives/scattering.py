@@ -239,7 +239,15 @@ class Scatter(Operations):
     def _tell(self, note: Array, root: int, seconds: float) -> None:
         # Straight from the root, as the data that a rank may be waiting for, see above.
         call = self._calls.get(
-            Request("broadcast", "scatter header", 1, note.size, root=root, algorithm="linear")
+            Request(
+                "broadcast",
+                "header",
+                1,
+                note.size,
+                root=root,
+                algorithm="linear",
+                part_of="scatter",
+            )
         )
         self._engine.execute(call, note if self.rank == root else None, note, seconds, False)
 

@@ -138,6 +138,25 @@ def far_ns(default: int, environment: Mapping[str, str] | None = None) -> int:
     return _whole(environment, "COLLECTIVES_FAR_NS", 0, default=default)
 
 
+def silence_seconds(environment: Mapping[str, str] | None = None) -> float:
+    """After how many seconds a wait is told of: COLLECTIVES_SILENCE_SECONDS; 0 is never.
+
+    Raises:
+        ValueError: the value is no number, or negative.
+    """
+    environment = os.environ if environment is None else environment
+    text = environment.get("COLLECTIVES_SILENCE_SECONDS", "5")
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(
+            f"COLLECTIVES_SILENCE_SECONDS must be a number of at least 0, found {text!r}"
+        )
+    return value
+
+
 def tuning_folder(environment: Mapping[str, str] | None = None) -> tuple[Path, bool] | None:
     """Where `collectives tune` leaves its files, and whether that is the very folder.
 

@@ -54,6 +54,7 @@ class Symmetric(Messages):
     """The symmetric memory of a communicator."""
 
     _me: Introduction
+    _silence: float
     _job: str
     _secret: str
 
@@ -89,7 +90,8 @@ class Symmetric(Messages):
         lengths = _checked_shape(shape)
         torch_dtype, itemsize, name = _checked_dtype(dtype)
         nbytes = math.prod(lengths) * itemsize
-        block = self._block_for(nbytes, f"{name}{list(lengths)}")
+        with self._calling("empty"):
+            block = self._block_for(nbytes, f"{name}{list(lengths)}")
         flat = self._view(block)[:nbytes]
         if torch_dtype is None:
             return flat.view(dtype).reshape(lengths)
@@ -152,7 +154,7 @@ class Symmetric(Messages):
             meeting = meet(
                 self._me, job=job, secret=self._secret, settings={},
                 offer=lambda ranks: os.dup(descriptor), timeout=self.timeout,
-                look=lambda: self._engine.check(range(self.size)),
+                look=lambda: self._engine.check(range(self.size)), silence=self._silence,
             )  # fmt: skip
         except CollectiveError:
             self._engine.check(

@@ -18,12 +18,19 @@ from transports.errors import CollectiveError, CollectiveTimeout
 _LOOK_EVERY = 0.2  # seconds; how soon Ctrl-C ends a wait at the latest
 
 
+Count = Callable[[int], None]
+
+
 class Work:
     """The handle of an asynchronous call."""
 
-    def __init__(self, text: str) -> None:
-        """A call that has not run; `text` names it in errors."""
+    def __init__(self, text: str, awaited: Count = lambda more: None) -> None:
+        """A call that has not run; `text` names it in errors.
+
+        `awaited` is told of each wait that takes long: of its begin (1) and its end (-1).
+        """
         self._text = text
+        self._awaited = awaited
         self._finished = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
@@ -39,17 +46,25 @@ class Work:
             CollectiveError: what the call raised.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        # Not for longer: a signal that comes just before the wait does not end it.
+        if not self._finished.wait(_LOOK_EVERY if timeout is None else min(timeout, _LOOK_EVERY)):
+            self._awaited(1)
+            try:
+                self._wait_on(timeout, deadline)
+            finally:
+                self._awaited(-1)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _wait_on(self, timeout: float | None, deadline: float | None) -> None:
         while not self._finished.is_set():
             left = math.inf if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise CollectiveTimeout(
                     f"{self._text} has not ended within {timeout:g} s; it goes on"
                 )
-            # Not for longer: a signal that comes just before the wait does not end it.
             self._finished.wait(min(left, _LOOK_EVERY))
-        if self._error is not None:
-            raise self._error
-        return self._result
 
     def done(self) -> bool:
         """Whether the call has ended, well or not."""
@@ -65,10 +80,16 @@ class Work:
 class WorkQueue:
     """Runs the asynchronous calls of one communicator in order."""
 
-    def __init__(self, name: str, count: Callable[[int], None] = lambda more: None) -> None:
-        """The thread starts with the first call; `count` is told of each begin (1) and end (-1)."""
+    def __init__(
+        self, name: str, count: Count = lambda more: None, awaited: Count = lambda more: None
+    ) -> None:
+        """The thread starts with the first call; `count` is told of each begin (1) and end (-1).
+
+        `awaited` is told the same of waits for calls, if they take long.
+        """
         self._name = name
         self._count = count
+        self._awaited = awaited
         self._jobs: deque[tuple[Work, Callable[[], Any]]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -86,7 +107,7 @@ class WorkQueue:
         Raises:
             CollectiveError: the queue is closed.
         """
-        work = Work(text)
+        work = Work(text, self._awaited)
         with self._changed:
             if self._closed:
                 raise CollectiveError("the communicator is closed")

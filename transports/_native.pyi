@@ -1,6 +1,6 @@
 """The native engine and its kernels; see the headers in transports/native/."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -130,6 +130,27 @@ class Engine:
 
     def set_timeout(self, seconds: float) -> None:
         """How long a repeated call may take."""
+
+    def set_describe(
+        self,
+        seconds: float,
+        describe: Callable[[str, Sequence[tuple[int, str, str, bool]], bool], str],
+        place: Callable[[int], str],
+        alone: Callable[[], bool],
+    ) -> None:
+        """What makes the text of a wait that has lasted `seconds`, from whichever thread waits.
+
+        It is called with the first line, what ranks do (rank, name, what it does, whether it waits
+        for nobody itself), and whether to print the text. `place` says where in its program a rank
+        has made the call it is in; `alone`, whether one thread is all that this program has. They
+        must not lead back to the engine.
+        """
+
+    def wait_in_queue(self, more: int) -> None:
+        """Count threads that wait for the end of an asynchronous call."""
+
+    def check_complete(self) -> None:
+        """Raise the mismatch that calls of this rank, which have returned, could not see."""
 
     def abort(self, text: str) -> None: ...
     def check(self, ranks: Sequence[int]) -> None:

@@ -109,7 +109,10 @@ def test_a_call_before_that_differed_is_blamed(comm):
     with raising(collectives.MismatchError, "rank") as caught:
         part.broadcast(np.ones(3), root=part.rank)
         part.barrier()
-    assert "a call before this one differed between them, in its root" in str(caught), caught
+    assert re.search(
+        "(a call before this one|so the two calls) differed(,| between them,) in (its|their) root",
+        str(caught),
+    ), str(caught)
     part.close()
 
 

@@ -166,9 +166,9 @@ def test_a_mismatch_with_oneself():
 @pytest.mark.parametrize(
     ("role", "text"),
     [
-        ("sender", "ended before it sent uint8[8] with tag 3 to rank 0"),
-        ("tested", "ended before it sent uint8[8] with tag 3 to rank 0"),
-        ("receiver", "ended before it received uint8[102407] with tag 3 from rank 0"),
+        ("sender", "before it sent uint8[8] with tag 3 to rank 0"),
+        ("tested", "before it sent uint8[8] with tag 3 to rank 0"),
+        ("receiver", "before it received uint8[102407] with tag 3 from rank 0"),
         ("any", "every other rank ended before one sent uint8[8] with tag 3 to rank 0"),
         ("posted", "every other rank ended before one sent uint8[8] with tag 3 to rank 0"),
     ],

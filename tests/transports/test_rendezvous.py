@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from harness.processes import Ranks, open_descriptors, say, told
 
 from transports.errors import CollectiveError, CollectiveTimeout, MismatchError, PeerLostError
 from transports.rendezvous import local, notes
+from transports.rendezvous.awaiting import Waiting, address
 from transports.rendezvous.identity import host_identity
 from transports.rendezvous.local import Introduction, meet
 from transports.shm.memory import allocate
@@ -53,7 +53,7 @@ def arrive(who, job, secret=SECRET, settings=None, timeout=20.0, make=offer):
 
 def connected(job):
     """A connection to rank 0, as soon as that listens; its end is the caller's."""
-    return local._connect(job, time.monotonic() + 20, 20)
+    return local._connect(job, 1, Waiting(job, 20, lambda: None, 0))
 
 
 def gather(*calls):
@@ -161,7 +161,7 @@ def test_without_the_secret_nobody_joins(job):
 def test_a_rank_0_that_does_not_know_the_secret_is_refused(job):
     """Somebody listens in its place, and accepts whatever it is told."""
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(local._address(job))
+        listener.bind(address(job))
         listener.listen()
 
         def pretend():
@@ -241,7 +241,7 @@ def come_in_order(job, size):
 
 def connections(job):
     """How many ends of the job's sockets are connected."""
-    name = "@" + local._address(job)[1:]
+    name = "@" + address(job)[1:]
     lines = Path("/proc/net/unix").read_text(encoding="utf-8", errors="replace").splitlines()
     return sum(line.split()[-1] == name and line.split()[5] == "03" for line in lines)
 
@@ -283,7 +283,7 @@ def test_another_rank_dies_in_the_rendezvous(job):
 def test_another_user_is_not_let_in(job):
     if os.getuid() != 0:
         pytest.skip("no privilege: needs a second user")
-    address = local._address(job)
+    place = address(job)
 
     def intrude():
         with connected(job):
@@ -294,7 +294,7 @@ def test_another_user_is_not_let_in(job):
             os.setgid(65534)
             os.setuid(65534)
             with socket.socket(socket.AF_UNIX) as stranger:
-                stranger.connect(address)
+                stranger.connect(place)
                 os.write(writing, b"heard: " + stranger.recv(100))
             os._exit(0)
         os.waitpid(child, 0)
@@ -311,15 +311,15 @@ def test_another_user_is_not_let_in(job):
 def test_a_rank_0_of_another_user_is_refused(job, monkeypatch):
     if os.getuid() != 0:
         pytest.skip("no privilege: needs a second user")
-    address = local._address(job)
-    monkeypatch.setattr(local, "_address", lambda job: address)
+    place = address(job)
+    monkeypatch.setattr(local, "address", lambda job: place)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.setgid(65534)
         os.setuid(65534)
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(local._address(job))
+            listener.bind(place)
             listener.listen()
             os.write(writing, b"listens")
             connection, _ = listener.accept()

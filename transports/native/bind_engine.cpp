@@ -16,6 +16,12 @@ namespace {
 
 using Numbers = std::vector<std::uint32_t>;
 using Places = std::vector<std::tuple<std::uint32_t, std::uint32_t>>;
+// What ranks write there may be cut in the middle of a character.
+nb::object decoded(const std::string& text) {
+  return nb::steal(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+}
+
 using Written =
     std::tuple<Numbers, Numbers, Numbers, Places, Places, std::uint32_t, Places, Places>;
 
@@ -61,6 +67,41 @@ Plan make_plan(std::uint32_t rank, std::uint32_t size, std::uint32_t chunk_count
   for (const auto space : remote) plan.remote.push_back(static_cast<Space>(space));
   plan.check();
   return plan;
+}
+
+// Calls what Python has given, from whichever thread waits.
+template <class Result>
+Result ask_python(const nb::object& function, const auto&... arguments) {
+  try {
+    return nb::cast<Result>(function(arguments...));
+  } catch (nb::python_error& error) {
+    error.restore();  // of a signal handler: the rest is caught where it arises
+    throw Interrupted();
+  }
+}
+
+// What is given must not lead back to the engine.
+void set_describe(Rank& self, double seconds, nb::object describe, nb::object place,
+                  nb::object alone) {
+  const auto describe_wait = [describe = std::move(describe)](
+                                 const std::string& text, const std::vector<Sighting>& sightings,
+                                 bool aloud) {
+    const nb::gil_scoped_acquire hold;
+    nb::list seen;
+    for (const auto& each : sightings) {
+      seen.append(nb::make_tuple(each.rank, decoded(each.name), decoded(each.text), each.holds_up));
+    }
+    return ask_python<std::string>(describe, decoded(text), seen, aloud);
+  };
+  const auto find_place = [place = std::move(place)](std::uint32_t rank) {
+    const nb::gil_scoped_acquire hold;
+    return ask_python<std::string>(place, rank);
+  };
+  const auto is_alone = [alone = std::move(alone)] {
+    const nb::gil_scoped_acquire hold;
+    return ask_python<bool>(alone);
+  };
+  self.engine().waiter().set_describe(seconds, {describe_wait, find_place, is_alone});
 }
 
 std::optional<Reduction> reduction_of(
@@ -168,8 +209,12 @@ void register_engine(nb::module_& module) {
                    [](Rank& self) { return !self.engine().symmetric().is_empty(); })
       .def("queue", &Rank::queue, nb::arg("more"))
       .def("set_timeout", &Rank::set_timeout, nb::arg("seconds"))
+      .def("set_describe", &set_describe, nb::arg("seconds"), nb::arg("describe"), nb::arg("place"),
+           nb::arg("alone"))
+      .def("wait_in_queue", &Rank::wait_in_queue, nb::arg("more"))
       .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })
       .def("mismatch", [](Rank& self, const std::string& text) { self.engine().mismatch(text); })
+      .def("check_complete", [](Rank& self) { self.engine().check_complete(); })
       .def("close", [](Rank& self) { self.engine().close(); })
       .def("forsake", [](Rank& self) { self.engine().forsake(); })
       .def(

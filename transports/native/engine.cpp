@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 
 namespace transports {
 namespace {
@@ -55,6 +54,25 @@ void Engine::close() {
   // Release: all our messages are posted for whoever sees that we are gone.
   region_.standing(rank()).life.store(static_cast<std::uint32_t>(Life::closed),
                                       std::memory_order_release);
+}
+
+void Engine::check_complete() {
+  if (is_closed() || is_broken() || waiter_.knows_of_trouble() ||
+      forsaken_.load(std::memory_order_relaxed)) {
+    return;
+  }
+  or_tell_others([this] {
+    const auto& trouble = region_.trouble();
+    if (trouble.state.load(std::memory_order_acquire) == TroubleBoard::published) {
+      const auto kind = trouble.kind.load(std::memory_order_relaxed);
+      // What became of others is no concern of a rank that has done all its calls.
+      if (kind != static_cast<std::uint32_t>(FailureKind::mismatch)) return;
+      waiter_.look_at_trouble();
+    }
+    for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
+      if (peer != rank()) look_for_untaken(peer);
+    }
+  });
 }
 
 void Engine::mismatch(const std::string& text) {
@@ -118,12 +136,17 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
   waiter_.begin(timeout_seconds, background, once_slow);
   or_tell_others([&] {
     locate(call, input, output);
+    if (is_background_ != background) {
+      is_background_ = background;
+      region_.standing(rank()).is_background.store(background, std::memory_order_relaxed);
+    }
     enter(call, number_, stamp_);
     if (call.scratch_bytes() > scratch_bytes_) {
       scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
       scratch_bytes_ = call.scratch_bytes();
     }
     run(call, input, output);
+    for (const auto peer : call.silent_peers()) look_for_untaken(peer);
   });
   if (call.streams()) end_streaming();  // before other threads of the program hear of the result
   region_.standing(rank()).completed.store(number_, std::memory_order_release);

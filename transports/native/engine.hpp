@@ -71,6 +71,10 @@ class Engine {
   void abort(const std::string& text);
   // Throws `mismatch` here and on every rank.
   [[noreturn]] void mismatch(const std::string& text);
+  // Throws `mismatch` if a peer has sent what no call of this rank has taken, or a mismatch has
+  // been reported that no call of this rank has thrown: before close(), of a rank that wants to
+  // know.
+  void check_complete();
   // Local: never waits. Calls after it throw `misuse`.
   void close();
   // In a child of fork: this copy is not the rank. It never touches the region again.
@@ -181,8 +185,9 @@ class Engine {
   void post(const std::uint32_t* targets, std::uint32_t count, const Begun& begun);
   void wake(const std::uint32_t* sources, std::uint32_t source_count, const std::uint32_t* targets,
             std::uint32_t target_count);
-  [[noreturn]] void fail_mismatch(const Call& call, std::uint32_t peer, const Descriptor& found,
-                                  std::uint64_t bytes);
+  // A message of a call that this rank has completed without taking it: the peer made another.
+  void look_for_untaken(std::uint32_t peer);
+  [[noreturn]] void fail_mismatch(std::uint32_t peer, const Descriptor& found, std::uint64_t bytes);
 
   Region region_;
   Waiter waiter_;
@@ -201,10 +206,11 @@ class Engine {
   std::vector<std::byte*> results_;
   std::unique_ptr<std::byte[]> scratch_;
   std::uint64_t scratch_bytes_ = 0;
-  std::uint64_t number_ = 0;  // calls entered
-  std::uint64_t stamp_ = 0;   // fingerprint of the running call, its number included
-  bool located_ = false;      // whether the region shows where a call's arrays lie
-  std::uint64_t shown_ = 0;   // fingerprint of the call text that stands in the region
+  std::uint64_t number_ = 0;    // calls entered
+  std::uint64_t stamp_ = 0;     // fingerprint of the running call, its number included
+  bool located_ = false;        // whether the region shows where a call's arrays lie
+  bool is_background_ = false;  // what the region shows of it
+  std::uint64_t shown_ = 0;     // fingerprint of the call text that stands in the region
   std::atomic<bool> busy_{false};
   std::atomic<bool> closed_{false};
   std::atomic<bool> forsaken_{false};

@@ -81,12 +81,11 @@ bool Engine::is_released(const Message& message) {
   return reached(peer.known_released, message.index + 1);
 }
 
-void Engine::fail_mismatch(const Call& call, std::uint32_t peer, const Descriptor& found,
-                           std::uint64_t bytes) {
+void Engine::fail_mismatch(std::uint32_t peer, const Descriptor& found, std::uint64_t bytes) {
   const std::uint32_t number = __atomic_load_n(&found.number, __ATOMIC_RELAXED);
   std::string text = "ranks are in different calls: rank " + std::to_string(rank()) + " has " +
-                     call.text() + " #" + std::to_string(number_) + ", rank " +
-                     std::to_string(peer) + " has " + waiter_.call_of(peer);
+                     waiter_.placed_call_of(rank(), number_) + ", rank " + std::to_string(peer) +
+                     " has " + waiter_.placed_call_of(peer, number_);
   if (number != static_cast<std::uint32_t>(number_)) {
     text += " (the message is one of its call #" + std::to_string(number) +
             ", so a call before this one differed between them, in its root or its order)";
@@ -96,6 +95,23 @@ void Engine::fail_mismatch(const Call& call, std::uint32_t peer, const Descripto
   }
   text += waiter_.where_arrays_differ(peer);
   waiter_.fail(FailureKind::mismatch, text);
+}
+
+void Engine::look_for_untaken(std::uint32_t peer) {
+  const std::uint32_t index = peers_[peer].released;
+  const auto& descriptor = region_.descriptor(peer, rank(), index);
+  // Acquire: the number was written before.
+  if (descriptor.sequence.load(std::memory_order_acquire) != index + 1) return;
+  const std::uint32_t number = __atomic_load_n(&descriptor.number, __ATOMIC_RELAXED);
+  if (!reached(static_cast<std::uint32_t>(number_), number)) return;  // of a call yet to come
+  waiter_.fail(FailureKind::mismatch,
+               "ranks are in different calls: rank " + std::to_string(peer) +
+                   " has sent a message in its call #" + std::to_string(number) + " that rank " +
+                   std::to_string(rank()) +
+                   " did not take in its own, so the two calls differed, in their root or order; "
+                   "rank " +
+                   std::to_string(rank()) + " has " + waiter_.placed_call_of(rank(), number_) +
+                   ", rank " + std::to_string(peer) + " has " + waiter_.call_of(peer));
 }
 
 }  // namespace transports

@@ -306,7 +306,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   const std::uint32_t length = __atomic_load_n(&descriptor.length, __ATOMIC_RELAXED);
   const std::uint32_t slot = __atomic_load_n(&descriptor.slot, __ATOMIC_RELAXED);
   if (descriptor.fingerprint != fingerprint || length != bytes) {
-    fail_mismatch(call, peer, descriptor, bytes);
+    fail_mismatch(peer, descriptor, bytes);
   }
   if (slot == kInlineSlot && length <= kInlineBytes) return descriptor.payload;
   const SlotPlace place = SlotPlace::unpacked(slot);

@@ -70,6 +70,11 @@ class OutgoingLane {
     place_ = (place_ + 1) % region_.geometry().lane_slots;
   }
 
+  // Whether the peer has taken all that was posted.
+  bool is_taken() {
+    known_released_ = released().load(std::memory_order_acquire);
+    return sent_ == known_released_;
+  }
   // Whether there was none when last asked.
   bool was_full() const { return sent_ - known_released_ >= region_.geometry().lane_slots; }
   // What to sleep on while there is no room: until the counter has come to the value.

@@ -102,7 +102,9 @@ void PointToPoint::begin(const Handle& operation, Caller caller) {
   // Only what goes out: incoming lanes are looked at by who waits.
   const std::int32_t peer = operation->peer;
   if (peer != kAny && !broken_) push(static_cast<std::uint32_t>(peer));
-  if (caller == Caller::waits_later && !operation->is_done()) thread_.ring();
+  if (operation->is_done()) return;
+  if (!is_posting_) show_posting();
+  if (caller == Caller::waits_later) thread_.ring();
 }
 
 bool PointToPoint::progress() {
@@ -114,7 +116,15 @@ bool PointToPoint::progress() {
     if (broken_) return true;
     moved |= push(peer);
   }
+  if (is_posting_) show_posting();
   return moved;
+}
+
+void PointToPoint::show_posting() {
+  is_posting_ = std::any_of(outboxes_.begin(), outboxes_.end(), [](const Outbox& outbox) {
+    return !outbox.clears.empty() || !outbox.heads.empty() || !outbox.streams.empty();
+  });
+  region_.standing(rank()).is_posting.store(is_posting_, std::memory_order_relaxed);
 }
 
 bool PointToPoint::drain(std::uint32_t peer) {

@@ -125,6 +125,10 @@ class PointToPoint {
   void arrive(const Packet& packet, std::uint32_t source);
   void take_fragment(const Packet& packet, std::uint32_t source);
   bool push(std::uint32_t peer);
+  // Shows whether messages have yet to be put on their way.
+  void show_posting();
+  // Whether nobody can end the wait for `operation`; breaks then.
+  void look_for_circle(Operation& operation, Circle& circle, ShownWait& shown);
   void push_head(Outbox& outbox);
   void push_fragment(Outbox& outbox);
   void begin(const Handle& operation, Caller caller);
@@ -141,12 +145,14 @@ class PointToPoint {
 
   // Without it: what waiting does.
   bool try_progress();
-  void look(Operation& operation, double waited, double timeout, bool fatal);
+  void look(Operation& operation, double waited, double timeout, bool fatal, double& next_speech);
+  // Shows the others what this rank waits for.
+  void show(Operation& operation, std::optional<ShownWait>& shown);
   void refuse_in_child() const;
   void sleep(Operation& operation, std::uint32_t naps);
   bool has_ended(std::int32_t peer) const;
   std::string lost_text(const Operation& operation) const;
-  std::string timeout_text(const Operation& operation, double waited) const;
+  std::string waiting_text(const Operation& operation, double waited) const;
   ProgressThread::Found step_in_background();
 
   Region region_;
@@ -161,6 +167,7 @@ class PointToPoint {
   std::vector<Inbox> inboxes_;
   Matching matching_;
   std::optional<Failure> broken_;
+  bool is_posting_ = false;  // what the region shows
   bool closed_ = false;
   ProgressThread thread_;
 };

@@ -13,6 +13,7 @@ namespace transports {
 namespace {
 
 constexpr std::int64_t kLookEveryNs = 5'000'000;
+constexpr std::uint32_t kLooksPerCensus = 20;
 constexpr std::uint32_t kPassesBetweenClocks = 256;
 constexpr double kForever = 1e300;
 
@@ -25,6 +26,11 @@ std::int64_t now_ns() {
 std::string message_text(const Operation& operation) {
   return operation.what.text() + " with " +
          (operation.tag == kAny ? "any tag" : "tag " + std::to_string(operation.tag));
+}
+
+std::string whole_text(const Operation& operation, const std::string& peer) {
+  return (operation.is_send ? "send " : "receive ") + message_text(operation) +
+         (operation.is_send ? " to " : " from ") + peer;
 }
 
 }  // namespace
@@ -43,6 +49,10 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal
   const std::uint32_t before_sleep = patience.spins + patience.yields;
   std::int64_t started = 0, looked = 0;
   std::uint32_t idle = 0;  // passes since something moved
+  double next_speech = 0;
+  std::optional<ShownWait> shown;
+  Circle circle;
+  std::uint32_t looks = 0;
   for (std::uint32_t pass = 1; !operation.is_done(); ++pass) {
     idle = try_progress() ? 0 : idle + 1;
     if (operation.is_done()) break;
@@ -52,7 +62,10 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal
       const double waited = static_cast<double>(now - started) * 1e-9;
       if (now - looked >= kLookEveryNs || waited >= timeout_seconds) {
         looked = now;
-        look(operation, waited, timeout_seconds, fatal);
+        if (!shown) show(operation, shown);
+        look(operation, waited, timeout_seconds, fatal, next_speech);
+        shown->looked();
+        if (++looks % kLooksPerCensus == 0) look_for_circle(operation, circle, *shown);
       }
     }
     if (idle <= patience.spins) {
@@ -66,6 +79,22 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal
   operation.check();
 }
 
+void PointToPoint::look_for_circle(Operation& operation, Circle& circle, ShownWait& shown) {
+  shown.set_alone(waiter_.is_alone());
+  {
+    const Hold hold(*this);
+    progress();
+    const bool is_untaken = std::any_of(outboxes_.begin(), outboxes_.end(),
+                                        [](Outbox& outbox) { return !outbox.lane.is_taken(); });
+    region_.standing(rank()).is_untaken.store(is_untaken, std::memory_order_relaxed);
+  }
+  if (!circle.stands(region_, rank(), true)) return;
+  const std::string text = waiter_.circle_text(circle);
+  const Hold hold(*this);
+  progress();
+  if (!operation.is_done() && !broken_) give_up(FailureKind::mismatch, text);
+}
+
 bool PointToPoint::test(Operation& operation) {
   check_owner(operation);
   refuse_in_child();
@@ -74,7 +103,8 @@ bool PointToPoint::test(Operation& operation) {
     const std::int64_t now = now_ns();
     if (now - tested_ns_.load(std::memory_order_relaxed) >= kLookEveryNs) {
       tested_ns_.store(now, std::memory_order_relaxed);
-      look(operation, 0, kForever, true);
+      double never = kForever;
+      look(operation, 0, kForever, true, never);
     }
   }
   if (!operation.is_done()) return false;
@@ -88,7 +118,21 @@ bool PointToPoint::try_progress() {
   return lock.owns_lock() && progress();
 }
 
-void PointToPoint::look(Operation& operation, double waited, double timeout, bool fatal) {
+void PointToPoint::show(Operation& operation, std::optional<ShownWait>& shown) {
+  auto& waits = region_.standing(rank()).in_message;
+  std::int32_t peer;
+  {
+    const Hold hold(*this);
+    peer = operation.peer;
+    // In a few words: there is not much room.
+    waits.what.set(
+        whole_text(operation, peer == kAny ? "any rank" : "rank " + std::to_string(peer)));
+  }
+  shown.emplace(waits, peer == kAny ? Waits::kAnybody : static_cast<std::uint32_t>(peer) + 1);
+}
+
+void PointToPoint::look(Operation& operation, double waited, double timeout, bool fatal,
+                        double& next_speech) {
   try {
     waiter_.look_at_signals();  // takes Python's lock, hence never under ours
   } catch (...) {
@@ -102,6 +146,22 @@ void PointToPoint::look(Operation& operation, double waited, double timeout, boo
     peer = operation.peer;
   }
   const bool ended = has_ended(peer);
+  const bool is_late = waited >= timeout;
+  std::string text;
+  if (is_late || waiter_.is_time_to_speak(waited, next_speech)) {
+    // Python's lock is taken for this, too.
+    const auto sightings =
+        waiter_.sightings(peer == kAny ? Waits::kAnybody : static_cast<std::uint32_t>(peer) + 1);
+    {
+      const Hold hold(*this);
+      text = waiting_text(operation, waited);
+    }
+    if (is_late) {
+      text = waiter_.with_sightings(text + (fatal ? "" : "; it goes on"), sightings);
+    } else {
+      waiter_.speak(waited, next_speech, text, sightings);
+    }
+  }
   const Hold hold(*this);
   progress();  // after the peer's end was seen: what it had posted before counts
   if (operation.is_done()) return;
@@ -112,11 +172,11 @@ void PointToPoint::look(Operation& operation, double waited, double timeout, boo
   }
   if (ended && operation.peer == peer) {
     give_up(FailureKind::peer_lost, lost_text(operation));
-  } else if (waited >= timeout && !fatal) {
+  } else if (is_late && !fatal) {
     thread_.ring();  // nobody waits for it now
-    throw Failure(FailureKind::timeout, timeout_text(operation, waited) + "; it goes on");
-  } else if (waited >= timeout) {
-    give_up(FailureKind::timeout, timeout_text(operation, waited));
+    throw Failure(FailureKind::timeout, text);
+  } else if (is_late) {
+    give_up(FailureKind::timeout, text);
   }
 }
 
@@ -156,21 +216,19 @@ std::string PointToPoint::lost_text(const Operation& operation) const {
   if (operation.peer == kAny) {
     return "every other rank ended before one sent " + message_text(operation) + " to " + self;
   }
-  const std::string peer = waiter_.name_of(static_cast<std::uint32_t>(operation.peer));
-  return peer + " ended before it " +
+  const auto peer = static_cast<std::uint32_t>(operation.peer);
+  return waiter_.name_of(peer) + waiter_.ended_text(peer) + " before it " +
          (operation.is_send ? "received " + message_text(operation) + " from " + self
                             : "sent " + message_text(operation) + " to " + self);
 }
 
-std::string PointToPoint::timeout_text(const Operation& operation, double waited) const {
+std::string PointToPoint::waiting_text(const Operation& operation, double waited) const {
   char seconds[32];
   std::snprintf(seconds, sizeof seconds, "%.3g", waited);
-  std::string text = "rank " + std::to_string(rank()) + " has waited " + seconds + " s to " +
-                     (operation.is_send ? "send " : "receive ") + message_text(operation) +
-                     (operation.is_send ? " to " : " from ");
-  if (operation.peer == kAny) return text + "any rank";
-  const auto peer = static_cast<std::uint32_t>(operation.peer);
-  return text + waiter_.name_of(peer) + ", which is last known in " + waiter_.call_of(peer);
+  return "rank " + std::to_string(rank()) + " has waited " + seconds + " s to " +
+         whole_text(operation, operation.peer == kAny
+                                   ? "any rank"
+                                   : waiter_.name_of(static_cast<std::uint32_t>(operation.peer)));
 }
 
 }  // namespace transports

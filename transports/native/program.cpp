@@ -238,6 +238,13 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
     if (reduces && reduce_ == nullptr) refuse("a plan that reduces needs an operation");
     steps_.push_back(step);
   }
+  std::vector<bool> is_heard(size_);
+  for (const auto& step : steps_) {
+    for (auto i = step.sources_begin; i < step.sources_end; ++i) is_heard[peers_[i]] = true;
+  }
+  for (std::uint32_t peer = 0; peer < size_; ++peer) {
+    if (peer != rank_ && !is_heard[peer]) silent_peers_.push_back(peer);
+  }
   weaves_ = overlaps && streams_ && steps_.size() <= kMostWoven;
   for (std::size_t i = 0; weaves_ && i < steps_.size(); ++i) {
     weaves_ = steps_[i].items_end - steps_[i].items_begin == 1;

@@ -109,6 +109,8 @@ class Call {
   const Reach* reaches() const { return reaches_.data(); }
   const std::uint64_t* offsets() const { return offsets_.data(); }
   const std::vector<Output>& outputs() const { return outputs_; }
+  // The peers of which no message comes.
+  const std::vector<std::uint32_t>& silent_peers() const { return silent_peers_; }
   std::uint64_t passes() const { return passes_; }
   std::uint64_t segment() const { return segment_; }  // bytes of a chunk in one pass
   // The delay of the last step; no other's is greater.
@@ -150,6 +152,7 @@ class Call {
   std::vector<Item> items_;
   std::vector<std::uint32_t> peers_;
   std::vector<Output> outputs_;
+  std::vector<std::uint32_t> silent_peers_;
   std::vector<Reach> reaches_;
   std::vector<std::uint64_t> offsets_;
   bool reaches_inputs_ = false;

@@ -37,6 +37,11 @@ class Rank {
   bool is_symmetric(nanobind::handle memory, std::uint64_t bytes);
   // Asynchronous calls that have begun and not ended: what is repeated must wait for its turn.
   void queue(int more) { queued_.fetch_add(more, std::memory_order_relaxed); }
+  // Threads of the program that wait for the end of an asynchronous call.
+  void wait_in_queue(int more) {
+    const auto rank = engine_.rank();
+    engine_.region().standing(rank).in_queue.fetch_add(more, std::memory_order_relaxed);
+  }
   // Seconds that a repeated call may take.
   void set_timeout(double seconds) { timeout_ = seconds; }
 

@@ -35,6 +35,7 @@ std::size_t SharedText<Words>::get(char* out) const {
   return end ? static_cast<const char*>(end) - out : Words * sizeof(std::uint64_t);
 }
 
+template struct SharedText<12>;
 template struct SharedText<24>;
 template struct SharedText<1024>;
 

@@ -26,7 +26,7 @@ inline constexpr std::size_t kLine = 64;  // one cache line
 inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
-inline constexpr std::uint32_t kLayoutVersion = 4;
+inline constexpr std::uint32_t kLayoutVersion = 5;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -103,6 +103,18 @@ struct Whereabouts {
   std::atomic<std::uint64_t> offset;
 };
 
+// Whom a long wait of a rank is for, in a collective or in point-to-point. Written when the wait
+// has turned slow, so it costs nothing where nothing is wrong.
+struct alignas(kLine) Waits {
+  static constexpr std::uint32_t kNobody = 0, kAnybody = 0xffffffffu;  // else a rank, plus one
+
+  std::atomic<std::uint32_t> whom;
+  std::atomic<std::uint32_t> count;     // of changes: if it stands still, so does the wait
+  std::atomic<std::uint32_t> looks;     // ... in which it was looked again whether it is over
+  std::atomic<std::uint32_t> is_alone;  // the thread that waits is the only one of the program
+  SharedText<12> what;                  // of point-to-point
+};
+
 struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> life;
   std::atomic<std::uint32_t> pid;
@@ -112,8 +124,13 @@ struct alignas(kLine) Standing {
   alignas(kLine) std::atomic<std::uint64_t> entered;   // number of the call it last entered
   std::atomic<std::uint64_t> completed;                // ... and last completed
   std::atomic<std::uint64_t> stamps[2];  // of entered calls, by the number's last bit; 0: not known
-  SharedText<24> call;                   // what the entered call is
-  Whereabouts input, output;             // of a one-sided call
+  std::atomic<std::uint32_t> is_background;  // whether a thread other than the caller's runs it
+  SharedText<24> call;                       // what the entered call is
+  Whereabouts input, output;                 // of a one-sided call
+  Waits in_call, in_message;                 // what long waits of it are for
+  std::atomic<std::uint32_t> in_queue;       // its program waits for an asynchronous call
+  std::atomic<std::uint32_t> is_posting;     // messages of it are not all on their way
+  std::atomic<std::uint32_t> is_untaken;     // ... or on it; shown while it waits for a message
 };
 
 // Where the first trouble is written, for every rank to raise.
@@ -160,6 +177,8 @@ struct alignas(kPage) Header {
   std::uint32_t version;
   Geometry geometry;
   TroubleBoard trouble;
+  // When a rank last said that it waits, on the clock all ranks share; one of them does at a time.
+  std::atomic<std::int64_t> spoken_ns;
 };
 
 inline std::size_t Geometry::header_bytes() const {

@@ -79,6 +79,7 @@ void Waiter::begin(double timeout_seconds, bool background, OnceSlow once_slow) 
   patience_ = background ? kBackground : eager_;
   timeout_ = timeout_seconds;
   started_ns_ = 0;  // the clock is read only once a wait turns slow
+  next_speech_ = 0;
 }
 
 void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
@@ -92,17 +93,23 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
     sched_yield();
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
   }
+  ShownWait shown(region_.standing(rank_).in_call, peer + 1);
   for (int looks = 1; !reached(counter.load(std::memory_order_acquire), wanted); ++looks) {
     sleep(counter, wanted, kLookEveryMs);
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
     const bool ended = has_ended(peer);
     // Looked at after the peer's end was seen: what it had posted before counts.
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
+    shown.looked();
     look(peer, what);
     if (ended) fail_lost(peer, what);
     if (looks % kLooksPerCensus == 0) {
       look_for_lost();
       look_for_mismatch();
+      shown.set_alone(is_alone());
+      if (circle_.stands(region_, rank_, false)) {
+        fail(FailureKind::mismatch, circle_text(circle_));
+      }
     }
   }
 }
@@ -112,7 +119,8 @@ void Waiter::look_at(const std::vector<std::uint32_t>& peers) const {
   for (const auto peer : peers) {
     if (peer == rank_ || peer >= pids_.size() || !has_ended(peer)) continue;
     look_at_trouble();
-    fail(FailureKind::peer_lost, name_of(peer) + " ended; its last call was " + call_of(peer));
+    fail(FailureKind::peer_lost,
+         name_of(peer) + ended_text(peer) + "; its last call was " + call_of(peer));
   }
 }
 
@@ -123,8 +131,8 @@ void Waiter::look_for_lost() const {
     // Looked at after its end was seen. The rank that is waited for may be late for the call, and
     // so not know yet what it will never get.
     if (region_.standing(peer).completed.load(std::memory_order_acquire) < call) {
-      fail(FailureKind::peer_lost, name_of(peer) + " ended before it completed " + call_of(rank_) +
-                                       "; its own last call was " + call_of(peer));
+      fail(FailureKind::peer_lost, name_of(peer) + ended_text(peer) + " before it completed " +
+                                       call_of(rank_) + "; its own last call was " + call_of(peer));
     }
   }
 }
@@ -146,27 +154,10 @@ void Waiter::look_for_mismatch() const {
       continue;
     }
     fail(FailureKind::mismatch, "ranks are in different calls: rank " + std::to_string(rank_) +
-                                    " has " + call_of(rank_) + ", rank " + std::to_string(peer) +
-                                    " has " + call_of(peer) + where_arrays_differ(peer));
+                                    " has " + placed_call_of(rank_, number) + ", rank " +
+                                    std::to_string(peer) + " has " + placed_call_of(peer, number) +
+                                    where_arrays_differ(peer));
   }
-}
-
-std::string Waiter::where_arrays_differ(std::uint32_t peer) const {
-  const auto place_of = [this](std::uint32_t rank, Whereabouts Standing::* array) {
-    const auto& where = region_.standing(rank).*array;
-    const auto block = where.block.load(std::memory_order_relaxed);
-    return std::pair{block, where.offset.load(std::memory_order_relaxed)};
-  };
-  std::string text;
-  for (const auto& [name, array] : {std::pair{"x", &Standing::input}, {"out", &Standing::output}}) {
-    const auto here = place_of(rank_, array), there = place_of(peer, array);
-    if (here == there || here.first == 0 || there.first == 0) continue;
-    text += std::string(" (") + name + " must lie at the same place on every rank: here it is at " +
-            std::to_string(here.second) + " of block " + std::to_string(here.first) +
-            " of symmetric memory, there at " + std::to_string(there.second) + " of block " +
-            std::to_string(there.first) + ")";
-  }
-  return text;
 }
 
 void Waiter::sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
@@ -199,30 +190,12 @@ void Waiter::look(std::uint32_t peer, const char* what) {
   if (interrupt_) interrupt_();
   if (started_ns_ == 0) started_ns_ = now_ns();
   const double waited = static_cast<double>(now_ns() - started_ns_) * 1e-9;
-  if (waited >= timeout_) {
-    fail(FailureKind::timeout, call_of(rank_) + ": rank " + std::to_string(rank_) + " has waited " +
-                                   seconds_text(waited) + " s for a " + what + " " + name_of(peer) +
-                                   ", which is last known in " + call_of(peer) +
-                                   others_missing(peer));
-  }
-}
-
-std::string Waiter::others_missing(std::uint32_t peer) const {
-  const auto call = region_.standing(rank_).entered.load(std::memory_order_relaxed);
-  std::string text;
-  for (std::uint32_t other = 0; other < pids_.size(); ++other) {
-    if (other == peer || other == rank_) continue;
-    if (region_.standing(other).entered.load(std::memory_order_acquire) < call) {
-      text += "; " + name_of(other) + " has not come to it, last known in " + call_of(other);
-    }
-  }
-  return text;
-}
-
-void Waiter::fail_lost(std::uint32_t peer, const char* what) const {
-  fail(FailureKind::peer_lost, name_of(peer) + " ended before it completed " + call_of(rank_) +
-                                   ": rank " + std::to_string(rank_) + " was waiting for a " +
-                                   what + " it; its own last call was " + call_of(peer));
+  const bool is_late = waited >= timeout_;
+  if (!is_late && !is_time_to_speak(waited, next_speech_)) return;
+  const std::string text = call_of(rank_) + ": rank " + std::to_string(rank_) + " has waited " +
+                           seconds_text(waited) + " s for a " + what + " " + name_of(peer);
+  if (is_late) fail(FailureKind::timeout, with_sightings(text, sightings(peer + 1)));
+  speak(waited, next_speech_, text, sightings(peer + 1));
 }
 
 bool Waiter::has_ended(std::uint32_t peer) const {
@@ -236,6 +209,7 @@ bool Waiter::has_ended(std::uint32_t peer) const {
 }
 
 bool Waiter::report(FailureKind kind, const std::string& text) const {
+  knows_of_trouble_.store(true, std::memory_order_relaxed);
   auto& board = region_.trouble();
   std::uint32_t none = TroubleBoard::none;
   if (!board.state.compare_exchange_strong(none, TroubleBoard::writing,
@@ -263,28 +237,12 @@ void Waiter::fail(FailureKind kind, const std::string& text) const {
 }
 
 void Waiter::throw_trouble() const {
+  knows_of_trouble_.store(true, std::memory_order_relaxed);
   const auto& board = region_.trouble();
   std::vector<char> text(sizeof board.text);
   const std::size_t length = board.text.get(text.data());
   const auto kind = static_cast<FailureKind>(board.kind.load(std::memory_order_relaxed));
   throw Failure(kind, std::string(text.data(), length));
-}
-
-std::string Waiter::name_of(std::uint32_t peer) const {
-  std::string name = "rank " + std::to_string(peer);
-  if (peer < pids_.size()) {
-    name += " (pid " + std::to_string(pids_[peer]) + " on " + hosts_[peer] + ")";
-  }
-  return name;
-}
-
-std::string Waiter::call_of(std::uint32_t rank) const {
-  const auto& standing = region_.standing(rank);
-  const auto entered = standing.entered.load(std::memory_order_acquire);
-  if (entered == 0) return "no call yet";
-  char text[sizeof standing.call];
-  const std::size_t length = standing.call.get(text);
-  return std::string(text, length) + " #" + std::to_string(entered);
 }
 
 }  // namespace transports

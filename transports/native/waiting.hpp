@@ -4,12 +4,14 @@
 // another rank reported, the end of the peer it waits for, the deadline, a signal.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "circle.hpp"
 #include "failure.hpp"
 #include "region.hpp"
 
@@ -43,10 +45,52 @@ struct Patience {
   std::uint32_t yields;
 };
 
+// Shows in `waits` for whom a wait is, while it lasts.
+class ShownWait {
+ public:
+  ShownWait(Waits& waits, std::uint32_t whom) : waits_(waits) {
+    waits_.is_alone.store(0, std::memory_order_relaxed);
+    set(whom);
+  }
+  ~ShownWait() { set(Waits::kNobody); }
+  ShownWait(const ShownWait&) = delete;
+  ShownWait& operator=(const ShownWait&) = delete;
+  // The wait was found not to be over.
+  void looked() { waits_.looks.fetch_add(1, std::memory_order_relaxed); }
+  void set_alone(bool alone) { waits_.is_alone.store(alone, std::memory_order_relaxed); }
+
+ private:
+  void set(std::uint32_t whom) {
+    waits_.whom.store(whom, std::memory_order_relaxed);
+    // Release: whoever sees the new count sees for whom.
+    waits_.count.fetch_add(1, std::memory_order_release);
+  }
+
+  Waits& waits_;
+};
+
 // What a call does once when a wait turns slow, so that a quick one need not: let go of a lock.
 struct OnceSlow {
   void (*run)(void*) = nullptr;
   void* with = nullptr;
+};
+
+// A rank that others wait for, or that waits with them, in words: "is in no collective; ...".
+struct Sighting {
+  std::uint32_t rank;
+  std::string name;
+  std::string text;
+  bool holds_up;  // it waits for nobody itself, as far as can be seen
+};
+
+// What only Python knows; either may be empty.
+struct Describe {
+  // The words of a long wait: its first line, and what ranks do; `aloud` also prints them.
+  std::function<std::string(const std::string&, const std::vector<Sighting>&, bool aloud)> wait;
+  // Where in its program a rank made the call it is in: "train.py:91", or nothing.
+  std::function<std::string(std::uint32_t)> place;
+  // Whether one thread is all that the program has.
+  std::function<bool()> alone;
 };
 
 class Waiter {
@@ -64,6 +108,11 @@ class Waiter {
   // Ends the waits of other threads; they throw `misuse`.
   void stop() { stopped_.store(true, std::memory_order_relaxed); }
   void set_interrupt(std::function<void()> check) { interrupt_ = std::move(check); }
+  // From so many seconds on, and after twice as many each time, a wait is told of; 0: never.
+  void set_describe(double seconds, Describe describe) {
+    silence_ = seconds;
+    describe_ = std::move(describe);
+  }
 
   // Runs pending signal handlers; throws what they raise.
   void look_at_signals() const {
@@ -111,10 +160,27 @@ class Waiter {
   void look_at(const std::vector<std::uint32_t>& peers) const;
   // Tells every rank, unless one was faster, and throws.
   [[noreturn]] void fail(FailureKind kind, const std::string& text) const;
+  // Whether this rank has heard of trouble, or reported some.
+  bool knows_of_trouble() const { return knows_of_trouble_.load(std::memory_order_relaxed); }
   // Only tells; false if there is trouble already.
   bool report(FailureKind kind, const std::string& text) const;
   // Looks at trouble, signals and the deadline of a wait on `peer`; throws if one ends it.
   void look(std::uint32_t peer, const char* what);
+  // Tells of a wait that has lasted `waited` seconds, if it is time and no other rank just has.
+  // `next` is when: in seconds, 0 at its begin.
+  void speak(double waited, double& next, const std::string& text,
+             const std::vector<Sighting>& sightings) const;
+  bool is_time_to_speak(double waited, double next) const {
+    return silence_ > 0 && waited >= std::max(next, silence_);
+  }
+  // `text` and what the ranks do, for an error.
+  std::string with_sightings(const std::string& text, const std::vector<Sighting>& sightings) const;
+  // Whether the program of this rank has no thread but one.
+  bool is_alone() const { return describe_.alone && describe_.alone(); }
+  // The text for a circle of waits.
+  std::string circle_text(const Circle& circle) const;
+  // What all ranks do that matter to a wait on `whom`, as Waits has it.
+  std::vector<Sighting> sightings(std::uint32_t whom) const;
   // Sleeps until `counter` may have moved, at most `milliseconds`.
   void sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
              int milliseconds) const;
@@ -124,13 +190,15 @@ class Waiter {
   void look_for_lost() const;
   // Throws if a rank that is in the call of the same number is in another call.
   void look_for_mismatch() const;
-  // Who else has not come to the call this rank is in, for the text of a time-out.
-  std::string others_missing(std::uint32_t peer) const;
   [[noreturn]] void fail_lost(std::uint32_t peer, const char* what) const;
   std::string name_of(std::uint32_t peer) const;
+  // How a peer that has ended did: it closed its communicator, or its process is gone.
+  std::string ended_text(std::uint32_t peer) const;
   // For the text of a mismatch: where symmetric arrays lie, if not at one place.
   std::string where_arrays_differ(std::uint32_t peer) const;
   std::string call_of(std::uint32_t rank) const;
+  // ... and where its program made it, if it is in call `number` still; takes its time.
+  std::string placed_call_of(std::uint32_t rank, std::uint64_t number) const;
 
  private:
   bool look_for_expedited() const;
@@ -138,6 +206,9 @@ class Waiter {
                     std::uint32_t peer, const char* what);
   static void wake_slowly(const std::atomic<std::uint32_t>& counter);
   [[noreturn]] void throw_trouble() const;
+  // The ranks at which chains of waits end that begin with a wait on `whom`.
+  std::vector<bool> holding_up(std::uint32_t whom) const;
+  std::string doing(std::uint32_t rank) const;
 
   Region region_;
   std::uint32_t rank_;
@@ -151,8 +222,13 @@ class Waiter {
   bool expedited_;
   std::int64_t started_ns_ = 0;
   double timeout_ = 0;
+  double next_speech_ = 0;
+  Circle circle_;
   std::function<void()> interrupt_;
+  double silence_ = 0;
+  Describe describe_;
   std::atomic<bool> stopped_{false};
+  mutable std::atomic<bool> knows_of_trouble_{false};
 };
 
 }  // namespace transports

@@ -16,7 +16,6 @@ out who is there, the settings of the job, and the descriptor of the memory they
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import socket
@@ -26,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transports.errors import CollectiveTimeout, MismatchError, PeerLostError
+from transports.rendezvous.awaiting import Look, Waiting, address
 from transports.rendezvous.notes import hear, hear_rank_zero, is_proof, proof_of, say, user_of
 
 _RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
@@ -48,6 +48,8 @@ class Introduction:
         version: the version of this package that it runs.
         cores: the cores it may run on.
         pid_namespace: where its pid means something.
+        stack_signal: asks it for its Python stack (see `transports.stacks`); 0 if none does.
+        stack_descriptor: where it then stands, a file descriptor of its own.
     """
 
     rank: int
@@ -58,6 +60,8 @@ class Introduction:
     version: str
     cores: tuple[int, ...] = ()
     pid_namespace: int = 0
+    stack_signal: int = 0
+    stack_descriptor: int = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +81,6 @@ class Meeting:
     pidfds: list[int] = field(default_factory=list)
 
 
-Look = Callable[[], None]
-"""Raises if something else has ended the waiting."""
-
 Offer = Callable[[tuple[Introduction, ...]], int]
 """Makes the shared memory once everyone is there; returns its descriptor."""
 
@@ -93,6 +94,7 @@ def meet(
     offer: Offer,
     timeout: float,
     look: Look = lambda: None,
+    silence: float = 0,
 ) -> Meeting:
     """Meet all ranks of the job.
 
@@ -105,6 +107,7 @@ def meet(
         timeout: seconds to wait for the others.
         look: called now and then while this rank waits for others to come; what it raises ends the
             waiting.
+        silence: seconds after which a rank that waits says for whom, on stderr; 0: it never does.
 
     Raises:
         CollectiveTimeout: some ranks did not come; the text names them.
@@ -113,15 +116,10 @@ def meet(
         PermissionError: the other side runs under another user or does not know the secret.
         OSError: the shared memory cannot be had.
     """
-    deadline = time.monotonic() + timeout
-    if me.rank == 0:
-        return _receive_everyone(me, job, secret, settings, offer, deadline, timeout, look)
-    return _report_to_rank_zero(me, job, secret, deadline, timeout, look)
-
-
-def _address(job: str) -> str:
-    digest = hashlib.sha256(job.encode()).hexdigest()[:32]
-    return f"\0collectives-{os.getuid()}-{digest}"
+    with Waiting(job, timeout, look, silence) as waiting:
+        if me.rank == 0:
+            return _receive_everyone(me, job, secret, settings, offer, waiting)
+        return _report_to_rank_zero(me, job, secret, waiting)
 
 
 # --- rank 0
@@ -133,25 +131,21 @@ def _receive_everyone(
     secret: str,
     settings: dict[str, Any],
     offer: Offer,
-    deadline: float,
-    timeout: float,
-    look: Look,
+    waiting: Waiting,
 ) -> Meeting:
     with contextlib.ExitStack() as stack:
         guests: dict[int, tuple[Introduction, socket.socket, str]] = {}
         if me.size > 1:
             listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             try:
-                listener.bind(_address(job))
+                listener.bind(address(job))
             except OSError as error:
                 raise MismatchError(
                     f"another rank 0 of job {job!r} is already waiting on this host ({error})"
                 ) from None
             listener.listen(me.size)
             while len(guests) < me.size - 1:
-                connection = stack.enter_context(
-                    _accept(listener, deadline, timeout, guests, me, look)
-                )
+                connection = stack.enter_context(_accept(listener, waiting, guests, me))
                 guest = _greet(connection, secret)
                 if guest is None:
                     connection.close()
@@ -195,28 +189,22 @@ def _receive_everyone(
 
 
 def _accept(
-    listener: socket.socket,
-    deadline: float,
-    timeout: float,
-    guests: dict[int, Any],
-    me: Introduction,
-    look: Look,
+    listener: socket.socket, waiting: Waiting, guests: dict[int, Any], me: Introduction
 ) -> socket.socket:
+    missing = _listed([rank for rank in range(1, me.size) if rank not in guests])
     while True:
-        look()
-        left = deadline - time.monotonic()
-        listener.settimeout(max(0.001, min(left, _LOOK_SECONDS)))
+        waiting.look(f"rank 0 has waited {{}} s for {missing} of {me.size} to come")
+        listener.settimeout(max(0.001, min(waiting.left, _LOOK_SECONDS)))
         try:
             connection, _ = listener.accept()
             break
         except TimeoutError:
-            if left > _LOOK_SECONDS:
+            if waiting.left > 0:
                 continue
-        missing = [rank for rank in range(1, me.size) if rank not in guests]
-        text = f"{_listed(missing)} of {me.size} did not come to the rendezvous in {timeout:g} s"
+        text = f"{missing} of {me.size} did not come to the rendezvous in {waiting.timeout:g} s"
         _refuse([c for _, c, _ in guests.values()], text)
         raise CollectiveTimeout(text)
-    connection.settimeout(max(0.001, min(_HANDSHAKE_SECONDS, deadline - time.monotonic())))
+    connection.settimeout(max(0.001, min(_HANDSHAKE_SECONDS, waiting.left)))
     return connection
 
 
@@ -275,10 +263,8 @@ def _refuse(connections: list[socket.socket], text: str) -> None:
 # --- every other rank
 
 
-def _report_to_rank_zero(
-    me: Introduction, job: str, secret: str, deadline: float, timeout: float, look: Look
-) -> Meeting:
-    with _connect(job, deadline, timeout, look) as connection:
+def _report_to_rank_zero(me: Introduction, job: str, secret: str, waiting: Waiting) -> Meeting:
+    with _connect(job, me.rank, waiting) as connection:
         if user_of(connection) != os.getuid():
             raise PermissionError(f"rank 0 of job {job!r} runs under another user")
         with _losing(0):
@@ -289,14 +275,14 @@ def _report_to_rank_zero(
             say(connection, hello)
             # Rank 0 answers only when all are there, so this may take as long as the timeout.
             # The deadline is rank 0's to declare, since it knows who is missing.
-            connection.settimeout(max(0.001, deadline - time.monotonic()) + _GRACE_SECONDS)
+            connection.settimeout(max(0.001, waiting.left) + _GRACE_SECONDS)
             try:
                 welcome = hear_rank_zero(connection, "ranks")
             except CollectiveTimeout:
                 raise
             except TimeoutError:
                 raise CollectiveTimeout(
-                    f"rank 0 is there, but some other rank is not, after {timeout:g} s"
+                    f"rank 0 is there, but some other rank is not, after {waiting.timeout:g} s"
                 ) from None
             connection.settimeout(_HANDSHAKE_SECONDS)
             if not is_proof(welcome.get("proof"), secret, "rank 0", challenge):
@@ -321,14 +307,14 @@ def _report_to_rank_zero(
         )
 
 
-def _connect(job: str, deadline: float, timeout: float, look: Look = lambda: None) -> socket.socket:
+def _connect(job: str, rank: int, waiting: Waiting) -> socket.socket:
     pause, longest = _RETRY_SECONDS
     while True:
-        look()
+        waiting.look(f"rank {rank}, and maybe others, have waited {{}} s for rank 0 to come")
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(_HANDSHAKE_SECONDS)  # a full backlog is refused, not waited for
         try:
-            connection.connect(_address(job))
+            connection.connect(address(job))
         except (ConnectionRefusedError, FileNotFoundError, BlockingIOError):
             connection.close()
         except BaseException:
@@ -336,8 +322,10 @@ def _connect(job: str, deadline: float, timeout: float, look: Look = lambda: Non
             raise
         else:
             return connection
-        if time.monotonic() + pause > deadline:
-            raise CollectiveTimeout(f"rank 0 did not come to the rendezvous in {timeout:g} s")
+        if waiting.left < pause:
+            raise CollectiveTimeout(
+                f"rank 0 did not come to the rendezvous in {waiting.timeout:g} s"
+            )
         time.sleep(pause)
         pause = min(2 * pause, longest)
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from transports import _native
-from transports.rendezvous.local import Introduction, Look, meet
+from transports.rendezvous.awaiting import Look
+from transports.rendezvous.local import Introduction, meet
 from transports.shm.memory import allocate
+from transports.silence import Describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ def connect(
     settings: dict[str, Any],
     timeout: float,
     look: Look = lambda: None,
+    silence: float = 0,
 ) -> Connection:
     """Meet the other ranks of the job and map the memory that all of them share.
 
@@ -77,6 +80,7 @@ def connect(
         settings: rank 0's are handed to all.
         timeout: seconds to wait for the others.
         look: as `transports.rendezvous.local.meet`.
+        silence: seconds after which a long wait is told of, here and in every call; 0: never.
 
     Raises:
         CollectiveError: as `transports.rendezvous.local.meet`.
@@ -94,8 +98,9 @@ def connect(
         return descriptor
 
     meeting = meet(
-        me, job=job, secret=secret, settings=settings, offer=offer, timeout=timeout, look=look
-    )
+        me, job=job, secret=secret, settings=settings, offer=offer, timeout=timeout, look=look,
+        silence=silence,
+    )  # fmt: skip
     try:
         watched = zip(meeting.ranks, meeting.pidfds, strict=True)
         engine = _native.Engine(
@@ -104,6 +109,8 @@ def connect(
             [(rank.host, rank.pid, pidfd) for rank, pidfd in watched],
             _crowded(meeting.ranks),
         )
+        words = Describe(meeting.ranks)
+        engine.set_describe(silence, words.wait, words.place, words.alone)
     except BaseException:
         for pidfd in meeting.pidfds:
             with contextlib.suppress(OSError):

@@ -1,0 +1,88 @@
+"""What an engine cannot know of the ranks it names in its texts: where in their programs they are.
+
+The engine knows who waits for whom, and in which call; the Python stack of a rank says the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from traceback import extract_stack
+
+from transports.rendezvous.identity import pid_namespace
+from transports.rendezvous.local import Introduction
+from transports.stacks import Found, Readiness, ask
+
+_MOST_ASKED = 4  # ranks whose stacks are shown; each may take half a second
+_INDENT = "    "
+_OURS = tuple(
+    f"{Path(__file__).parents[1] / package}/" for package in ("transports", "collectives")
+)
+
+QUEUE = "collectives-queue"
+"""How the names of the threads begin that run a communicator's asynchronous calls."""
+
+Sighting = tuple[int, str, str, bool]
+"""rank, its name, what it does, and whether it waits for nobody itself."""
+
+
+class Describe:
+    """Asked by an engine, from whichever thread waits; nothing it does may end a wait."""
+
+    def __init__(self, ranks: Sequence[Introduction]) -> None:
+        """For the ranks of a communicator."""
+        self._ranks = tuple(ranks)
+
+    def wait(self, text: str, sightings: Sequence[Sighting], aloud: bool) -> str:
+        """The text of a wait that has become long; if `aloud`, it is printed on stderr, too."""
+        lines = [text]
+        asked = 0
+        for rank, name, doing, holds_up in sightings:
+            lines.append(f"  {name} {doing}")
+            if not holds_up:
+                continue
+            asked += 1
+            if asked <= _MOST_ASKED:
+                lines += self._stack_lines(rank)
+        whole = "\n".join(lines)
+        if aloud:
+            with contextlib.suppress(Exception):
+                print(f"collectives: {whole}", file=sys.stderr, flush=True)
+        return whole
+
+    def place(self, rank: int) -> str:
+        """Where in its program a rank that is in a call has made it: "train.py:91", or ""."""
+        if self._ranks[rank].pid == os.getpid():
+            frames = tuple(
+                f"{summary.filename}:{summary.lineno}" for summary in reversed(extract_stack())
+            )
+        else:
+            frames = tuple(frame.rpartition(" in ")[0] for frame in self._ask(rank).frames)
+        users = (frame for frame in frames if not frame.startswith(_OURS))
+        return next(users, "")
+
+    def alone(self) -> bool:
+        """Whether the program has one thread; those of asynchronous calls do not count."""
+        return sum(not each.name.startswith(QUEUE) for each in threading.enumerate()) == 1
+
+    def _ask(self, rank: int) -> Found:
+        who = self._ranks[rank]
+        if who.pid_namespace != pid_namespace():
+            return Found("runs in another container")
+        try:
+            return ask(who.pid, Readiness(who.stack_signal, who.stack_descriptor))
+        except Exception as error:
+            return Found(f"cannot be asked: {error}")
+
+    def _stack_lines(self, rank: int) -> list[str]:
+        if self._ranks[rank].pid == os.getpid():
+            return [f"{_INDENT}it is a thread of this process"]
+        found = self._ask(rank)
+        if found.frames:
+            return [f"{_INDENT}its Python stack, the innermost first:",
+                    *(f"{_INDENT}  {frame}" for frame in found.frames)]  # fmt: skip
+        return [f"{_INDENT}it {found.state}"]

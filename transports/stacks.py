@@ -1,0 +1,183 @@
+"""Where another process is in its Python program, asked from outside, whatever it is doing.
+
+A process that is ready to be asked has a memory file and `faulthandler`'s handler of a real-time
+signal, which writes the stack of the main thread into that file. Whoever asks empties the file,
+sends the signal and reads what comes. The handler is plain C: it answers while the program
+computes in C, holds the interpreter's lock or sleeps. Of a process that cannot answer the kernel
+still says what it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import os
+import re
+import select
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_PATIENCE = 0.5  # seconds for an answer; the machine may be busy
+_LOOK_EVERY = 0.005
+_MOST_FRAMES = 12
+_FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
+_LONGEST_ANSWER = 1 << 16
+_STATES = {
+    "R": "runs, or waits for a core",
+    "S": "sleeps",
+    "D": "waits for a device (a disk, a network file system)",
+    "T": "is stopped by a signal (SIGSTOP, Ctrl-Z)",
+    "t": "is stopped by a debugger",
+    "Z": "has ended",
+    "X": "has ended",
+}
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """How a process can be asked; it tells its peers.
+
+    Attributes:
+        signal: which signal; 0: it cannot be asked.
+        descriptor: the number of its memory file, in that process.
+    """
+
+    signal: int = 0
+    descriptor: int = -1
+
+
+class _Own:
+    """This process's readiness, as long as anybody needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._process = 0
+        self._ready = Readiness()
+
+    def take(self) -> Readiness:
+        with self._lock:
+            if self._process != os.getpid():  # a child of fork begins anew
+                self._holders, self._process = 0, os.getpid()
+            if self._holders == 0:
+                self._ready = _begin()
+            self._holders += 1
+            return self._ready
+
+    def give_back(self) -> None:
+        with self._lock:
+            if self._process != os.getpid() or self._holders == 0:
+                return
+            self._holders -= 1
+            if self._holders == 0 and self._ready.signal:
+                faulthandler.unregister(self._ready.signal)
+                os.close(self._ready.descriptor)
+                self._ready = Readiness()
+
+
+_OWN = _Own()
+
+
+def be_ready() -> Readiness:
+    """Let others ask this process from now on; to be undone by `be_ready_no_more`."""
+    return _OWN.take()
+
+
+def be_ready_no_more() -> None:
+    """Undo one `be_ready`; the last one frees signal and file."""
+    _OWN.give_back()
+
+
+def _begin() -> Readiness:
+    # The last of the real-time signals first: programs that use any begin with the first.
+    for number in range(signal.SIGRTMAX, signal.SIGRTMIN, -1):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            break
+    else:
+        return Readiness()
+    try:
+        descriptor = os.memfd_create("stack-of-a-rank", os.MFD_CLOEXEC)
+    except OSError:
+        return Readiness()
+    # Whoever asks empties it: what is written goes to the end that the file has then.
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+    # One thread's only: the stack of another may change while it is read.
+    faulthandler.register(number, file=descriptor, all_threads=False)
+    return Readiness(number, descriptor)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a process does.
+
+    Attributes:
+        state: in words; empty if it has answered.
+        frames: of its main thread's Python stack, the innermost first: "file:line in function".
+    """
+
+    state: str = ""
+    frames: tuple[str, ...] = ()
+
+
+def ask(pid: int, ready: Readiness) -> Found:
+    """What process `pid` of this pid namespace does now; takes half a second at most."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return Found("has ended")
+    try:
+        state = _state_of(pid)
+        if state in ("T", "t", "Z", "X") or not _would_answer(pid, ready):
+            return Found(_STATES.get(state, "does not answer"))
+        try:
+            text = _answer(pid, pidfd, ready)
+        except OSError:
+            text = ""
+    finally:
+        os.close(pidfd)
+    frames = tuple(
+        f"{found['file']}:{found['line']} in {found['function']}"
+        for found in map(_FRAME.fullmatch, text.splitlines())
+        if found
+    )
+    if frames:
+        return Found(frames=frames[:_MOST_FRAMES])
+    return Found(f"{_STATES.get(_state_of(pid), 'does not answer')}, in no Python code")
+
+
+def _answer(pid: int, pidfd: int, ready: Readiness) -> str:
+    with Path(f"/proc/{pid}/fd/{ready.descriptor}").open("r+b", buffering=0) as file:
+        file.truncate(0)
+        signal.pidfd_send_signal(pidfd, ready.signal)
+        deadline = time.monotonic() + _PATIENCE
+        size = -1
+        # Written frame by frame: it is whole when nothing more comes.
+        while time.monotonic() < deadline and (
+            size <= 0 or size != os.fstat(file.fileno()).st_size
+        ):
+            size = os.fstat(file.fileno()).st_size
+            if select.select([pidfd], [], [], _LOOK_EVERY)[0]:
+                break
+        return os.pread(file.fileno(), _LONGEST_ANSWER, 0).decode(errors="replace")
+
+
+def _would_answer(pid: int, ready: Readiness) -> bool:
+    """Whether the signal has a handler there: without one, as after an exec, it would kill."""
+    if not ready.signal:
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (ready.signal - 1) & 1)
+    return False
+
+
+def _state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
