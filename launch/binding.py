@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from launch.allowances import CONTROL_GROUPS, core_time
+
 Place = tuple[int, int]  # (package, physical core)
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
-CONTROL_GROUP = Path("/sys/fs/cgroup")
 SHOWN_RANKS = 8
 
 
@@ -75,17 +76,10 @@ def rank_threads(ranks: int, environment: Mapping[str, str]) -> int | None:
     return max(1, min(cores, core_quota() or cores) // ranks)
 
 
-def core_quota(folder: Path = CONTROL_GROUP) -> int | None:
+def core_quota(folder: Path = CONTROL_GROUPS) -> int | None:
     """How many cores' worth of time a container may use, which its list of cores does not tell."""
-    try:
-        if (folder / "cpu.max").exists():  # control groups, version 2
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota = (folder / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu" / "cpu.cfs_period_us").read_text()
-        return max(1, round(int(quota) / int(period))) if int(quota) > 0 else None
-    except (OSError, ValueError):  # no control groups here, or the quota is "max"
-        return None
+    allowed = core_time(folder)
+    return None if allowed is None else max(1, round(allowed))
 
 
 def binding_line(shares: Sequence[Sequence[int]], threads: str, bind: bool) -> str:

@@ -16,8 +16,6 @@ from collectives.version import __version__
 from transports import _native
 from transports.caches import last_level_cache_bytes
 
-_CGROUP = Path("/sys/fs/cgroup")
-
 
 def run_facts() -> dict[str, Any]:
     """Date, machine and versions."""
@@ -51,17 +49,6 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         pass
     return platform.machine()
-
-
-def available_memory(folder: Path = _CGROUP) -> int:
-    """Bytes that processes may still take: the machine's, or less where a container says so."""
-    available = int(psutil.virtual_memory().available)
-    try:
-        most = (folder / "memory.max").read_text().strip()
-        used = (folder / "memory.current").read_text().strip()
-        return min(available, int(most) - int(used)) if most.isdigit() else available
-    except (OSError, ValueError):  # no control groups of version 2 here
-        return available
 
 
 def _threads_per_core() -> int:

@@ -18,6 +18,7 @@ from rich.text import Text
 from collectives.bench.cases import Case
 from collectives.bench.libraries.limit import METHODS, SHARED_BYTES
 from collectives.bench.overlap import OVERLAP
+from launch.allowances import available_memory
 from launch.bench.agenda import Agenda
 from launch.bench.contenders import (
     OURS,
@@ -28,7 +29,6 @@ from launch.bench.contenders import (
     is_foreign,
 )
 from launch.bench.groups import Group, GroupLost
-from launch.bench.hardware import available_memory
 from launch.bench.introduction import Conditions, header, introduce
 from launch.bench.race import Race
 from launch.bench.results import Comparison, Result

@@ -215,15 +215,6 @@ def test_names_are_moved_apart_as_little_as_may_be():
     assert spread_apart([], 0.1) == []
 
 
-def test_a_containers_memory_counts(tmp_path):
-    whole = hardware.available_memory(tmp_path)
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("400\n")
-    assert hardware.available_memory(tmp_path) == 600
-    (tmp_path / "memory.max").write_text("max\n")
-    assert hardware.available_memory(tmp_path) > 1000 < whole
-
-
 def test_the_processor_is_named(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor : 0\nmodel name\t: Fast 9000\n")
