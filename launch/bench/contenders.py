@@ -23,26 +23,11 @@ from typing import Any
 
 import collectives
 from collectives.specs import nearest
+from launch.mpi_library import PROBE, mpi_family, mpiexec_beside
 
 PROGRAM = Path(collectives.__file__).parent / "bench" / "rank_program.py"
 PROBE_SECONDS = 60.0
 OLDEST_PYTHON = (3, 11)
-
-PROBE = """
-import importlib.util, json, os, sys
-found = {"python": list(sys.version_info[:3])}
-found["missing"] = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
-if "mpi4py" in sys.argv[1:] and not found["missing"]:
-    import mpi4py
-    mpi4py.rc.initialize = False
-    try:
-        from mpi4py import MPI
-        found["mpi"] = MPI.Get_library_version()
-    except Exception as error:
-        found["broken"] = f"{type(error).__name__}: {error}"
-print(json.dumps(found))
-"""
-"""What is asked of a Python before its ranks are started."""
 
 
 class ContenderMissing(Exception):
@@ -152,8 +137,7 @@ def distinct(contenders: Sequence[Contender]) -> list[Contender]:
 
 def _mpi(spec: str, python: str, version: str, here: dict[str, str]) -> Contender:
     """An MPI, with the options of its own mpiexec."""
-    beside = Path(python).parent / "mpiexec"
-    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    mpiexec = mpiexec_beside(python) or shutil.which("mpiexec")
     if mpiexec is None:
         raise ContenderMissing(
             f"{spec}: no mpiexec beside {python} and none on PATH; expected the one of the MPI "
@@ -161,16 +145,17 @@ def _mpi(spec: str, python: str, version: str, here: dict[str, str]) -> Contende
         )
     name, options, settings = "MPI", ["-bind-to", "none"], {}
     # Binding is ours for all contenders, so that it is equal; theirs is turned off.
-    if version.startswith("Open MPI"):
-        name = "Open MPI"
+    family = mpi_family(version)
+    if family == "Open MPI":
+        name = family
         options = ["--bind-to", "none", "--map-by", ":OVERSUBSCRIBE"]
         if os.getuid() == 0:
             options.append("--allow-run-as-root")
-    elif version.startswith("Intel"):
-        name, options = "Intel MPI", ["-bootstrap", "fork"]
+    elif family == "Intel MPI":
+        name, options = family, ["-bootstrap", "fork"]
         settings = {"I_MPI_PIN": "0", "I_MPI_FABRICS": "shm"}
-    elif version.startswith("MPICH"):
-        name, options = "MPICH", ["-launcher", "fork", "-bind-to", "none"]
+    elif family == "MPICH":
+        name, options = family, ["-launcher", "fork", "-bind-to", "none"]
     return Contender(
         name=name,
         library="mpi",
