@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from launch.orphans import LAUNCHER_VARIABLE, launcher_mark
 from launch.sweeping import JOB_VARIABLE
 
 MASTER_ADDRESS = "127.0.0.1"
@@ -93,6 +94,7 @@ def rank_environment(
         "TORCHELASTIC_ERROR_FILE": "",  # as torchrun has it when it keeps no logs
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": base.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
         JOB_VARIABLE: identity.job,
+        LAUNCHER_VARIABLE: launcher_mark(),
         "COLLECTIVES_SECRET": identity.secret,
     }
     if threads is not None:

@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 JOB_VARIABLE = "COLLECTIVES_JOB"
@@ -35,7 +36,11 @@ PATIENCE = 1.0  # seconds that what ranks leave behind gets to end by itself
 def job_members(job: str) -> list[int]:
     """The processes that belong to `job`, ourselves excepted."""
     mark = f"{JOB_VARIABLE}={job}".encode()
-    members = []
+    return sorted(pid for pid, started in environments() if mark in started.split(b"\0"))
+
+
+def environments() -> Iterator[tuple[int, bytes]]:
+    """What every process that we may ask was started with, ourselves excepted."""
     asked = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     for look in range(_LOOKS):
         undecided = []
@@ -43,13 +48,12 @@ def job_members(job: str) -> list[int]:
             environment = None if pid == os.getpid() else _environment(pid)
             if environment == b"":
                 undecided.append(pid)
-            elif environment is not None and mark in environment.split(b"\0"):
-                members.append(pid)
+            elif environment is not None:
+                yield pid, environment
         if not undecided or look == _LOOKS - 1:
             break
         asked = undecided
         time.sleep(_BETWEEN_LOOKS)
-    return sorted(members)
 
 
 def _environment(pid: int) -> bytes | None:
