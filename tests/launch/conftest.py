@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import launch
+from launch.command_line import main
+from launch.doctor import examination, gpus, mpi, self_test
 
 SOURCES = str(Path(launch.__file__).parents[1])
 LIMIT = 60.0  # seconds that no launcher of these tests may take
 
 Program = Callable[..., str]
+Doctor = Callable[..., dict[str, dict[str, Any]]]
+
+DOCTORS_RUNTIME = {
+    "kernels": {"value": "avx2"},
+    "channels": {"value": 3 << 20},
+    "memory": {"value": {"memfd": True, "sealed": True}},
+    "kernel_calls": {"value": {"membarrier": True, "futex": True, "pidfd_open": True}},
+    "tuning": {"value": {"folder": "/tuned", "there": True}},
+}
 
 
 class Launcher:
@@ -124,3 +137,49 @@ def program(tmp_path: Path) -> Program:
 @pytest.fixture
 def read_lines() -> Callable[..., list[str]]:
     return read_until
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """Runs it here, where all is well unless `answers` say otherwise; returns findings and code.
+
+    `answers` are those of `runtime` (what differs), `gpus`, `self_test` and `mpi` (by program); an
+    exception is raised.
+    """
+
+    def look(*words: str, **answers: Any) -> dict[str, dict]:
+        def ask(module: str, *words: str, seconds: float) -> Any:
+            if module.endswith("runtime_probe"):
+                given = answers.get("runtime", {})
+                found = given if isinstance(given, Exception) else {**DOCTORS_RUNTIME, **given}
+            elif module.endswith("gpu_probe"):
+                found = answers.get("gpus", {"driver": None, "gpus": [], "apart": []})
+            else:
+                found = answers.get("self_test", {"seconds": 5e-7})
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        def output_of(command: Sequence[str], seconds: float) -> str:
+            found = answers.get("mpi", {}).get(command[0], '{"missing": ["mpi4py"]}')
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        for module in (examination, gpus, self_test):
+            monkeypatch.setattr(module, "ask", ask)
+        monkeypatch.setattr(mpi, "output_of", output_of)
+        code = main(["doctor", "--json", *words])
+        report = json.loads(capsys.readouterr().out)
+        found = {each["subject"]: each for each in report["findings"]}
+        assert len(found) == len(report["findings"]) == sum(report["counts"].values())
+        assert code == (report["counts"]["problem"] > 0)
+        for each in found.values():
+            advice = each["advice"]
+            assert (advice == "") == (each["verdict"] == "ok")
+            assert not advice or (advice[0].isupper() and advice.endswith(".")), advice
+        return found
+
+    monkeypatch.setattr(mpi, "mpiexec_beside", lambda python: None)
+    monkeypatch.setattr(mpi.shutil, "which", lambda name: None)
+    return look
