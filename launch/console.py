@@ -110,8 +110,11 @@ class Console:
                 self._progress[rank, stream] = (now, text)
                 self._write(stream, self._mark(rank, stream) + text + b"\n")
 
-    def show_notice(self, text: str, *, failure: bool = False) -> None:
-        """Shows a line of the launcher itself, on stderr."""
+    def show_notice(self, text: str, *, failure: bool = False, cut: bool = False) -> None:
+        """Shows a line of the launcher itself, on stderr; `cut` keeps it one line on a terminal."""
+        if cut and self._sinks[Stream.ERR].terminal:
+            room = shutil.get_terminal_size().columns
+            text = text if len(text) <= room else text[: room - 1] + "…"
         line = text.encode(errors="replace")
         if failure and self._colour[Stream.ERR]:
             line = b"\x1b[1;31m%b\x1b[0m" % line

@@ -37,6 +37,7 @@ def run_job(
     threads: int | None = None,
     log_directory: Path | None = None,
     prefix: bool = True,
+    all_tracebacks: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> int:
     """Starts `ranks` processes of `command`, shows what they print, and waits for their end.
@@ -51,6 +52,7 @@ def run_job(
         ranks.
         log_directory: write what rank r prints to `rank-r.log` in this folder, too.
         prefix: begin every line with the rank that wrote it.
+        all_tracebacks: show those of all failed ranks whole, not only what differs.
         environment: further variables for every rank.
 
     Returns:
@@ -87,7 +89,7 @@ def run_job(
         shown = str(threads) if threads is not None else base["OMP_NUM_THREADS"]
         job = Job(identity.job, commands)
         with (
-            Report(console, job.pid, ranks, log_directory) as report,
+            Report(console, job.pid, ranks, log_directory, all_tracebacks=all_tracebacks) as report,
             stop.listening(kill=lambda: job.send_signal(signal.SIGKILL)),
         ):
             console.show_notice(f"collectives: {binding_line(shares, shown, bind)}")

@@ -1,14 +1,14 @@
 """What a job's ranks print and how they end, turned into what the user reads.
 
 Lines appear as they come. A traceback is kept back (see `launch.output`) until the job has ended;
-then those of the other failed ranks come first, and the first failing rank's comes last, under a
-heading.
+then those of the other failed ranks come first, without what only repeats or follows from another
+(see `launch.tracebacks`), and the first failing rank's comes last, under a heading.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -17,18 +17,27 @@ from launch.console import Console
 from launch.failures import Failure, is_consequence
 from launch.output import LineCutter, TracebackKeeper
 from launch.processes import Ended, Output, Stream
+from launch.tracebacks import shorten, told
 
 
 class Report:
     """Takes the events of a job; a context manager because of its log files."""
 
     def __init__(
-        self, console: Console, pid_of: Callable[[int], int], ranks: int, logs: Path | None = None
+        self,
+        console: Console,
+        pid_of: Callable[[int], int],
+        ranks: int,
+        logs: Path | None = None,
+        *,
+        all_tracebacks: bool = False,
     ) -> None:
         self._console = console
         self._pid_of = pid_of
         self._cutters = {(rank, stream): LineCutter() for rank in range(ranks) for stream in Stream}
         self._keepers = [TracebackKeeper() for _ in range(ranks)]
+        self._all_tracebacks = all_tracebacks
+        self._quoted: Sequence[bytes] = ()  # the first failing rank's traceback, from another rank
         self._logs = logs
         self._log_files: list[BinaryIO] = []
         self._stack = contextlib.ExitStack()
@@ -115,12 +124,22 @@ class Report:
                 self._console.show_lines(rank, Stream.ERR, keeper.release())
 
     def show_kept(self, first: Failure | None) -> None:
-        """Shows all that is kept back, but for the first failing rank's."""
+        """Shows what is kept back, but for the first failing rank's."""
         order = sorted(range(len(self._keepers)), key=lambda rank: self._keepers[rank].began)
-        for rank in order:
-            lines = self._keepers[rank].release()
-            if first is None or rank != first.rank:
+        kept = {rank: self._keepers[rank].release() for rank in order}
+        if first is not None:
+            del kept[first.rank]
+            self._quoted = _quoted(first, kept.values())
+        if self._all_tracebacks:
+            for rank, lines in kept.items():
                 self._console.show_lines(rank, Stream.ERR, lines)
+            return
+        traceback = first.traceback if first else ()
+        shortened = shorten(kept, traceback, cause_known=first is not None)
+        for rank, whole in shortened.whole:
+            self._console.show_lines(rank, Stream.ERR, whole)
+        for line in shortened.lines:
+            self._console.show_notice(line, cut=True)
 
     def show_first(self, first: Failure) -> None:
         """Shows the first failing rank's traceback, or the last it said, under a heading."""
@@ -129,9 +148,19 @@ class Report:
         if not last:
             last = self._keepers[first.rank].last_lines
             heading += "; the last it wrote to stderr" if last else ""
+        if not last and not self._all_tracebacks:
+            last = self._quoted
+            heading += "; it had told the others" if last else ""
         self._console.show_notice(heading + (":" if last else ""), failure=True)
         self._console.show_text(last)
 
     def notice(self, text: str) -> None:
         """Shows a line of the launcher itself."""
         self._console.show_notice(text)
+
+
+def _quoted(first: Failure, tracebacks: Iterable[Sequence[bytes]]) -> Sequence[bytes]:
+    """What the first failing rank raised as others quote it: `sys.exit` prints no traceback."""
+    quoting = b"AbortedError: rank %d raised" % first.rank
+    says = (told(lines) for lines in tracebacks if lines)
+    return next((each.quoted for each in says if each.error.startswith(quoting)), ())

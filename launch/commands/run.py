@@ -27,7 +27,7 @@ environment variables (RANK, WORLD_SIZE, MASTER_ADDR, ...) and what `collectives
 The exit code is that of the rank that failed first, 128 + signal if a signal ended it."""
 
 
-OPTIONS_WITH_VALUE = ("-n", "--ranks", "--threads", "--log-dir")
+OPTIONS_WITH_VALUE = ("-n", "--ranks", "--threads", "--log-dir", "--tracebacks")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +50,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-prefix", action="store_true", help="do not begin each line with its rank"
+    )
+    parser.add_argument(
+        "--tracebacks",
+        choices=("first", "all"),
+        default="first",
+        help="after a failure: the first cause and what differs from it (default), or all ranks'",
     )
 
 
@@ -76,6 +82,7 @@ def execute(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             log_directory=arguments.log_dir,
             prefix=not arguments.no_prefix,
+            all_tracebacks=arguments.tracebacks == "all",
         )
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
