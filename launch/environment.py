@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -30,12 +30,35 @@ def _new_secret() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class JobIdentity:
-    """What all ranks of one job share: its name, its secret, its port, its size."""
+    """What all ranks of one job share.
+
+    Attributes:
+        ranks: how many there are.
+        master_port: for what rank 0 may serve to the others.
+        job: its name, which no other job has, not even the one that it is a restart of.
+        secret: without it nobody joins.
+        run: the name that stays through restarts; by default the job's.
+        restart: how many jobs of this run there were before.
+        max_restarts: how many there may be.
+    """
 
     ranks: int
     master_port: int
     job: str = field(default_factory=_new_job)
     secret: str = field(default_factory=_new_secret, repr=False)
+    run: str = ""
+    restart: int = 0
+    max_restarts: int = 0
+
+    def restarted(self) -> JobIdentity:
+        """Of the next job of the same run, which ranks of this one cannot join."""
+        return replace(
+            self,
+            job=_new_job(),
+            secret=_new_secret(),
+            run=self.run or self.job,
+            restart=self.restart + 1,
+        )
 
 
 class ReservedPort:
@@ -87,9 +110,9 @@ def rank_environment(
         "ROLE_WORLD_SIZE": size,
         "MASTER_ADDR": MASTER_ADDRESS,
         "MASTER_PORT": str(identity.master_port),
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_MAX_RESTARTS": "0",
-        "TORCHELASTIC_RUN_ID": identity.job,
+        "TORCHELASTIC_RESTART_COUNT": str(identity.restart),
+        "TORCHELASTIC_MAX_RESTARTS": str(identity.max_restarts),
+        "TORCHELASTIC_RUN_ID": identity.run or identity.job,
         "TORCHELASTIC_USE_AGENT_STORE": "False",
         "TORCHELASTIC_ERROR_FILE": "",  # as torchrun has it when it keeps no logs
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": base.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),

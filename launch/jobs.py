@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.binding import binding_line, rank_cores, rank_threads
@@ -15,8 +16,11 @@ from launch.console import Console, own_streams
 from launch.environment import JobIdentity, ReservedPort, rank_environment
 from launch.failures import Failure, first_failure
 from launch.processes import Job, RankCommand
+from launch.rank_shim import CANNOT_EXECUTE
 from launch.report import Report
 from launch.watching import StopRequest, Watch
+
+RESTART_PAUSE = 0.2  # seconds between the end of a failed job and the start of the next
 
 
 def module_command(module: str, arguments: Sequence[str] = ()) -> list[str]:
@@ -35,6 +39,7 @@ def run_job(
     *,
     bind: bool = True,
     threads: int | None = None,
+    max_restarts: int = 0,
     log_directory: Path | None = None,
     prefix: bool = True,
     all_tracebacks: bool = False,
@@ -50,6 +55,7 @@ def run_job(
         bind: share the cores out among the ranks, each bound to its own.
         threads: OMP_NUM_THREADS of each rank; by default the user's own setting, else cores //
         ranks.
+        max_restarts: how often all ranks are started anew after one has failed.
         log_directory: write what rank r prints to `rank-r.log` in this folder, too.
         prefix: begin every line with the rank that wrote it.
         all_tracebacks: show those of all failed ranks whole, not only what differs.
@@ -57,52 +63,110 @@ def run_job(
 
     Returns:
         0 if every rank ended with 0; otherwise the exit code of the rank that failed first, or
-        128 + signal if a signal ended it; 130 after Ctrl-C, 143 after SIGTERM.
+        128 + signal if a signal ended it; 130 after Ctrl-C, 143 after SIGTERM. After restarts it is
+        that of the last start.
 
     Raises:
-        ValueError: ranks or threads below one.
+        ValueError: ranks or threads below one, restarts below zero.
         FileNotFoundError: no such program.
         OSError: the log folder cannot be made.
     """
-    check_counts(ranks, threads)
+    check_counts(ranks, threads, max_restarts)
     _occupy_closed_streams()
-    program = find_program(command[0])
+    words = [find_program(command[0]), *command[1:]]
     base = {**os.environ, **(environment or {})}
     if threads is None:
         threads = rank_threads(ranks, base)
     shares = rank_cores(ranks, bind)
     console = Console(*own_streams(), prefix=prefix)
     _offer_width(base, ranks if prefix else 0)
+    shown = str(threads) if threads is not None else base["OMP_NUM_THREADS"]
+    notice = f"collectives: {binding_line(shares, shown, bind)}"
+    start = _Start(
+        words=words,
+        base=base,
+        threads=threads,
+        shares=shares,
+        console=console,
+        log_directory=log_directory,
+        all_tracebacks=all_tracebacks,
+    )
     stop = StopRequest()
+    jobs: list[Job] = []
+
+    def kill() -> None:
+        for job in jobs[-1:]:
+            job.send_signal(signal.SIGKILL)
+
+    identity = JobIdentity(ranks=ranks, master_port=0, max_restarts=max_restarts)
+    with stop.listening(kill):
+        while True:
+            code, again = _run_once(start, identity, stop, jobs, notice)
+            if not again or identity.restart == max_restarts:
+                return code
+            if stop.comes_within(RESTART_PAUSE) and stop.signal is not None:
+                console.show_notice(f"{signal.Signals(stop.signal).name}: not restarted")
+                return 128 + stop.signal
+            identity = identity.restarted()
+            notice = f"collectives: restart {identity.restart} of {max_restarts}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What is the same each time that the ranks of a run are started."""
+
+    words: Sequence[str]
+    base: Mapping[str, str]
+    threads: int | None
+    shares: Sequence[Sequence[int]]
+    console: Console
+    log_directory: Path | None
+    all_tracebacks: bool
+
+
+def _run_once(
+    start: _Start, identity: JobIdentity, stop: StopRequest, jobs: list[Job], notice: str
+) -> tuple[int, bool]:
+    """One job from its start to its end: its exit code, and whether a restart may do better.
+
+    The job is added to `jobs`, for a signal handler that cannot wait for this to return.
+    """
     with ReservedPort() as port:
-        identity = JobIdentity(ranks=ranks, master_port=port.number)
+        identity = replace(identity, master_port=port.number)
         commands = [
             RankCommand(
-                command=[program, *command[1:]],
-                environment=rank_environment(rank, identity, base, threads),
-                cores=shares[rank],
-                # A terminal belongs to one session, and ranks have sessions of their own.
-                reads_stdin=rank == 0 and not os.isatty(0),
+                command=start.words,
+                environment=rank_environment(rank, identity, start.base, start.threads),
+                cores=start.shares[rank],
+                # A terminal belongs to one session, and ranks have sessions of their own. What an
+                # earlier job has read of it, a later one would miss.
+                reads_stdin=rank == 0 and identity.restart == 0 and not os.isatty(0),
             )
-            for rank in range(ranks)
+            for rank in range(identity.ranks)
         ]
-        shown = str(threads) if threads is not None else base["OMP_NUM_THREADS"]
         job = Job(identity.job, commands)
-        with (
-            Report(console, job.pid, ranks, log_directory, all_tracebacks=all_tracebacks) as report,
-            stop.listening(kill=lambda: job.send_signal(signal.SIGKILL)),
-        ):
-            console.show_notice(f"collectives: {binding_line(shares, shown, bind)}")
+        jobs.append(job)
+        with Report(
+            start.console,
+            job.pid,
+            identity.ranks,
+            start.log_directory,
+            all_tracebacks=start.all_tracebacks,
+            restart=notice if identity.restart else "",
+        ) as report:
+            start.console.show_notice(notice)
             with job:
                 Watch(job, report, stop).until_end()
             return _conclude(report, stop)
 
 
-def check_counts(ranks: int, threads: int | None) -> None:
-    """Refuses numbers of ranks or threads below one."""
+def check_counts(ranks: int, threads: int | None, max_restarts: int = 0) -> None:
+    """Refuses numbers of ranks or threads below one, and of restarts below zero."""
     for name, number in (("ranks", ranks), ("threads per rank", threads)):
         if number is not None and number < 1:
             raise ValueError(f"the number of {name} must be at least 1, not {number}")
+    if max_restarts < 0:
+        raise ValueError(f"the number of restarts must be at least 0, not {max_restarts}")
 
 
 def find_program(name: str) -> str:
@@ -113,23 +177,24 @@ def find_program(name: str) -> str:
     return found
 
 
-def _conclude(report: Report, stop: StopRequest) -> int:
-    """Shows what was kept back and finds the exit code."""
+def _conclude(report: Report, stop: StopRequest) -> tuple[int, bool]:
+    """Shows what was kept back; the exit code, and whether a restart may do better."""
     first: Failure | None = None
     if stop.signal is None:
         first = first_failure(report.failures)
     report.show_kept(first)
     if stop.signal is not None:
-        return 128 + stop.signal
+        return 128 + stop.signal, False
     if first is not None:
         report.show_first(first)
-        return first.exit_code
+        # A program that cannot be executed is a mistake in the command line.
+        return first.exit_code, first.code != CANNOT_EXECUTE and report.error is None
     if report.error is not None:
         if report.error.errno == errno.EPIPE:  # `collectives run … | head` has had enough
-            return 128 + signal.SIGPIPE
+            return 128 + signal.SIGPIPE, False
         print(f"collectives: cannot write: {report.error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+        return 1, False
+    return 0, False
 
 
 def _offer_width(environment: dict[str, str], ranks: int) -> None:

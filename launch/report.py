@@ -8,6 +8,7 @@ then those of the other failed ranks come first, without what only repeats or fo
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,9 @@ class Report:
         logs: Path | None = None,
         *,
         all_tracebacks: bool = False,
+        restart: str = "",
     ) -> None:
+        """Takes the place of an earlier report if `restart` has a line to divide the logs by."""
         self._console = console
         self._pid_of = pid_of
         self._cutters = {(rank, stream): LineCutter() for rank in range(ranks) for stream in Stream}
@@ -39,6 +42,7 @@ class Report:
         self._all_tracebacks = all_tracebacks
         self._quoted: Sequence[bytes] = ()  # the first failing rank's traceback, from another rank
         self._logs = logs
+        self._restart = restart
         self._log_files: list[BinaryIO] = []
         self._stack = contextlib.ExitStack()
         self.failures: list[Failure] = []
@@ -49,7 +53,10 @@ class Report:
                 self._logs.mkdir(parents=True, exist_ok=True)
                 for rank in range(len(self._keepers)):
                     path = self._logs / f"rank-{rank}.log"
-                    self._log_files.append(stack.enter_context(path.open("wb", buffering=0)))
+                    file = path.open("a+b" if self._restart else "wb", buffering=0)
+                    self._log_files.append(stack.enter_context(file))
+                    if self._restart:
+                        file.write(b"%b%b\n" % (_line_end(file), self._restart.encode()))
             self._stack = stack.pop_all()
         return self
 
@@ -157,6 +164,14 @@ class Report:
     def notice(self, text: str) -> None:
         """Shows a line of the launcher itself."""
         self._console.show_notice(text)
+
+
+def _line_end(log: BinaryIO) -> bytes:
+    """What ends the last line of a log, if a rank has begun it and was killed."""
+    if log.tell() == 0:
+        return b""
+    log.seek(-1, os.SEEK_END)
+    return b"" if log.read(1) == b"\n" else b"\n"
 
 
 def _quoted(first: Failure, tracebacks: Iterable[Sequence[bytes]]) -> Sequence[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import time
@@ -75,6 +76,13 @@ class StopRequest:
             signal.set_wakeup_fd(previous_wakeup)
             self.wakeup.close()
             self._write_end.close()
+
+    def comes_within(self, seconds: float) -> bool:
+        """Waits so long, or until somebody asks; whether somebody has, then or before."""
+        if self.signal is None:
+            self.drain()  # rings of other signals
+            select.select([self.wakeup], [], [], seconds)
+        return self.signal is not None
 
     def drain(self) -> None:
         """Empties the wake-up pipe."""

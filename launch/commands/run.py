@@ -24,10 +24,13 @@ Run a program on several ranks of this machine:
 
 Python files run in this very interpreter, as `python script.py` does. Every rank finds torchrun's
 environment variables (RANK, WORLD_SIZE, MASTER_ADDR, ...) and what `collectives.init()` needs.
-The exit code is that of the rank that failed first, 128 + signal if a signal ended it."""
+The exit code is that of the rank that failed first, 128 + signal if a signal ended it.
+
+With --max-restarts K all ranks are started anew when one has failed, at most K times; they find in
+TORCHELASTIC_RESTART_COUNT how often that was. Ctrl-C ends it all."""
 
 
-OPTIONS_WITH_VALUE = ("-n", "--ranks", "--threads", "--log-dir", "--tracebacks")
+OPTIONS_WITH_VALUE = ("-n", "--ranks", "--threads", "--max-restarts", "--log-dir", "--tracebacks")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="K",
         help="OMP_NUM_THREADS of each rank (default: as set by you, else cores / ranks)",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="K",
+        help="start all ranks anew after a failure, at most K times (default 0)",
     )
     parser.add_argument(
         "--log-dir", type=Path, metavar="DIR", help="also write rank R's output to DIR/rank-R.log"
@@ -80,6 +90,7 @@ def execute(arguments: argparse.Namespace) -> int:
             arguments.ranks,
             bind=not arguments.no_bind,
             threads=arguments.threads,
+            max_restarts=arguments.max_restarts,
             log_directory=arguments.log_dir,
             prefix=not arguments.no_prefix,
             all_tracebacks=arguments.tracebacks == "all",

@@ -18,7 +18,10 @@ Train what a configuration says, data-parallel on several ranks of this machine:
 
 Any setting can be given with --set; --print_config shows them all with their values. Everything a
 run leaves is in its folder (setting `run`); an earlier run there is moved aside, to FOLDER.1 and so
-on. --resume goes on from the latest checkpoint in the folder, after Ctrl-C too."""
+on. --resume goes on from the latest checkpoint in the folder, after Ctrl-C too.
+
+With --max-restarts K all ranks are started anew when one has failed, at most K times, and go on
+from the last checkpoint that this command has written: the run ends with the same bits."""
 INTERMIXED = True
 
 SIGNALLED = 128
@@ -43,6 +46,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on from the latest checkpoint in the run's folder"
     )
     parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="K",
+        help="after a failure go on from the last checkpoint, at most K times (default 0)",
+    )
+    parser.add_argument(
         "--print_config",
         "--print-config",
         action="store_true",
@@ -65,7 +75,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from trainers.errors import TrainerError
 
     try:
-        check_counts(arguments.ranks, arguments.threads)
+        check_counts(arguments.ranks, arguments.threads, arguments.max_restarts)
         config = read_config(arguments.config, arguments.settings)
         if arguments.print_config:
             print(as_yaml(config), end="")
@@ -85,6 +95,7 @@ def execute(arguments: argparse.Namespace) -> int:
         arguments.ranks,
         bind=not arguments.no_bind,
         threads=arguments.threads,
+        max_restarts=arguments.max_restarts,
     )
     if code > SIGNALLED and (saved := all_checkpoints(config.run)):
         print(f"collectives train: stopped; --resume goes on from {saved[-1]}", file=sys.stderr)
