@@ -34,9 +34,11 @@ def _train(arguments: argparse.Namespace) -> None:
     config = read_config(arguments.config, arguments.settings)
     try:
         with collectives.init() as comm:
+            from trainers.restarts import Start
             from trainers.run import carry_out
 
-            carry_out(config, comm, resume=arguments.resume)
+            start = Start.from_environment()
+            carry_out(config, comm, resume=arguments.resume, start=start)
     except (collectives.AbortedError, collectives.PeerLostError):
         # Ctrl-C is for every rank, and another may have had it, and gone, before us: then ours is
         # on its way and ends this sleep.

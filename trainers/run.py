@@ -10,6 +10,7 @@ from trainers.checkpoints import unpacked
 from trainers.configuration import as_data, as_yaml
 from trainers.data_parallel import share_of
 from trainers.errors import ConfigurationError
+from trainers.restarts import Start
 from trainers.training import (
     RunConfig,
     Trainer,
@@ -22,6 +23,8 @@ from trainers.training import (
 if TYPE_CHECKING:
     from collectives import Communicator
 
+FIRST_START = Start()
+
 
 def check_run(config: RunConfig, ranks: int, *, resume: bool) -> None:
     """Raises what is wrong with a run before any rank of it is started."""
@@ -32,8 +35,17 @@ def check_run(config: RunConfig, ranks: int, *, resume: bool) -> None:
     config.build()
 
 
-def carry_out(config: RunConfig, comm: Communicator, *, resume: bool) -> Trainer:
-    """Trains, judges and reports; a collective call."""
+def carry_out(
+    config: RunConfig, comm: Communicator, *, resume: bool, start: Start = FIRST_START
+) -> Trainer:
+    """Trains, judges and reports; a collective call.
+
+    Args:
+        config: equal on every rank.
+        comm: the ranks.
+        resume: go on from the latest checkpoint in the run's folder, whoever wrote it.
+        start: which start of the run this is; a later one goes on from the run's own checkpoints.
+    """
     began = time.monotonic()
     first = comm.rank == 0
     # Rank 0 reads files for all: they need not be on every rank's host, nor stay the same.
@@ -41,15 +53,20 @@ def carry_out(config: RunConfig, comm: Communicator, *, resume: bool) -> Trainer
     data: bytes | None = None
     aside: Path | None = None
     if first:
-        if resume:
+        if start.restart:
+            _say(f"restart {start.restart} of this run")
+        if resume or start.goes_on(config.run):
             origin, data = _continued(config)
         else:
+            if start.restart:
+                _say("there is no checkpoint of this run yet: beginning anew")
             aside = begin_folder(config.run)
             if aside is not None:
                 _say(
                     f"{config.run} held an earlier run, which is now in {aside}; this is a new one "
                     "(--resume goes on with one instead)"
                 )
+        start.claim(config.run)
         (config.run / "config.yaml").write_text(as_yaml(config), encoding="utf-8")
     everyones = comm.broadcast_object(as_data(config), root=0)
     if everyones != as_data(config):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 from PIL import Image
 
 import collectives
+import launch
 from trainers.configuration import config_from
+from trainers.run import carry_out
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,12 +36,11 @@ def photographs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def settings(photographs, tmp_path):
+def tiny(photographs: Path, run: Path) -> dict[str, Any]:
     """Plain data of a tiny run."""
     return {
         "task": "super_resolution",
-        "run": str(tmp_path / "run"),
+        "run": str(run),
         "seed": 3,
         "model": {"upscale_factor": 2},
         "data": {"path": str(photographs), "held_out": ["grey"], "crop": 8, "edge": 1},
@@ -53,6 +55,30 @@ def settings(photographs, tmp_path):
         },
         "optimizer": {"kind": "muon", "rate": 1e-3},
     }
+
+
+@pytest.fixture
+def settings(photographs, tmp_path):
+    return tiny(photographs, tmp_path / "run")
+
+
+def train_whole(comm, settings):
+    """One whole run, report included; the weights of every rank."""
+    torch.set_num_threads(1)
+    trainer = carry_out(config_from(settings, "settings"), comm, resume=False)
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+@pytest.fixture
+def trained_weights():
+    return train_whole
+
+
+@pytest.fixture(scope="session")
+def whole_run(photographs, tmp_path_factory):
+    """The folder of a tiny run of two ranks that nothing has disturbed, and their weights."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, launch.spawn(train_whole, 2, tiny(photographs, folder))
 
 
 @pytest.fixture

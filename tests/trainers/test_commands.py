@@ -59,6 +59,15 @@ def start(tmp_path):
         process.communicate()
 
 
+def rank_of(job: subprocess.Popen[str], rank: int) -> psutil.Process:
+    (found,) = (
+        child
+        for child in psutil.Process(job.pid).children(recursive=True)
+        if child.environ().get("RANK") == str(rank) and "trainers" in child.cmdline()
+    )
+    return found
+
+
 @pytest.mark.timeout(300)
 def test_a_killed_rank_ends_the_job_and_the_run_can_go_on(start, file, settings):
     run = Path(settings["run"])
@@ -66,12 +75,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_can_go_on(start, file, settings)
     for line in job.stdout:  # until a checkpoint has been written
         if "gain" in line:
             break
-    (victim,) = (
-        child
-        for child in psutil.Process(job.pid).children(recursive=True)
-        if child.environ().get("RANK") == "1" and "trainers" in child.cmdline()
-    )
-    victim.send_signal(signal.SIGKILL)
+    rank_of(job, 1).send_signal(signal.SIGKILL)
     _, errors = job.communicate()
     assert job.returncode == 128 + signal.SIGKILL
     assert "rank 1" in errors
@@ -86,6 +90,34 @@ def test_a_killed_rank_ends_the_job_and_the_run_can_go_on(start, file, settings)
     assert "resuming from" in output
     assert "mean" in output
     assert read_checkpoint(run).step == 2 * epochs
+
+
+@pytest.mark.timeout(300)
+def test_a_restarted_run_ends_with_the_bits_of_one_that_never_failed(
+    start, file, settings, whole_run
+):
+    run = Path(settings["run"])
+    # Rank 0 cannot write its last checkpoint: to open a pipe that nobody reads is to wait.
+    run.mkdir()
+    pipe = run / ".checkpoint-00000006.safetensors.part"
+    os.mkfifo(pipe)
+    job = start(file, "-n", 2, "--threads", 1, "--max-restarts", 1)
+    for line in job.stdout:
+        if "step 4/6" in line:  # the checkpoint before that has been written
+            break
+    rank_of(job, 1).send_signal(signal.SIGKILL)
+    pipe.unlink()
+    output, errors = job.communicate()
+    assert job.returncode == 0, errors
+    assert "rank 1 (pid " in errors
+    assert "failed first, killed by SIGKILL" in errors
+    assert errors.endswith("\ncollectives: restart 1 of 1\n")
+    assert output.startswith("[0] restart 1 of this run\n[0] resuming from ")
+    expected, found = read_checkpoint(whole_run[0]), read_checkpoint(run)
+    assert found.step == expected.step == 6
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, tensor in expected.tensors.items():
+        assert found.tensors[name].numpy().tobytes() == tensor.numpy().tobytes(), name
 
 
 @pytest.mark.timeout(300)
@@ -114,7 +146,7 @@ def test_ctrl_c_while_a_rank_prepares(monkeypatch):
 
 
 def test_a_rank_that_lost_another_awaits_its_own_ctrl_c(file, monkeypatch):
-    def another_is_gone(config, comm, *, resume):
+    def another_is_gone(config, comm, **how):
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         raise collectives.AbortedError("rank 1 was interrupted")
 
@@ -147,6 +179,7 @@ def test_print_config_is_a_configuration(file, capsys):
         (["--set", "train.device=cuda"], "expected 'cpu', found 'cuda'"),
         (["-n", "8"], "at least one sample for each of the 8 ranks, found 7"),
         (["-n", "0"], "the number of ranks must be at least 1, not 0"),
+        (["--max-restarts", "-1"], "the number of restarts must be at least 0, not -1"),
         (["--resume"], "expected a file checkpoint-*.safetensors in "),
         (["--set", "data.path=/nowhere"], "expected a folder of images, found nothing at /nowhere"),
         (["--set", "data.crop=40"], "expected at least 88 x 88 pixels"),
