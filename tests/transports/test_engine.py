@@ -182,7 +182,8 @@ def test_closing(region):
     assert second.closed and not first.closed
     with pytest.raises(CollectiveError, match="closed"):
         second.execute(exchange(1, 4), np.ones(4), np.ones(4), 1.0, False)
-    with pytest.raises(PeerLostError, match=r"rank 1 \(pid \d+ on here\) closed its communicator.*exchange #1"):
+    gone = r"rank 1 \(pid \d+ on here\) closed its communicator.*exchange #1"
+    with pytest.raises(PeerLostError, match=gone):
         first.execute(call, np.ones(4), np.ones(4), 20.0, False)
     assert first.broken
     with pytest.raises(PeerLostError, match="rank 1"):
