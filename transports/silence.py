@@ -62,8 +62,10 @@ class Describe:
             )
         else:
             frames = tuple(frame.rpartition(" in ")[0] for frame in self._ask(rank).frames)
-        users = (frame for frame in frames if not frame.startswith(_OURS))
-        return next(users, "")
+        # What our own code has called, to ask others say, lies within ours.
+        ours = [number for number, frame in enumerate(frames) if frame.startswith(_OURS)]
+        users = frames[ours[-1] + 1 :] if ours else frames
+        return users[0] if users else ""
 
     def alone(self) -> bool:
         """Whether the program has one thread; those of asynchronous calls do not count."""

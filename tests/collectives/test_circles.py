@@ -1,0 +1,142 @@
+"""Ranks that wait for each other in a circle are told so; those that can go on are left alone."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+from harness.processes import Ranks
+
+import collectives
+
+SOON = 10.0
+
+
+def each_waits(what):
+    """What a program of this rank ends with, and after how many seconds."""
+    with collectives.init(timeout=30) as comm:
+        comm.barrier()
+        x, long = np.zeros(4), np.zeros(200_000)
+        rank, other = comm.rank, 1 - comm.rank
+        began = time.monotonic()
+        try:
+            match what, rank:
+                case ("receives", _):
+                    comm.recv(x, source=other)
+                case ("tag", 0):
+                    comm.send(x, dest=1, tag=1)
+                    comm.allreduce(x)
+                case ("tag", 1):
+                    comm.recv(x, source=0, tag=2)
+                case ("any", 0):
+                    comm.barrier()
+                case ("any", 1):
+                    comm.recv(x, source=collectives.ANY)
+                case ("work", 0):
+                    comm.allreduce(x, async_op=True).wait()
+                case ("work", 1):
+                    comm.recv(x, source=0)
+                case ("work receive", 0):
+                    comm.irecv(x, source=1).wait()
+                case ("work receive", 1):
+                    comm.barrier()
+                case ("long sends", _):
+                    comm.send(long, dest=other)
+                case ("self", 0):
+                    comm.recv(x, source=0)
+                case ("self", 1):
+                    comm.barrier()
+        except collectives.CollectiveError as error:
+            return type(error).__name__, str(error), time.monotonic() - began
+        return "", "", 0.0
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("receives", ["waits to receive float64[4] with any tag from rank 1"]),
+        ("tag", ["waits to receive float64[4] with tag 2 from rank 0", "waits in allreduce"]),
+        ("any", ["waits to receive float64[4] with any tag from any rank", "waits in barrier"]),
+        ("work", ["waits to receive float64[4] with any tag from rank 0", "waits in allreduce"]),
+        ("work receive", ["waits to receive float64[4] with any tag from rank 1", "in barrier"]),
+        ("long sends", ["waits to send float64[200000] with tag 0 to rank 1"]),
+        ("self", ["rank 0", "waits to receive float64[4] with any tag from rank 0"]),
+    ],
+)
+def test_none_can_go_on(what, words):
+    with Ranks(each_waits, 2, what) as job:
+        outcomes = [job.outcome(rank).value for rank in range(2)]
+        pids = [process.pid for process in job.processes]
+    for kind, text, took in outcomes:
+        assert kind == "MismatchError", text
+        assert text.startswith("the ranks wait for each other, and none can go on:")
+        assert all(word in text for word in words), text
+        assert took < SOON
+    assert outcomes[0][1] == outcomes[1][1]
+    if what != "self":
+        assert all(f"(pid {pid} on" in outcomes[0][1] for pid in pids)
+    if what == "tag":
+        assert re.search(r"#2 at .*test_circles.py:\d+ for rank 1", outcomes[0][1])
+
+
+def each_goes_on(what):
+    """What looks like a circle for a while, and is none."""
+    with collectives.init(timeout=30) as comm:
+        comm.barrier()
+        x, long = np.full(4, comm.rank + 1.0), np.full(200_000, comm.rank + 1.0)
+        if what == "thread":  # another thread ends the wait
+            if comm.rank == 0:
+                later = threading.Timer(1.0, comm.send, [x], {"dest": 1})
+                later.start()
+                comm.allreduce(x)
+                later.join()
+            else:
+                comm.recv(x, source=0)
+                comm.allreduce(x)
+        elif what == "pending send":  # it is on its way while the rank is in a collective
+            if comm.rank == 0:
+                work = comm.isend(long, dest=1)
+                comm.barrier()
+                work.wait()
+            else:
+                time.sleep(0.7)
+                comm.recv(long, source=0)
+                comm.barrier()
+                assert long[0] == 1
+        elif what == "pending receive":
+            if comm.rank == 0:
+                work = comm.irecv(long, source=1)
+                comm.barrier()
+                work.wait()
+                assert long[0] == 2
+            else:
+                time.sleep(0.7)
+                comm.send(long, dest=0)
+                comm.barrier()
+        elif what == "asynchronous call":  # which rank 1 joins before it sends
+            if comm.rank == 0:
+                work = comm.allreduce(x, async_op=True)
+                comm.recv(x, source=1)
+                work.wait()
+            else:
+                time.sleep(0.7)
+                comm.allreduce(x)
+                time.sleep(0.7)
+                comm.send(x, dest=0)
+        elif what == "late":
+            if comm.rank:
+                time.sleep(1.0)
+            comm.allreduce(x)
+        return float(comm.allreduce(np.ones(1))[0])
+
+
+@pytest.mark.parametrize(
+    "what", ["thread", "pending send", "pending receive", "asynchronous call", "late"]
+)
+def test_what_can_go_on_does(what):
+    with Ranks(each_goes_on, 2, what) as job:
+        outcomes = job.outcomes()
+    assert [(outcome.text, outcome.value) for outcome in outcomes] == [("", 2.0)] * 2
