@@ -10,6 +10,7 @@ import socket
 import sys
 import traceback
 import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,7 @@ from collectives import settings
 from collectives.calls import Calls
 from collectives.cost.work import Room
 from collectives.explaining import Explaining
+from collectives.faults import Fault, FaultyEngine
 from collectives.proof import ProofError, verify
 from collectives.schedule import Algorithm, ScheduleError
 from collectives.selection import SelectionTable
@@ -99,10 +101,12 @@ class Communicator(Explaining):
         timeout: float,
         host_id: str | None = None,
         look: Look = lambda: None,
+        faults: Sequence[Fault] = (),
     ) -> None:
         """Meet the other ranks; rank 0's geometry and table count. For `init` and `split`.
 
-        `look` is called while it waits for them; what it raises ends the waiting.
+        `look` is called while it waits for them; what it raises ends the waiting. `faults` are
+        those that this rank is to meet.
         """
         self._silence = settings.silence_seconds()
         ready = be_ready()
@@ -140,7 +144,10 @@ class Communicator(Explaining):
         self._geometry = geometry
         self._host_id = host_id
         self._splits = 0
-        self._engine: _native.Engine = connection.engine
+        # What stands for an engine is one to all who use it.
+        self._engine: _native.Engine = (
+            FaultyEngine(connection.engine, faults) if faults else connection.engine  # type: ignore[assignment]
+        )
         self._engine.far_ns = settings.far_ns(self._engine.far_ns)
         self._begin_symmetric()
         self._point_to_point = _native.PointToPoint(connection.engine)

@@ -9,6 +9,7 @@ import sys
 from collectives import settings
 from collectives.arguments import check_timeout
 from collectives.communicator import Communicator
+from collectives.faults import parse_faults
 from collectives.specs import nearest
 from collectives.tuned import machine_table
 
@@ -65,4 +66,7 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
         table=machine_table(),
         timeout=timeout,
         host_id=settings.host_id_override(),
+        faults=[
+            each for each in parse_faults(settings.injected_faults()) if each.rank == place.rank
+        ],
     )

@@ -157,6 +157,17 @@ def silence_seconds(environment: Mapping[str, str] | None = None) -> float:
     return value
 
 
+def injected_faults(environment: Mapping[str, str] | None = None) -> str:
+    """The faults that are to happen, as `collectives.faults` reads them: COLLECTIVES_INJECT.
+
+    None in a job that was restarted: what has failed once is to go on.
+    """
+    environment = os.environ if environment is None else environment
+    if environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return ""
+    return environment.get("COLLECTIVES_INJECT", "")
+
+
 def tuning_folder(environment: Mapping[str, str] | None = None) -> tuple[Path, bool] | None:
     """Where `collectives tune` leaves its files, and whether that is the very folder.
 

@@ -146,6 +146,9 @@ class Engine:
         must not lead back to the engine.
         """
 
+    def signal_in_middle(self, number: int, code: int) -> None:
+        """In the middle of the next call send this process a signal; 0: end it with a code."""
+
     def wait_in_queue(self, more: int) -> None:
         """Count threads that wait for the end of an asynchronous call."""
 

@@ -30,7 +30,15 @@ With --max-restarts K all ranks are started anew when one has failed, at most K 
 TORCHELASTIC_RESTART_COUNT how often that was. Ctrl-C ends it all."""
 
 
-OPTIONS_WITH_VALUE = ("-n", "--ranks", "--threads", "--max-restarts", "--log-dir", "--tracebacks")
+OPTIONS_WITH_VALUE = (
+    "-n",
+    "--ranks",
+    "--threads",
+    "--max-restarts",
+    "--log-dir",
+    "--tracebacks",
+    "--inject",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +62,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="K",
         help="start all ranks anew after a failure, at most K times (default 0)",
+    )
+    parser.add_argument(
+        "--inject",
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help='a fault on purpose, as "kill rank=1 op=57", "freeze rank=2 op=10 for=3s", '
+        '"raise rank=0 op=5", "slow rank=1 by=2ms"; may be given several times',
     )
     parser.add_argument(
         "--log-dir", type=Path, metavar="DIR", help="also write rank R's output to DIR/rank-R.log"
@@ -88,6 +104,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return run_job(
             command,
             arguments.ranks,
+            environment=_faults(arguments.inject, arguments.ranks),
             bind=not arguments.no_bind,
             threads=arguments.threads,
             max_restarts=arguments.max_restarts,
@@ -97,6 +114,19 @@ def execute(arguments: argparse.Namespace) -> int:
         )
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
+
+
+def _faults(texts: Sequence[str], ranks: int) -> dict[str, str]:
+    """The variable that tells ranks of them."""
+    if not texts:
+        return {}
+    from collectives.faults import parse_faults
+
+    joined = "; ".join(texts)
+    for fault in parse_faults(joined):
+        if fault.rank >= ranks:
+            raise ValueError(f"fault {fault.text!r}: rank is below {ranks}, found {fault.rank}")
+    return {"COLLECTIVES_INJECT": joined}
 
 
 def rank_command(words: Sequence[str]) -> list[str]:

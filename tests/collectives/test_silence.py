@@ -72,7 +72,7 @@ def test_a_rank_in_no_call_is_shown_with_its_stack(how):
     )
     assert f"rank 2 (pid {pid} on {os.uname().nodename})" in first
     assert "is in no collective; its last was barrier by" in first
-    assert re.search(r"rank [01] \(pid \d+ on .*\) is in it too, waiting for rank 2", first)
+    assert re.search(r"rank [01] \(pid \d+ on .*\) is in it too, waiting for rank 2", spoken)
     if how == "stopped":
         assert "it is stopped by a signal" in first
     else:

@@ -211,6 +211,10 @@ void register_engine(nb::module_& module) {
       .def("set_timeout", &Rank::set_timeout, nb::arg("seconds"))
       .def("set_describe", &set_describe, nb::arg("seconds"), nb::arg("describe"), nb::arg("place"),
            nb::arg("alone"))
+      .def(
+          "signal_in_middle",
+          [](Rank& self, int number, int code) { self.engine().signal_in_middle(number, code); },
+          nb::arg("number"), nb::arg("code"))
       .def("wait_in_queue", &Rank::wait_in_queue, nb::arg("more"))
       .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })
       .def("mismatch", [](Rank& self, const std::string& text) { self.engine().mismatch(text); })

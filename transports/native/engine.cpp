@@ -1,5 +1,6 @@
 #include "engine.hpp"
 
+#include <signal.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -145,11 +146,20 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
       scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
       scratch_bytes_ = call.scratch_bytes();
     }
+    if (fault_.is_due) {
+      fault_.is_due = false;
+      steps_to_fault_ = std::max<std::uint64_t>(1, call.steps().size() * call.passes() / 2);
+    }
     run(call, input, output);
     for (const auto peer : call.silent_peers()) look_for_untaken(peer);
   });
   if (call.streams()) end_streaming();  // before other threads of the program hear of the result
   region_.standing(rank()).completed.store(number_, std::memory_order_release);
+}
+
+void Engine::meet_fault() {
+  if (fault_.signal == 0) ::_exit(fault_.code);
+  ::kill(::getpid(), fault_.signal);
 }
 
 void Engine::enter(const Call& call, std::uint64_t number, std::uint64_t stamp) {

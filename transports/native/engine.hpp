@@ -83,6 +83,9 @@ class Engine {
   // the caches: they are there sooner by way of memory.
   std::uint32_t far_ns() const { return far_ns_; }
   void set_far_ns(std::uint32_t nanoseconds) { far_ns_ = nanoseconds; }
+  // In the middle of the next call sends this process a signal, or, if that is 0, ends it with a
+  // code: for faults on purpose.
+  void signal_in_middle(int number, int code) { fault_ = {true, number, code}; }
   bool is_closed() const { return closed_.load(std::memory_order_relaxed); }
   bool is_broken() const { return broken_.load(std::memory_order_relaxed); }
   std::uint64_t calls() const { return number_; }
@@ -129,6 +132,12 @@ class Engine {
     Stores stores;
   };
 
+  struct Fault {
+    bool is_due;
+    int signal;
+    int code;
+  };
+
   static std::uint64_t stamp_of(const Call& call, std::uint64_t number);
   static std::uint64_t fingerprint_of(std::uint64_t stamp, const Call::Step& step) {
     // The length over all passes is part of it: both ends know it, and must agree from pass 0 on.
@@ -142,6 +151,7 @@ class Engine {
   template <class Work>
   void or_tell_others(const Work& work);
   void run(const Call& call, const std::byte* input, std::byte* output);
+  void meet_fault();
   void step(const Call& call, const Call::Step& step, std::uint64_t turn, const std::byte* input,
             std::byte* output);
   // All steps of a wave together, a little of each in turn; false, and nothing was done, if they
@@ -209,6 +219,8 @@ class Engine {
   std::uint64_t number_ = 0;    // calls entered
   std::uint64_t stamp_ = 0;     // fingerprint of the running call, its number included
   bool located_ = false;        // whether the region shows where a call's arrays lie
+  Fault fault_{};
+  std::uint64_t steps_to_fault_ = 0;  // of the running call; 0: it has none
   bool is_background_ = false;  // what the region shows of it
   std::uint64_t shown_ = 0;     // fingerprint of the call text that stands in the region
   std::atomic<bool> busy_{false};

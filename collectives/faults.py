@@ -1,0 +1,225 @@
+"""Faults on purpose: what a job does when a rank is killed, freezes, raises or is slow.
+
+    kill rank=1 op=57                  SIGKILL as its call #57 begins
+    kill rank=1 op=57 signal=SEGV at=middle
+    exit rank=1 op=57 code=3           at once, as os._exit does
+    raise rank=0 op=5                  an exception from the call
+    freeze rank=2 op=10 for=3s         the whole process stands still
+    slow rank=1 by=2ms                 before every call; or op=10 for one
+
+`op` counts the calls of the communicator of all ranks, as errors number them. `at` is begin, middle
+or end. Several are parted by semicolons.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from transports import _native
+
+_KEYS = {
+    "kill": {"rank", "op", "at", "signal"},
+    "exit": {"rank", "op", "at", "code"},
+    "raise": {"rank", "op", "at"},
+    "freeze": {"rank", "op", "at", "for"},
+    "slow": {"rank", "op", "by"},
+}
+_NEEDED = {"kill": {"op"}, "exit": {"op"}, "raise": {"op"}, "freeze": {"op", "for"}, "slow": {"by"}}
+_MOMENTS = ("begin", "middle", "end")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+# Wakes a process that stands still: from outside, since nothing in it runs.
+_WAKER = (
+    "import os, signal, sys, time\n"
+    "pidfd = os.pidfd_open(int(sys.argv[1]))\n"
+    "os.write(1, b'.')\n"
+    "time.sleep(float(sys.argv[2]))\n"
+    "signal.pidfd_send_signal(pidfd, signal.SIGCONT)\n"
+)
+
+
+class InjectedError(RuntimeError):
+    """What `raise` raises."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        text: as it was written.
+        action: kill, exit, raise, freeze or slow.
+        rank: whose.
+        op: in which call; None: in every.
+        at: at its begin, in the middle or at its end.
+        signal: of kill.
+        code: of exit.
+        seconds: how long, of freeze and slow.
+    """
+
+    text: str
+    action: str
+    rank: int
+    op: int | None = None
+    at: str = "begin"
+    signal: int = signal.SIGKILL
+    code: int = 1
+    seconds: float = 0.0
+
+
+def parse_faults(text: str) -> tuple[Fault, ...]:
+    """The faults that a text names.
+
+    Raises:
+        ValueError: it is none; the message says what was expected and found.
+    """
+    return tuple(_parse(each.strip()) for each in text.split(";") if each.strip())
+
+
+def _parse(text: str) -> Fault:
+    action, *words = text.split()
+    if action not in _KEYS:
+        raise ValueError(
+            f"fault {text!r}: expected one of {', '.join(_KEYS)}, found {action!r}"
+            + _nearest(action, _KEYS)
+        )
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not value or key not in _KEYS[action] or key in found:
+            raise ValueError(
+                f"fault {text!r}: expected {action} with each of "
+                f"{', '.join(sorted(_KEYS[action]))} at most once, as key=value, found {word!r}"
+                + _nearest(key, _KEYS[action])
+            )
+        found[key] = value
+    if missing := ({"rank"} | _NEEDED[action]) - found.keys():
+        raise ValueError(f"fault {text!r}: {' and '.join(sorted(missing))} missing")
+    at = found.get("at", "begin")
+    if at not in _MOMENTS or (action == "raise" and at == "middle"):
+        moments = [each for each in _MOMENTS if action != "raise" or each != "middle"]
+        raise ValueError(f"fault {text!r}: at is one of {', '.join(moments)}, found {at!r}")
+    return Fault(
+        text=text,
+        action=action,
+        rank=_whole(text, "rank", found["rank"], 0),
+        op=_whole(text, "op", found["op"], 1) if "op" in found else None,
+        at=at,
+        signal=_signal(text, found.get("signal", "KILL")),
+        code=_whole(text, "code", found.get("code", "1"), 0),
+        seconds=_seconds(text, found.get("for") or found.get("by") or "0s"),
+    )
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""
+
+
+def _whole(text: str, key: str, value: str, least: int) -> int:
+    if not value.isdecimal() or int(value) < least:
+        raise ValueError(f"fault {text!r}: {key} is an integer from {least} on, found {value!r}")
+    return int(value)
+
+
+def _signal(text: str, value: str) -> int:
+    try:
+        return (
+            signal.Signals(int(value))
+            if value.isdecimal()
+            else signal.Signals[value if value.startswith("SIG") else f"SIG{value}"]
+        )
+    except (KeyError, ValueError):
+        raise ValueError(f"fault {text!r}: expected a signal, as SEGV, found {value!r}") from None
+
+
+def _seconds(text: str, value: str) -> float:
+    found = _DURATION.fullmatch(value)
+    if found is None:
+        raise ValueError(f"fault {text!r}: expected a time, as 3s or 2ms, found {value!r}")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+class FaultyEngine:
+    """An engine whose calls meet faults; in all else the engine it stands for."""
+
+    def __init__(self, engine: _native.Engine, faults: Sequence[Fault]) -> None:
+        """The faults are this rank's."""
+        self._engine = engine
+        self._faults = tuple(faults)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def remember(self, *args: Any) -> None:
+        """Nothing: a call that the engine repeats by itself would meet no fault."""
+
+    def execute(self, *args: Any) -> None:
+        """As the engine's, with the faults of its number."""
+        number = self._engine.calls + 1
+        mine = [fault for fault in self._faults if fault.op in (None, number)]
+        for fault in mine:
+            if fault.at == "middle":
+                _tell(fault)
+                if fault.action == "freeze":
+                    _wake_after(fault.seconds)
+                self._engine.signal_in_middle(*_signal_of(fault))
+            elif fault.at == "begin":
+                _act(fault)
+        self._engine.execute(*args)
+        for fault in mine:
+            if fault.at == "end":
+                _act(fault)
+
+
+def _signal_of(fault: Fault) -> tuple[int, int]:
+    """Which signal a rank sends itself in the middle of a call; 0 and a code: it exits."""
+    if fault.action == "exit":
+        return 0, fault.code
+    return (signal.SIGSTOP if fault.action == "freeze" else fault.signal), 0
+
+
+def _act(fault: Fault) -> None:
+    if fault.action == "slow":
+        time.sleep(fault.seconds)
+        return
+    _tell(fault)
+    match fault.action:
+        case "kill":
+            os.kill(os.getpid(), fault.signal)
+        case "exit":
+            _leave(fault.code)
+        case "raise":
+            raise InjectedError(f"injected: {fault.text}")
+        case "freeze":
+            _wake_after(fault.seconds)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _leave(code: int) -> NoReturn:
+    os._exit(code)
+
+
+def _wake_after(seconds: float) -> None:
+    """Let another process wake this one; returns once it can."""
+    waker = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _WAKER, str(os.getpid()), str(seconds)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    assert waker.stdout is not None
+    with waker.stdout:
+        waker.stdout.read(1)
+
+
+def _tell(fault: Fault) -> None:
+    print(f"collectives: injected: {fault.text}", file=sys.stderr, flush=True)
