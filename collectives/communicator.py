@@ -8,13 +8,16 @@ import operator
 import os
 import socket
 import sys
+import time
 import traceback
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from collectives import settings
+from collectives.arguments import check_timeout
 from collectives.calls import Calls
 from collectives.cost.work import Room
 from collectives.explaining import Explaining
@@ -25,7 +28,7 @@ from collectives.selection import SelectionTable
 from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
-from transports.errors import CollectiveError
+from transports.errors import CollectiveError, CollectiveTimeout, PeerLostError
 from transports.rendezvous.awaiting import Look
 from transports.rendezvous.identity import host_identity, pid_namespace
 from transports.rendezvous.local import Introduction
@@ -73,6 +76,27 @@ os.register_at_fork(after_in_child=_forsake_in_child)
 atexit.register(_close_at_exit)
 
 
+@dataclass(frozen=True)
+class Descent:
+    """What the ranks of a communicator were in the one that was never shrunk.
+
+    The ranks that are left meet under its name: some may have been in a smaller communicator
+    already, when the rank that led their meeting was lost too.
+    """
+
+    job: str
+    ranks: tuple[int, ...]
+
+    def of(self, ranks: Sequence[int]) -> Descent:
+        """Of a communicator of some of the ranks."""
+        return Descent(self.job, tuple(self.ranks[rank] for rank in ranks))
+
+    @property
+    def meeting(self) -> str:
+        """Where exactly these ranks meet."""
+        return f"{self.job}/left-{'-'.join(map(str, self.ranks))}"
+
+
 class Communicator(Explaining):
     """A group of ranks; made by `collectives.init` and by `split`.
 
@@ -102,11 +126,12 @@ class Communicator(Explaining):
         host_id: str | None = None,
         look: Look = lambda: None,
         faults: Sequence[Fault] = (),
+        descent: Descent | None = None,
     ) -> None:
-        """Meet the other ranks; rank 0's geometry and table count. For `init` and `split`.
+        """Meet the other ranks; rank 0's geometry and table count. For `init`, `split`, `shrink`.
 
         `look` is called while it waits for them; what it raises ends the waiting. `faults` are
-        those that this rank is to meet.
+        those that this rank is to meet; `descent` is what it was before it was shrunk.
         """
         self._silence = settings.silence_seconds()
         ready = be_ready()
@@ -140,6 +165,7 @@ class Communicator(Explaining):
         self.hosts = (0,) * size
         self.transport = "shm"
         self._job = job
+        self._descent = descent or Descent(job, tuple(range(size)))
         self._secret = secret
         self._geometry = geometry
         self._host_id = host_id
@@ -276,6 +302,56 @@ class Communicator(Explaining):
         )
         self._share_with(half, tuple(rank for _, rank in members))
         return half
+
+    def shrink(self, *, timeout: float | None = None) -> Communicator:
+        """Make a communicator of the ranks that are left, after a peer was lost or a call failed.
+
+        Every rank that lives must call it, and has then the same ranks around it, in their old
+        order; those that have ended or closed this communicator are not waited for. Whoever of
+        them ends meanwhile is left out too. This communicator stays as it is: close it.
+
+        Args:
+            timeout: seconds that it may take; by default the communicator's.
+
+        Raises:
+            CollectiveTimeout: a rank that lives did not come; the text names it.
+            CollectiveError: this communicator is closed.
+        """
+        if self._engine.closed:
+            raise CollectiveError("the communicator is closed")
+        seconds = self.timeout if timeout is None else check_timeout(timeout)
+        deadline = time.monotonic() + seconds
+        while True:
+            left = [rank for rank in range(self.size) if not self._engine.has_gone(rank)]
+            descent = self._descent.of(left)
+            try:
+                found = Communicator(
+                    rank=left.index(self.rank),
+                    size=len(left),
+                    job=descent.meeting,
+                    secret=self._secret,
+                    geometry=self._geometry,
+                    table=self._table,
+                    timeout=max(0.001, deadline - time.monotonic()),
+                    host_id=self._host_id,
+                    look=lambda: self._look_at(left),  # noqa: B023 - called in this turn only
+                    descent=descent,
+                )
+            except PeerLostError:
+                continue  # one less
+            except CollectiveTimeout as error:
+                before = ", ".join(map(str, left))
+                raise CollectiveTimeout(
+                    f"shrink: {error}; these ranks, counted anew, were {before} before"
+                ) from None
+            found.timeout = self.timeout
+            self._engine.move()  # those that were not told to go on must not take it for gone
+            return found
+
+    def _look_at(self, ranks: Sequence[int]) -> None:
+        for rank in ranks:
+            if self._engine.has_gone(rank):
+                raise PeerLostError(f"rank {rank} has ended")
 
     def _prove_once(self, algo: Algorithm, root: int) -> str:
         """Prove an algorithm of the user's before its first use: rank 0 does, all learn of it.

@@ -57,6 +57,7 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
             f"{place.size} ranks, but {place.local_size} on this host: ranks on several hosts are "
             "not carried yet, expected all on one"
         )
+    faults = parse_faults(settings.injected_faults())
     return Communicator(
         rank=place.rank,
         size=place.size,
@@ -66,7 +67,5 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
         table=machine_table(),
         timeout=timeout,
         host_id=settings.host_id_override(),
-        faults=[
-            each for each in parse_faults(settings.injected_faults()) if each.rank == place.rank
-        ],
+        faults=[fault for fault in faults if fault.rank == place.rank],
     )

@@ -152,6 +152,12 @@ class Engine:
     def wait_in_queue(self, more: int) -> None:
         """Count threads that wait for the end of an asynchronous call."""
 
+    def has_gone(self, peer: int) -> bool:
+        """Whether a rank's process has ended, or it has closed its communicator and not moved."""
+
+    def move(self) -> None:
+        """Say that this rank is in a communicator of those that were left of this one."""
+
     def check_complete(self) -> None:
         """Raise the mismatch that calls of this rank, which have returned, could not see."""
 

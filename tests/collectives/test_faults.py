@@ -38,7 +38,7 @@ def test_how_they_are_written():
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("kil rank=1 op=2", "of kill, exit, raise, freeze, slow, found 'kil'. Did you mean 'kill'?"),
+        ("kil rank=1 op=2", "kill, exit, raise, freeze, slow, found 'kil'. Did you mean 'kill'?"),
         ("kill rank=1", "op missing"),
         ("kill op=1", "rank missing"),
         ("freeze rank=1", "for and op missing"),

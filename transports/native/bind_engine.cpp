@@ -220,10 +220,20 @@ void register_engine(nb::module_& module) {
       .def("mismatch", [](Rank& self, const std::string& text) { self.engine().mismatch(text); })
       .def("check_complete", [](Rank& self) { self.engine().check_complete(); })
       .def("close", [](Rank& self) { self.engine().close(); })
+      .def("move", [](Rank& self) { self.engine().move(); })
       .def("forsake", [](Rank& self) { self.engine().forsake(); })
       .def(
           "check", [](Rank& self, const Numbers& ranks) { self.engine().waiter().look_at(ranks); },
           nb::arg("ranks"))
+      .def(
+          "has_gone",
+          [](Rank& self, std::uint32_t peer) {
+            if (peer >= self.engine().region().geometry().ranks) {
+              throw std::invalid_argument("no such rank: " + std::to_string(peer));
+            }
+            return self.engine().waiter().has_gone(peer);
+          },
+          nb::arg("peer"))
       .def_prop_ro("closed", [](Rank& self) { return self.engine().is_closed(); })
       .def_prop_ro("broken", [](Rank& self) { return self.engine().is_broken(); })
       .def_prop_ro("calls", [](Rank& self) { return self.engine().calls(); })

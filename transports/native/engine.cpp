@@ -53,8 +53,8 @@ void Engine::close() {
   if (closed_.exchange(true) || forsaken_.load(std::memory_order_relaxed)) return;
   waiter_.stop();
   // Release: all our messages are posted for whoever sees that we are gone.
-  region_.standing(rank()).life.store(static_cast<std::uint32_t>(Life::closed),
-                                      std::memory_order_release);
+  const auto life = has_moved_.load(std::memory_order_relaxed) ? Life::moved : Life::closed;
+  region_.standing(rank()).life.store(static_cast<std::uint32_t>(life), std::memory_order_release);
 }
 
 void Engine::check_complete() {

@@ -77,6 +77,8 @@ class Engine {
   void check_complete();
   // Local: never waits. Calls after it throw `misuse`.
   void close();
+  // This rank is in a communicator of those that were left; it closes, but has not gone.
+  void move() { has_moved_.store(true, std::memory_order_relaxed); }
   // In a child of fork: this copy is not the rank. It never touches the region again.
   void forsake() { forsaken_.store(true, std::memory_order_relaxed); }
   // Beyond so many nanoseconds to get a line of this rank, long messages to a peer are stored past
@@ -216,15 +218,16 @@ class Engine {
   std::vector<std::byte*> results_;
   std::unique_ptr<std::byte[]> scratch_;
   std::uint64_t scratch_bytes_ = 0;
-  std::uint64_t number_ = 0;    // calls entered
-  std::uint64_t stamp_ = 0;     // fingerprint of the running call, its number included
-  bool located_ = false;        // whether the region shows where a call's arrays lie
+  std::uint64_t number_ = 0;  // calls entered
+  std::uint64_t stamp_ = 0;   // fingerprint of the running call, its number included
+  bool located_ = false;      // whether the region shows where a call's arrays lie
   Fault fault_{};
   std::uint64_t steps_to_fault_ = 0;  // of the running call; 0: it has none
-  bool is_background_ = false;  // what the region shows of it
-  std::uint64_t shown_ = 0;     // fingerprint of the call text that stands in the region
+  bool is_background_ = false;        // what the region shows of it
+  std::uint64_t shown_ = 0;           // fingerprint of the call text that stands in the region
   std::atomic<bool> busy_{false};
   std::atomic<bool> closed_{false};
+  std::atomic<bool> has_moved_{false};
   std::atomic<bool> forsaken_{false};
   std::atomic<bool> broken_{false};
 };

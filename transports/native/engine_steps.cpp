@@ -141,7 +141,8 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
                                                           const std::byte** operands,
                                                           const std::byte* input,
                                                           std::byte* output) {
-  if (steps_to_fault_ != 0 && --steps_to_fault_ == 0) [[unlikely]] meet_fault();
+  if (steps_to_fault_ != 0 && --steps_to_fault_ == 0) [[unlikely]]
+    meet_fault();
   Begun begun{&step, bytes, fingerprint_of(stamp_, step), nullptr, {}, operands};
   const std::uint32_t target_count = step.targets_end - step.targets_begin;
   // The slot first, then the messages: see _fuse in collectives/lowering.py.

@@ -95,7 +95,8 @@ struct SharedText {
   std::size_t get(char* out) const;  // Words * 8 bytes of room; returns the length
 };
 
-enum class Life : std::uint32_t { absent = 0, running, closed };
+// `moved`: closed, and the rank goes on in a smaller communicator of those that were left.
+enum class Life : std::uint32_t { absent = 0, running, closed, moved };
 
 // Where an array of a one-sided call lies: symmetric memory, the same on every rank.
 struct Whereabouts {

@@ -199,10 +199,14 @@ void Waiter::look(std::uint32_t peer, const char* what) {
 }
 
 bool Waiter::has_ended(std::uint32_t peer) const {
-  if (region_.standing(peer).life.load(std::memory_order_acquire) ==
-      static_cast<std::uint32_t>(Life::closed)) {
-    return true;
-  }
+  const auto life = region_.standing(peer).life.load(std::memory_order_acquire);
+  return life == static_cast<std::uint32_t>(Life::moved) || has_gone(peer);
+}
+
+bool Waiter::has_gone(std::uint32_t peer) const {
+  // Acquire: what it had posted before counts.
+  const auto life = region_.standing(peer).life.load(std::memory_order_acquire);
+  if (life == static_cast<std::uint32_t>(Life::closed)) return true;
   if (peer >= pidfds_.size() || pidfds_[peer].get() < 0) return false;
   pollfd entry{pidfds_[peer].get(), POLLIN, 0};  // readable once the process has ended
   return ::poll(&entry, 1, 0) == 1;

@@ -57,8 +57,9 @@ std::string Waiter::name_of(std::uint32_t peer) const {
 
 std::string Waiter::ended_text(std::uint32_t peer) const {
   const int pidfd = peer < pidfds_.size() ? pidfds_[peer].get() : -1;
-  if (region_.standing(peer).life.load(std::memory_order_acquire) ==
-      static_cast<std::uint32_t>(Life::closed)) {
+  const auto life = region_.standing(peer).life.load(std::memory_order_acquire);
+  if (life == static_cast<std::uint32_t>(Life::closed) ||
+      life == static_cast<std::uint32_t>(Life::moved)) {
     return " closed its communicator";
   }
   return " ended" + ending_of(pidfd, pidfd < 0 ? 0 : pids_[peer]);
