@@ -15,6 +15,7 @@ from launch.binding import binding_line, rank_cores, rank_threads
 from launch.console import Console, own_streams
 from launch.environment import JobIdentity, ReservedPort, rank_environment
 from launch.failures import Failure, first_failure
+from launch.limits import DESCRIPTORS_PER_RANK, INTERPRETER_BYTES, check_room
 from launch.processes import Job, RankCommand
 from launch.rank_shim import CANNOT_EXECUTE
 from launch.report import Report
@@ -67,11 +68,19 @@ def run_job(
         that of the last start.
 
     Raises:
-        ValueError: ranks or threads below one, restarts below zero.
+        ValueError: ranks or threads below one, restarts below zero, or more ranks than this machine
+        can start.
         FileNotFoundError: no such program.
         OSError: the log folder cannot be made.
     """
-    check_counts(ranks, threads, max_restarts)
+    check_counts(
+        ranks,
+        threads,
+        max_restarts,
+        # A rank that is no Python may be tiny; the interpreter that starts it lives for an instant.
+        memory=INTERPRETER_BYTES if command[0] == sys.executable else 0,
+        descriptors=DESCRIPTORS_PER_RANK + (log_directory is not None),
+    )
     _occupy_closed_streams()
     words = [find_program(command[0]), *command[1:]]
     base = {**os.environ, **(environment or {})}
@@ -160,13 +169,29 @@ def _run_once(
             return _conclude(report, stop)
 
 
-def check_counts(ranks: int, threads: int | None, max_restarts: int = 0) -> None:
-    """Refuses numbers of ranks or threads below one, and of restarts below zero."""
+def check_counts(
+    ranks: int,
+    threads: int | None,
+    max_restarts: int = 0,
+    *,
+    memory: int = INTERPRETER_BYTES,
+    descriptors: int = DESCRIPTORS_PER_RANK,
+) -> None:
+    """Refuses numbers of ranks or threads below one, and more ranks than can be started here.
+
+    Args:
+        ranks: how many.
+        threads: of each; None where nothing is said.
+        max_restarts: how often they may be started anew.
+        memory: bytes that a rank takes at least.
+        descriptors: files that a rank keeps open in this process.
+    """
     for name, number in (("ranks", ranks), ("threads per rank", threads)):
         if number is not None and number < 1:
             raise ValueError(f"the number of {name} must be at least 1, not {number}")
     if max_restarts < 0:
         raise ValueError(f"the number of restarts must be at least 0, not {max_restarts}")
+    check_room(ranks, descriptors=descriptors, memory=memory)
 
 
 def find_program(name: str) -> str:

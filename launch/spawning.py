@@ -25,6 +25,7 @@ from launch.console import Console, own_streams
 from launch.environment import JobIdentity, ReservedPort, rank_environment
 from launch.failures import Failure, RankFailedError, ending, first_failure
 from launch.jobs import check_counts
+from launch.limits import DESCRIPTORS_PER_RANK, MEMBER_BYTES
 from launch.processes import Job, RankCommand
 from launch.report import Report
 from launch.watching import JobTimeout, Watch
@@ -70,7 +71,7 @@ def spawn(
 
     Raises:
         TypeError: function, arguments or a result cannot be pickled.
-        ValueError: nprocs below one.
+        ValueError: nprocs below one, or more than this machine can start.
         TimeoutError: the timeout has passed; it names the ranks that had not ended.
         RankFailedError: a rank was killed, or left by `sys.exit`, before it returned.
         Exception: what the first failing rank raised, of the same type where that can be pickled,
@@ -81,7 +82,8 @@ def spawn(
         raise TypeError(f"expected a function to spawn, found {type(function).__name__}")
     if isinstance(nprocs, bool) or not isinstance(nprocs, int):
         raise TypeError(f"nprocs must be an integer, found {nprocs!r}")
-    check_counts(nprocs, None)
+    # Besides the usual ones, every rank's result is a file of ours.
+    check_counts(nprocs, None, memory=MEMBER_BYTES, descriptors=DESCRIPTORS_PER_RANK + 1)
     call = _pickled_call(function, args)
     base = {**os.environ, **(environment or {})}
     threads = rank_threads(nprocs, base)

@@ -1,0 +1,110 @@
+"""More ranks than the machine can start are refused before any starts, by what is missing."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import pytest
+
+import launch
+from launch import limits
+from launch.limits import available_memory, check_room, group_folders, own_threads
+
+FAR_TOO_MANY = 10_000_000  # more than Linux has process numbers
+
+
+def test_far_too_many_ranks_are_refused_with_what_is_missing(launcher, program):
+    done = launcher("run", "-n", str(FAR_TOO_MANY), program("print('started')"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "10,000,000 ranks cannot be started here: " in done.stderr
+    assert "10,000,001 processes needed, " in done.stderr
+    assert "at least 30,000.0 GB of memory needed (3 MB a rank), " in done.stderr
+    with pytest.raises(ValueError, match=r"at least 160,000\.0 GB of memory needed \(16 MB a rank"):
+        launch.spawn(lambda comm: None, FAR_TOO_MANY)
+
+
+def test_open_files_run_out_before_anything_starts(launcher, program):
+    script = program("print('started')")
+    code = (
+        "import resource, sys; from launch.command_line import main; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32)); sys.exit(main(sys.argv[1:]))"
+    )
+    python = (sys.executable, "-c", code)
+    process = launcher.start("run", "-n", "20", script, command=python)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (2, "")
+    assert "60 open files needed by the launcher, " in err
+    assert " of 32 left (RLIMIT_NOFILE, ulimit -n)" in err
+    process = launcher.start("run", "-n", "2", script, command=python)
+    assert process.communicate(timeout=30)[0] == "[0] started\n[1] started\n"
+
+
+def test_a_users_limit_of_processes(monkeypatch):
+    monkeypatch.setattr(limits, "_is_exempt", lambda: False)
+    kinds = {resource.RLIMIT_NPROC: own_threads() + 5}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (kinds.get(kind, -1), -1))
+    check_room(1, descriptors=3, memory=0)
+    with pytest.raises(ValueError, match=r"1,001 processes needed, .* left \(RLIMIT_NPROC"):
+        check_room(1000, descriptors=3, memory=0)
+
+
+def test_a_thousand_small_ranks_are_not_refused_for_want_of_cores(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (-1, -1))
+    monkeypatch.setattr(limits, "available_memory", lambda: (4 << 30, "here"))
+    monkeypatch.setattr(limits, "group_folders", lambda controller, *places: iter(()))
+    check_room(1000, descriptors=limits.DESCRIPTORS_PER_RANK, memory=limits.INTERPRETER_BYTES)
+
+
+def test_a_control_group_of_few_processes(monkeypatch, tmp_path):
+    (tmp_path / "pids.max").write_text("12\n")
+    (tmp_path / "pids.current").write_text("4\n")
+    monkeypatch.setattr(limits, "group_folders", lambda controller, *places: iter([tmp_path]))
+    check_room(7, descriptors=3, memory=0)
+    with pytest.raises(ValueError, match=r"9 processes needed, 8 left \(.*pids\.max\)"):
+        check_room(8, descriptors=3, memory=0)
+
+
+def test_control_groups_are_found_from_the_own_one_outwards(tmp_path):
+    groups, membership = tmp_path / "groups", tmp_path / "membership"
+    (groups / "misc" / "a").mkdir(parents=True)  # a/b is not to be seen in here
+    (groups / "unit").mkdir()
+    membership.write_text("5:pids,misc:/a/b\n3:memory:/elsewhere\n0::/unit\n")
+    found = [str(each.relative_to(groups)) for each in group_folders("misc", groups, membership)]
+    assert found == ["misc/a", "misc", "unit", "."]
+    assert list(group_folders("pids", groups, tmp_path / "none")) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"memory.max": "max"}, 12 * 1024),  # what the machine has, swap included
+        # What the group has left, the page cache it would give up, and the swap.
+        (
+            {
+                "memory.max": "5000",
+                "memory.current": "4000",
+                "memory.stat": "file 500\nshmem 100\n",
+            },
+            1000 + 400 + 2 * 1024,
+        ),
+        (
+            {
+                "memory.limit_in_bytes": "5000",
+                "memory.usage_in_bytes": "4000",
+                "memory.stat": "cache 1\ntotal_cache 500\ntotal_shmem 100\n",
+            },
+            1000 + 400 + 2 * 1024,
+        ),
+    ],
+)
+def test_memory_is_that_of_the_machine_or_of_the_group(tmp_path, files, left):
+    groups = tmp_path / "groups"
+    (tmp_path / "self").mkdir()
+    groups.mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/\n")
+    assert available_memory(tmp_path, groups) == (None, "")
+    (tmp_path / "meminfo").write_text("MemAvailable:   10 kB\nSwapFree:        2 kB\n")
+    for name, text in files.items():
+        (groups / name).write_text(text)
+    assert available_memory(tmp_path, groups)[0] == left
