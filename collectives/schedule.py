@@ -23,6 +23,7 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any, TypeAlias, cast
 
 from collectives.specs import SPECS, Spec, spec_named
@@ -123,6 +124,9 @@ class Algorithm:
     one_sided: bool = False
     wants: tuple[str, ...] = field(default=("rank", "size"))
 
+    def __repr__(self) -> str:
+        return f"<{self.collective} {self.name}>"
+
     @property
     def spec(self) -> Spec:
         """What the collective demands."""
@@ -160,7 +164,7 @@ class Algorithm:
         Raises:
             ValueError: size, rank or root is out of range, or not one the algorithm allows.
             ScheduleError: a step names a peer or chunk that does not exist, or is of the other
-                family than `one_sided` says.
+                family than `one_sided` says; or the steps do not end.
         """
         if not self.allows(size):
             raise ValueError(f"{self.collective} {self.name} is not written for size {size}")
@@ -192,14 +196,29 @@ def _schedule(
         raise ScheduleError(
             f"{where}: expected a generator of steps, found a function that returns {written!r}"
         )
-    with _own_errors(where):
-        listed = list(written)
     chunk_count = algo.chunk_count(size)
+    most = _most_steps(algo, size, chunk_count)
+    with _own_errors(where):
+        listed = list(islice(written, most + 1))
+    if len(listed) > most:
+        raise ScheduleError(
+            f"{where}: expected at most {most} steps, found more: does a loop in it never end?"
+        )
     steps = tuple(
         _checked(algo, step, rank, size, chunk_count, index) for index, step in enumerate(listed)
     )
     _check_family(algo, steps, where)
     return steps
+
+
+def _most_steps(algo: Algorithm, size: int, chunk_count: int) -> int:
+    """How many steps a rank may take, far beyond what any algorithm needs.
+
+    Exchanging every chunk with every peer, one a message, takes 2 steps each; over symmetric memory
+    4: move it, notify, wait. Eight leave room for copies and detours, 1000 for demonstrations.
+    A chunk of alltoall belongs to one pair of ranks: to meet each once, on its way, is enough.
+    """
+    return 1000 + 8 * chunk_count * (1 if algo.spec.chunking == "pairs" else size)
 
 
 @contextmanager

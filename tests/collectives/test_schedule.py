@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import collectives
 from collectives.schedule import (
     Copy,
     Notify,
@@ -245,3 +246,33 @@ def test_the_widest_message_is_found_where_it_is_not_given():
     assert algo.widest_message(2) == 3
     assert yielding(send(1, 0), widest=lambda size: 7).widest_message(2) == 7
     assert yielding(widest=lambda size: 0).widest_message(2) == 1
+
+
+def test_an_algorithm_that_never_ends_is_refused():
+    @algorithm("alltoall")
+    def endless(rank, size):
+        while rank == 1:
+            yield send(0, chunk=(1, 0))
+            yield recv(0, chunk=(0, 1))
+
+    assert endless.schedule(0, 2) == ()
+    text = "alltoall endless, rank 1 of 2: expected at most 1032 steps, found more"
+    with pytest.raises(ScheduleError, match=text):
+        endless.schedule(1, 2)
+    with pytest.raises(ScheduleError, match=text):
+        collectives.verify(endless, size=2)
+
+
+def test_the_most_steps_that_are_allowed():
+    for extra in (0, 1):
+        steps = [copy(to=0, source=1)] * (1000 + 8 * 2 * 2 + extra)
+        wordy = yielding(*steps, chunks=2)
+        if extra:
+            with pytest.raises(ScheduleError, match="at most 1032 steps"):
+                wordy.schedule(0, 2)
+        else:
+            assert len(wordy.schedule(0, 2)) == 1032
+
+
+def test_an_algorithm_is_shown_by_its_name():
+    assert str(yielding()) == repr(yielding()) == "<allreduce odd>"

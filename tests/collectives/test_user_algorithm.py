@@ -7,7 +7,7 @@ from harness.batches import Batch
 from harness.errors import raising, refused, still_works
 
 import collectives
-from collectives.schedule import algorithm, copy, recv, recv_reduce, send
+from collectives.schedule import ScheduleError, algorithm, copy, recv, recv_reduce, send
 
 ranks = Batch()
 
@@ -139,6 +139,11 @@ def test_one_that_does_not_hold_is_refused_everywhere(comm):
     def no_step(rank, size):
         yield "send"
 
+    @algorithm("allreduce", chunks=3)
+    def endless(rank, size):
+        while True:
+            yield copy(to=0, source=1)
+
     @algorithm("allreduce", chunks=0)
     def no_chunk(rank, size):
         yield from ()
@@ -156,6 +161,7 @@ def test_one_that_does_not_hold_is_refused_everywhere(comm):
         (beyond, ValueError, ["beyond", f"peer must be in 0..{size - 1}", f"found {size}"]),
         (elsewhere, ValueError, ["elsewhere", "chunk must be in 0..1", "found 2"]),
         (no_step, ValueError, ["no_step", "expected send, recv", "'send'"]),
+        (endless, ScheduleError, [f"rank 0 of {size}: expected at most {1000 + 24 * size} steps"]),
         (no_chunk, ValueError, ["at least one chunk", "found 0"]),
     ]
     if size > 1:
