@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,18 @@ def refuse_overlap(x: Array, out: Array, family: Family) -> None:
     )
 
 
-def check_timeout(timeout: float) -> float:
+def check_flag(flag: bool, name: str) -> bool:
+    """`flag` as a bool; 0 and 1 are equal to one.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(flag, int | np.bool_) and flag in (0, 1):
+        return bool(flag)
+    raise TypeError(f"{name} must be True or False, found {flag!r}")
+
+
+def check_timeout(timeout: Any) -> float:
     """`timeout` as seconds.
 
     Raises:
@@ -132,6 +144,8 @@ def check_timeout(timeout: float) -> float:
         ValueError: it is not positive.
     """
     try:
+        if isinstance(timeout, str | bytes | bytearray):  # which float() would read
+            raise TypeError
         seconds = float(timeout)
     except (TypeError, ValueError):
         raise TypeError(f"timeout must be a number of seconds, found {timeout!r}") from None

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from collectives.arguments import check_out, check_timeout, refuse_out, refuse_overlap
+from collectives.arguments import (
+    check_flag,
+    check_out,
+    check_timeout,
+    refuse_out,
+    refuse_overlap,
+)
 from collectives.arrays import NUMPY, Array, Family, family_of, is_same_memory, shape_of
 from collectives.calls import Calls
 from collectives.choosing import Request
@@ -192,8 +198,8 @@ class Execution:
         collective, _, count, op, root, algorithm, counts, deterministic, symmetric, part_of = key
         dtype, itemsize = family.dtype_of(x), family.itemsize_of(x)
         request = Request(
-            collective, dtype, itemsize, count, op, root, algorithm, counts, bool(deterministic),
-            symmetric, part_of=part_of,
+            collective, dtype, itemsize, count, op, root, algorithm, counts,
+            check_flag(deterministic, "deterministic"), symmetric, part_of=part_of,
         )  # fmt: skip
         call = self._calls.get(request)
         if len(self._ready) >= _MOST_READY:

@@ -147,7 +147,8 @@ def test_timeout(comm):
             call = getattr(comm, name)
             given = x if comm.rank == 0 or name != "scatter" else None
             for timeout, kind in ((0, ValueError), (-1.0, ValueError), (float("nan"), ValueError),
-                                  ("soon", TypeError), ([], TypeError)):  # fmt: skip
+                                  ("soon", TypeError), ("5", TypeError), (b"5", TypeError),
+                                  ([], TypeError)):  # fmt: skip
                 refused(comm, kind, ["timeout must be", repr(timeout)],
                         lambda c=call, g=given, t=timeout, a=asynchronous:
                         c(g, timeout=t, async_op=a))  # fmt: skip
@@ -155,6 +156,18 @@ def test_timeout(comm):
                 lambda a=asynchronous: comm.barrier(timeout=0, async_op=a))  # fmt: skip
     assert comm.allreduce(x, timeout=5).shape == x.shape
     assert comm.allreduce(x, timeout=np.float32(5)).shape == x.shape
+
+
+@ranks(1, 3)
+def test_deterministic(comm):
+    x = np.ones((comm.size, 2))
+    for name in REDUCING:
+        call = getattr(comm, name)
+        for flag in ("yes", "", None, 2, 0.5, []):
+            refused(comm, TypeError, ["deterministic must be True or False", f"found {flag!r}"],
+                    lambda c=call, f=flag: c(x, deterministic=f))  # fmt: skip
+        for flag in (True, 1, np.True_, False, 0, np.False_):
+            call(x, deterministic=flag)
 
 
 @ranks(1, 3)
