@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from collectives.bench.cases import (
     COLLECTIVES,
@@ -59,11 +59,7 @@ class Agenda:
         for collective in self.collectives:
             for place in self._places_of(collective):
                 for cache in ("hot",) if collective == BARRIER else self.caches:
-                    cases: list[Case] = []
-                    for nbytes in self.sizes:
-                        case = self._case(collective, nbytes, place, cache).rounded(self.ranks)
-                        if case not in cases:
-                            cases.append(case)
+                    cases = self._cases(collective, place, cache)
                     where = {"out": "out of place", "in": "in place"}[place]
                     placed = collective not in (BARRIER, *POINT_TO_POINT)
                     yield ", ".join([collective, *[where] * placed, cache]), cases
@@ -72,6 +68,21 @@ class Agenda:
         """How much the arrays of the largest case take, over all ranks and contenders."""
         each = [memory_bytes(case, cache_bytes) for _, cases in self.sections() for case in cases]
         return max(each) * entries * self.ranks
+
+    def _cases(self, collective: str, place: Place, cache: str) -> list[Case]:
+        """A case for each size, rounded up; but down where it would be above the largest.
+
+        The first is rounded up in any case: below the least is no better than above the largest.
+        """
+        cases: list[Case] = []
+        for nbytes in self.sizes:
+            case = self._case(collective, nbytes, place, cache).rounded(self.ranks)
+            if cases and case.nbytes > self.sizes[-1]:
+                unit = self._case(collective, 1, place, cache).rounded(self.ranks).nbytes
+                case = replace(case, nbytes=self.sizes[-1] // unit * unit)
+            if not cases or case.nbytes > cases[-1].nbytes:
+                cases.append(case)
+        return cases
 
     def _case(self, collective: str, nbytes: int, place: Place, cache: str) -> Case:
         return Case(

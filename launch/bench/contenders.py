@@ -34,6 +34,10 @@ class ContenderMissing(Exception):
     """A contender cannot take part; the text says why, and what would help."""
 
 
+class NotPythonError(Exception):
+    """What a contender names as its Python is none: a slip, as an unknown contender is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """One group of ranks to start.
@@ -92,6 +96,7 @@ def find_contender(spec: str) -> Contender:
 
     Raises:
         ContenderMissing: it is not installed, or cannot take part.
+        NotPythonError: after `=` stands something else than a Python.
     """
     kind, _, python = spec.partition("=")
     python = _program(spec, python) if python else sys.executable
@@ -170,7 +175,7 @@ def _mpi(spec: str, python: str, version: str, here: dict[str, str]) -> Contende
 def _program(spec: str, python: str) -> str:
     path = shutil.which(python)
     if path is None:
-        raise ContenderMissing(f"{spec}: no program {python!r}; expected a Python's path")
+        raise NotPythonError(f"{spec}: no program {python!r}; expected a Python's path")
     return str(Path(path).absolute())  # not resolved: an environment's Python is a link
 
 
@@ -186,7 +191,7 @@ def _probed(spec: str, python: str, needed: Sequence[str], how: str) -> dict[str
         )
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        raise ContenderMissing(
+        raise NotPythonError(
             f"{spec}: {python} is no Python that runs here ({type(error).__name__}); expected "
             f"{'.'.join(map(str, OLDEST_PYTHON))} or newer"
         ) from None

@@ -75,6 +75,7 @@ class Session:
 
         Raises:
             BenchError: the arrays would not fit into memory.
+            NotPythonError: a contender's environment has no Python where one is named.
         """
         self._agenda = agenda
         self._manner = manner

@@ -30,8 +30,10 @@ from comm.empty). `limit` is the quickest way this machine has to move the bytes
 the best of memcpy, copies past the caches and one pass over shared memory; of small messages, the
 time in which a flag is seen.
 
-Sizes are those of nccl-tests: the bytes of a rank's longest array. Every element of every result is
-checked, with inputs whose sums are exact. The exit code is 1 if one was wrong."""
+Sizes are those of nccl-tests: the bytes of a rank's longest array, rounded up to whole elements,
+and to equal parts where every rank has one; above --max they are rounded down instead, but for the
+first. Every element of every result is checked, with inputs whose sums are exact. The exit
+code is 1 if one was wrong."""
 INTERMIXED = True
 
 
@@ -77,6 +79,7 @@ def execute(arguments: argparse.Namespace) -> int:
     _check_plot(arguments.plot)
     if arguments.report:
         return _report(arguments)
+    from launch.bench.contenders import NotPythonError
     from launch.bench.session import BenchError, Manner, Session, open_record
     from launch.commands.algorithms import console_on_stdout
 
@@ -96,7 +99,7 @@ def execute(arguments: argparse.Namespace) -> int:
             if arguments.json is not None:
                 record = stack.enter_context(open_record(arguments.json))
             session.run(record)
-    except BenchError as error:
+    except (BenchError, NotPythonError) as error:
         raise CommandError(str(error)) from error
     if arguments.plot is not None:
         from launch.bench.plot import draw_results

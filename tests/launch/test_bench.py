@@ -79,15 +79,13 @@ def test_contenders_that_cannot_take_part_are_named_and_the_rest_goes_on(launche
     bare = launcher.folder / "old" / "python"
     bare.write_text('#!/bin/sh\necho \'{"python": [3, 8, 1], "missing": []}\'\n')
     bare.chmod(0o755)
-    specs = ["mpi=/nowhere/python", "deepspeed", f"gloo={bare}", "mpi=/bin/false", "ring"]
+    specs = ["deepspeed", f"gloo={bare}", "ring"]
     done = launcher("bench", "allreduce", "-n", "2", *QUICK, "--no-limit",
                     "--against", ",".join(specs))  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for text in (
-        "mpi=/nowhere/python: no program '/nowhere/python'; expected a Python's path",
         "pip install deepspeed ninja, in an environment of its own",
         f"gloo={bare}: expected Python 3.11 or newer, found 3.8.1",
-        "mpi=/bin/false: /bin/false is no Python that runs here",
     ):
         head, _, foot = done.stdout.partition("out of place, hot")
         assert text in head.partition("does not take part: ")[2]

@@ -25,11 +25,20 @@ def test_sizes_go_from_the_least_to_the_most():
     assert sizes_of(*agenda().sections()) == [8, 16, 32, 64]
     assert sizes_of(*agenda(factor=4.0, most=100).sections()) == [8, 32, 100]
     assert sizes_of(*agenda(least=8, most=8).sections()) == [8]
-    assert sizes_of(*agenda(least=1, most=9, factor=1.01).sections()) == [4, 8, 12]
+    assert sizes_of(*agenda(least=1, most=9, factor=1.01).sections()) == [4, 8]
+    assert sizes_of(*agenda(most=10).sections()) == [8]
+    assert sizes_of(*agenda(least=6, most=7).sections()) == [8]  # rounded up, there is no other
 
 
 def test_sizes_are_shared_by_ranks_where_there_are_parts():
-    assert sizes_of(*agenda(what="allgather", ranks=3, least=8, most=32).sections()) == [12, 24, 36]
+    assert sizes_of(*agenda(what="allgather", ranks=3, least=8, most=32).sections()) == [12, 24]
+    assert sizes_of(*agenda(what="gather", ranks=3, least=10, most=11).sections()) == [12]
+    assert sizes_of(*agenda(what="gather", ranks=3, least=8, most=59).sections()) == [
+        12,
+        24,
+        36,
+        48,
+    ]
     assert sizes_of(*agenda(what="barrier").sections()) == [0]
 
 

@@ -15,6 +15,7 @@ from launch.bench import contenders, groups
 from launch.bench.contenders import Contender, ContenderMissing, distinct, find_contender
 from launch.bench.groups import CaseRefused, Group, GroupLost
 from launch.bench.leftovers import mapped_files, remove_leftovers
+from launch.command_line import main
 
 CASE = Case(collective="allreduce", nbytes=64, op="sum").as_json()
 
@@ -59,7 +60,6 @@ def test_every_mpi_has_its_own_options(environment, version, name, options, sett
 @pytest.mark.parametrize(
     "answer, text",
     [
-        ("no json", "is no Python that runs here"),
         ('{"python": [3, 10, 2], "missing": []}', "expected Python 3.11 or newer, found 3.10.2"),
         ('{"python": [3, 12, 0], "missing": ["mpi4py"]}', "mpi4py not installed in"),
         (
@@ -71,6 +71,20 @@ def test_every_mpi_has_its_own_options(environment, version, name, options, sett
 def test_an_environment_that_will_not_do_is_refused(environment, answer, text):
     with pytest.raises(ContenderMissing, match=text):
         find_contender(environment(answer))
+
+
+@pytest.mark.parametrize(
+    "spec, text",
+    [
+        ("gloo=/nowhere/python", "no program '/nowhere/python'; expected a Python's path"),
+        ("mpi=/bin/false", "/bin/false is no Python that runs here"),
+        ("gloo=/etc/passwd", "no program '/etc/passwd'; expected a Python's path"),
+    ],
+)
+def test_what_is_no_python_is_refused_before_anything_is_measured(capsys, spec, text):
+    assert main(["bench", "allreduce", "--against", f"ring,{spec}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and f"error: {spec}: {text}" in captured.err
 
 
 def test_nccl_wants_a_gpu(environment, monkeypatch):
