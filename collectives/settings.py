@@ -33,8 +33,18 @@ class Place:
     launcher: str = "none"
 
 
+_MOST_BYTES = 1 << 30  # what the engine takes for a slot
+_MOST_SLOTS = 1 << 23  # and for their number; so that all ranks' together can be counted
+_MOST_CACHE = (1 << 63) - 1
+_MOST_FAR_NS = (1 << 32) - 1
+
+
 def _whole(
-    environment: Mapping[str, str], name: str, least: int, default: int | None = None
+    environment: Mapping[str, str],
+    name: str,
+    least: int,
+    default: int | None = None,
+    most: int | None = None,
 ) -> int:
     text = environment.get(name)
     if text is None:
@@ -47,6 +57,8 @@ def _whole(
         value = least - 1
     if value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, found {text!r}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, found {value}")
     return value
 
 
@@ -90,15 +102,15 @@ def geometry(environment: Mapping[str, str] | None = None) -> Geometry:
     """The channels' memory: COLLECTIVES_SLOTS, COLLECTIVES_SLOT_BYTES and so on override it.
 
     Raises:
-        ValueError: a value is no integer, or below what an engine needs.
+        ValueError: a value is no integer, or not one that an engine can use.
     """
     environment = os.environ if environment is None else environment
     found = Geometry()
     for each in fields(Geometry):
         name = f"COLLECTIVES_{each.name.upper()}"
-        least = 64 if each.name.endswith("_bytes") else 2
+        least, most = (64, _MOST_BYTES) if each.name.endswith("_bytes") else (2, _MOST_SLOTS)
         default: int = getattr(found, each.name)
-        value = _whole(environment, name, least, default=default)
+        value = _whole(environment, name, least, default, most)
         if each.name.endswith("_bytes") and value % 64:
             raise ValueError(f"{name} must be a multiple of 64, found {value}")
         if each.name in ("slots", "depth") and value & (value - 1):
@@ -113,10 +125,10 @@ def cache_bytes(environment: Mapping[str, str] | None = None) -> int:
     Arrays that do not fit in it are written past it.
 
     Raises:
-        ValueError: the value is no integer, or negative.
+        ValueError: the value is no integer, negative, or more than can be counted.
     """
     environment = os.environ if environment is None else environment
-    return _whole(environment, "COLLECTIVES_CACHE_BYTES", 0, default=_system_cache_bytes())
+    return _whole(environment, "COLLECTIVES_CACHE_BYTES", 0, _system_cache_bytes(), _MOST_CACHE)
 
 
 @cache
@@ -132,10 +144,10 @@ def far_ns(default: int, environment: Mapping[str, str] | None = None) -> int:
     is far go by way of memory.
 
     Raises:
-        ValueError: the value is no integer, or negative.
+        ValueError: the value is no integer, negative, or more than can be counted.
     """
     environment = os.environ if environment is None else environment
-    return _whole(environment, "COLLECTIVES_FAR_NS", 0, default=default)
+    return _whole(environment, "COLLECTIVES_FAR_NS", 0, default, _MOST_FAR_NS)
 
 
 def silence_seconds(environment: Mapping[str, str] | None = None) -> float:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import collectives
 from collectives import settings
 from collectives.settings import Place
+from transports import _native
 from transports.caches import last_level_cache_bytes
 from transports.shm.connection import Geometry
 
@@ -72,6 +74,8 @@ def test_what_is_taken_for_the_cache():
     assert settings.cache_bytes({"COLLECTIVES_CACHE_BYTES": "0"}) == 0
     with pytest.raises(ValueError, match=r"COLLECTIVES_CACHE_BYTES must be .* 0, found '-1'"):
         settings.cache_bytes({"COLLECTIVES_CACHE_BYTES": "-1"})
+    with pytest.raises(ValueError, match=rf"COLLECTIVES_CACHE_BYTES must be at most {2**63 - 1}, "):
+        settings.cache_bytes({"COLLECTIVES_CACHE_BYTES": str(2**63)})
 
 
 def test_from_when_on_a_peer_is_far():
@@ -79,6 +83,8 @@ def test_from_when_on_a_peer_is_far():
     assert settings.far_ns(60, {"COLLECTIVES_FAR_NS": "0"}) == 0
     with pytest.raises(ValueError, match=r"COLLECTIVES_FAR_NS must be .* 0, found 'near'"):
         settings.far_ns(60, {"COLLECTIVES_FAR_NS": "near"})
+    with pytest.raises(ValueError, match=rf"COLLECTIVES_FAR_NS must be at most {2**32 - 1}, "):
+        settings.far_ns(60, {"COLLECTIVES_FAR_NS": str(2**32)})
 
 
 def test_the_channels_memory():
@@ -106,6 +112,11 @@ def test_the_channels_memory():
         ("COLLECTIVES_SLOT_BYTES", "32", "at least 64, found '32'"),
         ("COLLECTIVES_SLOT_BYTES", "100", "multiple of 64, found 100"),
         ("COLLECTIVES_LANE_BYTES", "65", "multiple of 64, found 65"),
+        ("COLLECTIVES_SLOT_BYTES", str(1 << 40), f"at most {1 << 30}, found {1 << 40}"),
+        ("COLLECTIVES_LANE_BYTES", str(1 << 31), f"at most {1 << 30}, found {1 << 31}"),
+        ("COLLECTIVES_SLOTS", str(1 << 24), f"at most {1 << 23}, found {1 << 24}"),
+        ("COLLECTIVES_LANE_SLOTS", str(1 << 40), f"at most {1 << 23}, found {1 << 40}"),
+        ("COLLECTIVES_DEPTH", str(1 << 24), f"at most {1 << 23}, found {1 << 24}"),
     ],
 )
 def test_memory_that_no_engine_can_use_is_refused(name, text, words):
@@ -145,3 +156,14 @@ def test_every_variable_that_is_read_is_in_the_document():
     assert named == read | {"COLLECTIVES_LAUNCHER"}  # which `collectives doctor` reads
     for each in fields(Geometry):
         assert str(each.default) in text
+
+
+def test_the_largest_slots_are_what_the_engine_takes(monkeypatch):
+    for name in ("SLOTS", "DEPTH", "LANE_SLOTS"):
+        found = settings.geometry({f"COLLECTIVES_{name}": str(1 << 23)})
+        assert _native.region_bytes(**found.for_ranks(2)) > 1 << 23
+    largest = {"COLLECTIVES_SLOT_BYTES": str(1 << 30), "COLLECTIVES_LANE_BYTES": str(1 << 30)}
+    assert _native.region_bytes(**settings.geometry(largest).for_ranks(2)) > 1 << 33
+    monkeypatch.setenv("COLLECTIVES_SLOT_BYTES", str(1 << 40))
+    with pytest.raises(ValueError, match=r"COLLECTIVES_SLOT_BYTES must be at most 1073741824"):
+        collectives.init()
