@@ -67,7 +67,7 @@ class _Numpy:
             raise TypeError(
                 f"arrays of {dtype} hold Python objects; use broadcast_object or allgather_object"
             )
-        return dtype.name if dtype.isnative and dtype.names is None else str(dtype)
+        return str(dtype)  # not its name, which calls <U1 "str32" and hides the byte order
 
     def kind_of(self, x: Array) -> Hashable:
         return x.dtype  # type: ignore[no-any-return]

@@ -35,6 +35,7 @@ class Request(NamedTuple):
         symmetric: which arrays lie in symmetric memory, on every rank alike.
         whole: of a scatter, what the root scatters, since calls are told apart by it.
         part_of: what the user has called, if this call is a part of that: "split".
+        strided: which arrays lie there too, but are not contiguous; only a refusal says so.
     """
 
     collective: str
@@ -49,6 +50,7 @@ class Request(NamedTuple):
     symmetric: tuple[Space, ...] = ()
     whole: str = ""
     part_of: str = ""
+    strided: tuple[Space, ...] = ()
 
 
 class Chooser:
@@ -153,7 +155,9 @@ class Chooser:
     def _refuse_memory(self, algo: Algorithm, request: Request) -> NoReturn:
         remote = reach(algo, self._size, request.root, self._hosts).remote
         needed = " and ".join(_ARRAYS[space] for space in remote)
-        found = " and ".join(_ARRAYS[space] for space in request.symmetric) or "none"
+        counted = [_ARRAYS[space] for space in request.symmetric]
+        strided = [f"{_ARRAYS[space]} that is not contiguous" for space in request.strided]
+        found = " and ".join(counted + strided) or "none"
         if set(remote) <= set(request.symmetric):
             raise ValueError(
                 f"alltoall {algo.name} does not take counts=: where a peer has its chunks depends "

@@ -109,7 +109,7 @@ class Execution:
             call = self._ready.get(key)
         except TypeError:  # something in it cannot be hashed, hence is no name
             call = None
-        call = call or self._make_ready(key, family, x)
+        call = call or self._make_ready(key, family, x, out)
         if call.one_sided:
             source = x  # where it lies tells where that of a peer does, though it may not be read
         plain = source is None or family.is_contiguous(source)
@@ -193,13 +193,24 @@ class Execution:
         address = family.address_of(x)
         return self._engine.is_symmetric(address, family.count_of(x) * family.itemsize_of(x))
 
-    def _make_ready(self, key: tuple[Any, ...], family: Family, x: Array) -> _native.Call:
+    def _is_strided_symmetric(self, family: Family, x: Array) -> bool:
+        if family_of(x).name != family.name or family.is_contiguous(x):
+            return False
+        return self._engine.is_symmetric(family.address_of(x), family.itemsize_of(x))
+
+    def _make_ready(
+        self, key: tuple[Any, ...], family: Family, x: Array, out: Array | None
+    ) -> _native.Call:
         """The call of a key seen for the first time; all that is slow happens here."""
         collective, _, count, op, root, algorithm, counts, deterministic, symmetric, part_of = key
         dtype, itemsize = family.dtype_of(x), family.itemsize_of(x)
         request = Request(
             collective, dtype, itemsize, count, op, root, algorithm, counts,
             check_flag(deterministic, "deterministic"), symmetric, part_of=part_of,
+            strided=tuple(
+                space for space, array in ((Space.INPUT, x), (Space.OUTPUT, out))
+                if array is not None and self._is_strided_symmetric(family, array)
+            ),
         )  # fmt: skip
         call = self._calls.get(request)
         if len(self._ready) >= _MOST_READY:

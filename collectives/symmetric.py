@@ -114,9 +114,9 @@ class Symmetric(Messages):
             self._own.remove(block)
             self._dropped.discard(block.id)
             self._forget(block.id)
-        return self._new_block(max(nbytes, _LINE))
+        return self._new_block(max(nbytes, _LINE), what)
 
-    def _new_block(self, nbytes: int) -> _Block:
+    def _new_block(self, nbytes: int, what: str) -> _Block:
         self._allocations += 1
         job = f"{self._job}/memory-{self._allocations}"
         descriptor = -1
@@ -124,9 +124,14 @@ class Symmetric(Messages):
         if self.rank == 0:
             try:
                 if nbytes > _MOST_BYTES:
-                    raise MemoryError(f"{nbytes} bytes of shared memory cannot be had")
+                    raise MemoryError("that much shared memory cannot be had")
                 descriptor = allocate(_native.symmetric_file_bytes(self.size, nbytes))
-            except (MemoryError, OSError) as error:  # every rank must hear of it
+            except MemoryError as error:  # every rank must hear of it
+                failure = MemoryError(
+                    f"empty: {what} is {nbytes} bytes on every rank, times {self.size} ranks: "
+                    f"{error}"
+                )
+            except OSError as error:
                 failure = error
         try:
             if (failure := self.broadcast_object(failure)) is not None:
@@ -228,7 +233,10 @@ def _checked_dtype(dtype: Any) -> tuple[Any, int, str]:
         return dtype, int(dtype.itemsize), str(dtype)
     if dtype is None:  # which numpy takes for float64
         raise TypeError("dtype must be a numpy or torch type, found None")
-    found = np.dtype(dtype)
+    try:
+        found = np.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError):
+        raise TypeError(f"dtype must be a numpy or torch type, found {dtype!r}") from None
     if found.hasobject:
         raise TypeError(f"elements of {found} hold Python objects, which cannot be shared")
     if found.itemsize == 0:

@@ -65,6 +65,8 @@ def test_what_cannot_be_reduced_is_refused_by_name(comm):
         for name in REDUCING:
             refused(comm, TypeError, ["sum is not defined for", "float32"],
                     lambda x=x, name=name: getattr(comm, name)(x))  # fmt: skip
+    refused(comm, TypeError, ["sum is not defined for <U1;"],
+            lambda: comm.allreduce(np.array(["a"])))  # fmt: skip
     for dtype in (torch.complex64, torch.complex128, torch.float8_e4m3fn):
         x = torch.zeros((comm.size, 2), dtype=dtype)
         refused(comm, TypeError, ["sum is not defined for", str(dtype)[6:]],

@@ -108,8 +108,9 @@ def test_what_is_no_shape_or_type_is_refused(comm):
     for dtype, words in (
         (object, ["object", "Python objects", "cannot be shared"]),
         ([("a", "i4"), ("b", object)], ["Python objects"]),
-        ("nonsense", ["nonsense"]),
-        (5, ["5"]),
+        ("float31", ["dtype must be a numpy or torch type, found 'float31'"]),
+        ("f4,,", ["dtype must be a numpy or torch type, found 'f4,,'"]),
+        (5, ["dtype must be a numpy or torch type, found 5"]),
         (str, ["<U0", "no bytes"]),
         ("V0", ["no bytes"]),
     ):
@@ -258,6 +259,10 @@ def test_no_memory_to_be_had(comm):
         with raising(MemoryError, "shared memory cannot be had"):
             comm.empty((length, 3), np.float64)
         still_works(comm)
+    nbytes = 4 << 43
+    text = f"empty: float32[{1 << 43}, 1] is {nbytes} bytes on every rank, times {comm.size} ranks"
+    with raising(MemoryError, text, "cannot be had"):
+        comm.empty((1 << 43, 1), np.float32)
     reaches(comm, comm.empty(9))
 
 
