@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from collectives.catalogue import CATALOGUE, names
 from collectives.closed_form import Number, evaluate
@@ -13,6 +14,8 @@ from collectives.schedule import Algorithm
 
 SIZES = tuple(1 << power for power in range(3, 29))
 """Bytes over which algorithms are compared: 8 to 256 Mi."""
+
+_MARGIN = Fraction(3, 2)
 
 
 def able_algorithms(collective: str, size: int, *, one_sided: bool = False) -> list[Algorithm]:
@@ -66,16 +69,41 @@ def reigns(
     links: Links,
     root: int = 0,
     sizes: Sequence[int] = SIZES,
+    notice: Callable[[Algorithm, int], None] = lambda algo, nbytes: None,
 ) -> list[Reign]:
-    """Which algorithm is the quickest at which of `sizes` bytes, runs of the same joined."""
+    """Which algorithm is the quickest at which of `sizes` bytes, which ascend; runs joined.
+
+    An algorithm that cannot be the quickest is not simulated. While messages take their turns in
+    the same order, its time is the longest of several straight lines over the size, so that it lies
+    above the line through the two sizes last simulated. Where the order changes it has been seen a
+    seventh below that; hence the margin. `notice` is told what is simulated next.
+    """
     found: list[Reign] = []
+    known: dict[Algorithm, list[tuple[int, Number]]] = {algo: [] for algo in algorithms}
     for nbytes in sizes:
-        times = [model_seconds(algo, size, nbytes, links, root) for algo in algorithms]
-        seconds = min(times)
-        best = algorithms[times.index(seconds)]
+        least = {algo: _least_seconds(points, nbytes) for algo, points in known.items()}
+        times: dict[Algorithm, Number] = {}
+        for algo in sorted(algorithms, key=lambda each: least[each]):
+            if not times or least[algo] <= _MARGIN * min(times.values()):
+                notice(algo, nbytes)
+                times[algo] = model_seconds(algo, size, nbytes, links, root)
+                known[algo] = [*known[algo][-1:], (nbytes, times[algo])]
+        seconds = min(times.values())
+        best = next(algo for algo in algorithms if times.get(algo) == seconds)
         if found and found[-1].algorithm is best:
             before = found.pop()
             found.append(Reign(best, before.least, nbytes, before.seconds))
         else:
             found.append(Reign(best, nbytes, nbytes, seconds))
     return found
+
+
+def _least_seconds(known: Sequence[tuple[int, Number]], nbytes: int) -> Number:
+    """What more bytes take at least, going on straight from the sizes known."""
+    if not known:
+        return 0
+    least, seconds = known[-1]
+    if len(known) == 1:
+        return seconds
+    before, quicker = known[0]
+    return seconds + (seconds - quicker) * Fraction(nbytes - least, least - before)

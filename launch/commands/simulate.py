@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from launch.commands import CommandError
 from launch.commands.explain import parse_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from collectives.cost.links import Links
     from collectives.cost.simulation import Leg, Simulation
@@ -155,6 +156,17 @@ def _what(leg: Leg, alike: bool) -> str:
     return f"rank {leg.source} → rank {leg.target}: {chunks}{added}"
 
 
+@contextmanager
+def _progress() -> Iterator[Callable[[Algorithm, int], None]]:
+    """Shows on a terminal what is being simulated; where many ranks are, it takes a while."""
+    from rich.console import Console
+
+    from launch.commands.explain import _readable
+
+    with Console(stderr=True).status("simulating") as status:
+        yield lambda algo, nbytes: status.update(f"simulating {algo.name}, {_readable(nbytes)}")
+
+
 def _compare(
     algorithms: Sequence[Algorithm], size: int, nbytes: int, links: Links, root: int
 ) -> None:
@@ -164,8 +176,12 @@ def _compare(
 
     name = algorithms[0].collective
     console = console_on_stdout()
-    times = {algo: float(model_seconds(algo, size, nbytes, links, root)) for algo in algorithms}
-    print(f"{name}, {size} ranks, {_readable(nbytes)} in all; {_stated(links)}")
+    print(f"{name}, {size} ranks, {_readable(nbytes)} in all; {_stated(links)}", flush=True)
+    times: dict[Algorithm, float] = {}
+    with _progress() as notice:
+        for algo in algorithms:
+            notice(algo, nbytes)
+            times[algo] = float(model_seconds(algo, size, nbytes, links, root))
     table = plain_table("algorithm", "time", "of the best", "closed form")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -179,11 +195,13 @@ def _compare(
     if algorithms[0].spec.chunking == "empty" or not messages:
         return
     print()
-    print("quickest by size, of those that send messages:")
+    print("quickest by size, of those that send messages:", flush=True)
     table = plain_table("from", "to", "algorithm", "time at the first")
     for column in (*table.columns[:2], table.columns[3]):
         column.justify = "right"
-    for each in reigns(messages, size, links, root):
+    with _progress() as notice:
+        found = reigns(messages, size, links, root, notice=notice)
+    for each in found:
         table.add_row(
             _readable(each.least), _readable(each.most), each.algorithm.name,
             _duration(float(each.seconds)),

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 
 from collectives.catalogue import CATALOGUE
@@ -46,6 +51,22 @@ def test_all_algorithms_side_by_side(capsys):
             assert name in text
     assert "(symmetric memory)" in text and "quickest by size" in text
     assert "quickest by size" not in said(capsys, "barrier", "all")
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(launcher):
+    words = ("simulate", "allreduce", "all", "-n", "12", "--hosts", "3")
+    done = launcher(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    mine, its = pty.openpty()
+    try:
+        command = [sys.executable, "-m", "launch", *words]
+        shown = subprocess.run(command, stdout=subprocess.PIPE, stderr=its, text=True,
+                               env=launcher.environment({"TERM": "xterm"}), check=True)  # fmt: skip
+        assert shown.stdout == done.stdout
+        assert "simulating " in os.read(mine, 1 << 16).decode()
+    finally:
+        os.close(mine)
+        os.close(its)
 
 
 def test_hosts_are_shown_where_they_matter(capsys):

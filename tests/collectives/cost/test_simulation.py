@@ -14,9 +14,9 @@ from collectives.catalogue import CATALOGUE, find
 from collectives.closed_form import evaluate
 from collectives.cost import simulation
 from collectives.cost.actions import as_programs
-from collectives.cost.comparison import able_algorithms, model_seconds, reigns
+from collectives.cost.comparison import SIZES, able_algorithms, model_seconds, reigns
 from collectives.cost.forest import finish_times
-from collectives.cost.links import Link, Links
+from collectives.cost.links import Link, Links, parse_links, spread_over
 from collectives.cost.machine import Stuck, run_machine
 from collectives.cost.simulation import run_simulation, share_of
 from collectives.cost.tracing import trace
@@ -227,6 +227,21 @@ def test_any_size_and_bytes(size, nbytes):
         algo = find(*key)
         found = run_simulation(algo, size, nbytes, links_of(1, 10, 1))
         assert found.seconds == evaluate(algo.cost, n=size, s=nbytes, alpha=1, beta=10, gamma=1)
+
+
+def test_the_quickest_are_found_without_simulating_every_one_at_every_size():
+    links = parse_links("between: alpha=10us,beta=1ns", spread_over(9, 3))
+    for collective in ("allreduce", "reduce_scatter"):
+        algorithms = able_algorithms(collective, 9)
+        told = []
+        found = reigns(algorithms, 9, links, sizes=SIZES[::3],
+                       notice=lambda *what, told=told: told.append(what))  # fmt: skip
+        assert len(told) == len(set(told)) < len(algorithms) * len(SIZES[::3])
+        for nbytes in SIZES[::3]:
+            times = [model_seconds(algo, 9, nbytes, links) for algo in algorithms]
+            (reign,) = (each for each in found if each.least <= nbytes <= each.most)
+            assert reign.algorithm is algorithms[times.index(min(times))]
+            assert reign.least != nbytes or reign.seconds == min(times)
 
 
 def test_algorithms_are_compared_by_size():
