@@ -116,16 +116,13 @@ std::optional<Reduction> reduction_of(
 
 Geometry geometry_of(std::uint32_t ranks, std::uint32_t depth, std::uint32_t slots,
                      std::uint64_t slot_bytes, std::uint32_t lane_slots, std::uint64_t lane_bytes) {
-  if (ranks == 0 || !is_ring_length(depth) || !is_ring_length(slots) || lane_slots < 2) {
-    throw std::invalid_argument(
-        "expected ranks >= 1, depth and slots a power of two from 2 on, and lane slots >= 2");
+  const Geometry geometry{ranks, depth, slots, slot_bytes, lane_slots, lane_bytes};
+  if (const char* const fault = geometry.fault()) throw std::invalid_argument(fault);
+  // Far beyond any machine; what is less fits in 64 bits.
+  if (!geometry.fits(std::size_t{1} << 60)) {
+    throw std::invalid_argument("a region of so many ranks and slots has more than 2^60 bytes");
   }
-  if (slots > 0x800000u) throw std::invalid_argument("at most 8388608 slots");
-  if (slot_bytes == 0 || slot_bytes % kLine != 0 || slot_bytes > 0x40000000u || lane_bytes == 0 ||
-      lane_bytes % kLine != 0 || lane_bytes > 0x40000000u) {
-    throw std::invalid_argument("a slot is a positive multiple of 64 bytes, at most 1 GiB");
-  }
-  return Geometry{ranks, depth, slots, slot_bytes, lane_slots, lane_bytes};
+  return geometry;
 }
 
 }  // namespace

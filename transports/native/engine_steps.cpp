@@ -163,7 +163,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   }
   for (std::uint32_t i = 0; i < step.sources_end - step.sources_begin; ++i) {
     operands[i + (i >= step.own_at)] =
-        take(call, call.peers()[step.sources_begin + i], bytes, begun.fingerprint);
+        take(call.peers()[step.sources_begin + i], bytes, begun.fingerprint);
   }
   return begun;
 }
@@ -298,7 +298,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   }
 }
 
-[[gnu::always_inline]] inline const std::byte* Engine::take(const Call& call, std::uint32_t peer,
+[[gnu::always_inline]] inline const std::byte* Engine::take(std::uint32_t peer,
                                                             std::uint64_t bytes,
                                                             std::uint64_t fingerprint) {
   const std::uint32_t index = peers_[peer].taken++;

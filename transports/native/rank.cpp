@@ -41,9 +41,15 @@ void refuse_overlap(const Call& call, const std::byte* input, const std::byte* o
       " bytes of out");
 }
 
-Region attach(const Mapping& mapping, std::uint32_t rank) {
+Region attach(const Mapping& mapping, std::uint32_t rank, std::size_t peers) {
   const Region region = Region::attach(mapping.data(), mapping.size());
   if (rank >= region.geometry().ranks) throw std::invalid_argument("no such rank");
+  // The header is anybody's to write, and every peer is looked up in the region.
+  if (peers != region.geometry().ranks) {
+    throw std::invalid_argument("the shared memory is one of " +
+                                std::to_string(region.geometry().ranks) + " ranks, expected " +
+                                std::to_string(peers));
+  }
   return region;
 }
 
@@ -56,7 +62,7 @@ std::vector<Waiter::Peer> named(const Rank::Peers& peers) {
 }  // namespace
 
 Rank::Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded)
-    : mapping_(fd), engine_(attach(mapping_, rank), rank, named(peers), crowded) {
+    : mapping_(fd), engine_(attach(mapping_, rank, peers.size()), rank, named(peers), crowded) {
   engine_.waiter().set_interrupt(check_signals);
 }
 

@@ -39,6 +39,27 @@ template struct SharedText<12>;
 template struct SharedText<24>;
 template struct SharedText<1024>;
 
+const char* Geometry::fault() const {
+  if (ranks == 0 || !is_ring_length(depth) || !is_ring_length(slots) || lane_slots < 2) {
+    return "expected ranks >= 1, depth and slots a power of two from 2 on, and lane slots >= 2";
+  }
+  if (slots > kMostSlots) return "at most 8388608 slots";
+  for (const std::uint64_t each : {slot_bytes, lane_bytes}) {
+    if (each == 0 || each % kLine != 0 || each > kMostSlotBytes) {
+      return "a slot is a positive multiple of 64 bytes, at most 1 GiB";
+    }
+  }
+  return nullptr;
+}
+
+bool Geometry::fits(std::size_t bytes) const {
+  // Each part by itself first: then no product below passes 2^64, and the whole may be reckoned.
+  const std::uint64_t each = bytes / ranks;  // of a rank
+  return depth <= each / sizeof(Descriptor) / ranks && slots <= each / slot_stride() &&
+         lane_slots <= each / (sizeof(LaneDescriptor) + lane_bytes) / ranks &&
+         ranks <= each / sizeof(AckLine) && part_bytes() <= each && total_bytes() <= bytes;
+}
+
 void Region::format(std::byte* base, const Geometry& geometry) {
   auto& header = *reinterpret_cast<Header*>(base);
   std::memcpy(header.magic, kMagic, sizeof kMagic);
@@ -57,8 +78,7 @@ Region Region::attach(std::byte* base, std::size_t bytes) {
         std::to_string(kLayoutVersion) + ": the ranks run different versions of this package");
   }
   const Geometry geometry = header.geometry;  // copied once: what peers write later does not count
-  if (geometry.ranks == 0 || !is_ring_length(geometry.depth) || !is_ring_length(geometry.slots) ||
-      geometry.lane_slots < 2 || geometry.total_bytes() > bytes) {
+  if (geometry.fault() != nullptr || !geometry.fits(bytes)) {
     throw std::runtime_error("the shared memory's header does not fit its size");
   }
   return Region(base, geometry);

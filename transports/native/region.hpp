@@ -143,6 +143,10 @@ struct alignas(kLine) TroubleBoard {
   SharedText<1024> text;
 };
 
+// A length must fit in 32 bits, a slot's index in a SlotPlace.
+inline constexpr std::uint64_t kMostSlotBytes = 0x40000000u;
+inline constexpr std::uint32_t kMostSlots = 0x800000u;
+
 struct Geometry {
   std::uint32_t ranks;
   std::uint32_t depth;  // descriptors a pair
@@ -171,6 +175,12 @@ struct Geometry {
   }
   std::size_t header_bytes() const;
   std::size_t total_bytes() const { return header_bytes() + ranks * part_bytes(); }
+
+  // What no engine can use, in words; nothing if all is well.
+  const char* fault() const;
+  // Whether a region like this fits in so many bytes. Never overflows, whatever the numbers are:
+  // they may come from a header that anybody wrote. Of one without a fault.
+  bool fits(std::size_t bytes) const;
 };
 
 struct alignas(kPage) Header {

@@ -25,7 +25,8 @@ std::uint64_t SymmetricBlock::file_bytes(std::uint32_t parts, std::uint64_t byte
 
 SymmetricBlock::SymmetricBlock(int fd, std::uint32_t parts, std::uint64_t bytes)
     : mapping_(fd), parts_(parts), bytes_(bytes), stride_(stride_of(bytes)) {
-  if (parts == 0 || mapping_.size() < file_bytes(parts, bytes)) {
+  // By division: a product or sum of what a file is said to hold may pass 2^64.
+  if (parts == 0 || bytes > mapping_.size() || stride_ > mapping_.size() / parts) {
     throw std::invalid_argument("a block of " + std::to_string(parts) + " parts of " +
                                 std::to_string(bytes) + " bytes does not fit in a file of " +
                                 std::to_string(mapping_.size()));
@@ -40,7 +41,7 @@ void SymmetricMemory::add(std::uint64_t id, std::shared_ptr<const SymmetricBlock
   if (rank >= parts.size()) throw std::invalid_argument("a part is missing for the own rank");
   const std::byte* const own = block->part(parts[rank]);
   const std::lock_guard hold(mutex_);
-  entries_.push_back(std::make_unique<const Entry>(id, std::move(block), std::move(parts), own));
+  entries_.emplace_back(new Entry{id, std::move(block), std::move(parts), own});
   size_.store(entries_.size(), std::memory_order_relaxed);
 }
 

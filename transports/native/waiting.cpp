@@ -240,13 +240,4 @@ void Waiter::fail(FailureKind kind, const std::string& text) const {
   throw Failure(kind, text);
 }
 
-void Waiter::throw_trouble() const {
-  knows_of_trouble_.store(true, std::memory_order_relaxed);
-  const auto& board = region_.trouble();
-  std::vector<char> text(sizeof board.text);
-  const std::size_t length = board.text.get(text.data());
-  const auto kind = static_cast<FailureKind>(board.kind.load(std::memory_order_relaxed));
-  throw Failure(kind, std::string(text.data(), length));
-}
-
 }  // namespace transports

@@ -15,12 +15,21 @@ std::string read_text(const SharedText<Words>& shared) {
   std::string found(text, shared.get(text));
   for (char& each : found) {
     // Bytes beyond ASCII are parts of characters.
-    if (static_cast<unsigned char>(each) < ' ' && each != '\n') each = '?';
+    const auto byte = static_cast<unsigned char>(each);
+    if ((byte < ' ' && byte != '\n' && byte != '\t') || byte == 0x7f) each = '?';
   }
   return found;
 }
 
 }  // namespace
+
+void Waiter::throw_trouble() const {
+  knows_of_trouble_.store(true, std::memory_order_relaxed);
+  const auto& board = region_.trouble();
+  // A kind that is none of ours is a failure all the same.
+  const auto kind = static_cast<FailureKind>(board.kind.load(std::memory_order_relaxed));
+  throw Failure(kind, read_text(board.text));
+}
 
 void Waiter::fail_lost(std::uint32_t peer, const char* what) const {
   fail(FailureKind::peer_lost, name_of(peer) + ended_text(peer) + " before it completed " +
@@ -93,7 +102,9 @@ void Waiter::speak(double waited, double& next, const std::string& text,
   auto& spoken = region_.header().spoken_ns;
   // Relaxed: an election, nothing is ordered by it. What stands there may be anything.
   auto last = spoken.load(std::memory_order_relaxed);
-  const bool was_just_now = last <= now && static_cast<double>(now - last) < silence_ * 0.9e9;
+  // So the difference is reckoned where none overflows.
+  const double since = static_cast<double>(now) - static_cast<double>(last);
+  const bool was_just_now = since >= 0 && since < silence_ * 0.9e9;
   if (was_just_now || !spoken.compare_exchange_strong(last, now, std::memory_order_relaxed)) return;
   describe_.wait(text, sightings, true);
 }
