@@ -59,11 +59,18 @@ def is_newer(made: Path) -> bool:
 
 
 def build(
-    name: str, drivers: list[Path], compile_: list[str], *, native: Path = NATIVE
+    name: str,
+    drivers: list[Path],
+    compile_: list[str],
+    *,
+    native: Path = NATIVE,
+    like: str = "",
+    but: str = "",
 ) -> Path:
     """Compiles `native` and the drivers into build/`name`/; returns the program.
 
-    `compile_` is the compiler and its flags.
+    `compile_` is the compiler and its flags. Where `native` differs from the sources that
+    build/`like`/ was made of in the file `but` alone, what does not include that is taken from there.
     """
     folder = BUILD / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +81,9 @@ def build(
 
     def compiled(source: Path) -> tuple[Path, bool]:
         made = folder / f"{source.stem}.o"
+        same = BUILD / like / made.name
+        if like and f"/{but}" not in same.with_suffix(".d").read_text():
+            return same, False
         if is_newer(made):
             return made, False
         command = [*base, *WIDE.get(source.name, []), "-MMD", "-c", str(source), "-o", str(made)]

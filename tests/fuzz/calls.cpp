@@ -49,8 +49,8 @@ void gather_up(Plan& plan, const Numbers& peers, const Numbers& chunks) {
   plan.inputs = plan.outputs = plan.scratch = chunks;
   Instruction add{chunks, {peers[0]}, {}, in(Space::input, chunks), in(Space::scratch, chunks)};
   add.own_at = peers[0] < plan.rank;
-  plan.instructions = {
-      add, {chunks, {}, {}, in(Space::scratch, chunks), in(Space::output, chunks)}};
+  plan.instructions = {add,
+                       {chunks, {}, {}, in(Space::scratch, chunks), in(Space::output, chunks)}};
 }
 
 // Passes that overlap: what is sent in one wave is received in the next.

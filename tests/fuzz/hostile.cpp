@@ -79,8 +79,8 @@ void Hostile::write_message() {
   const std::uint64_t length = kLengths[bytes_.below(std::size(kLengths))];
   const bool is_short = bytes_.below(2) != 0;  // of what the whole call sends, this pass has less
   const std::uint64_t whole = is_short ? kLengths[bytes_.below(std::size(kLengths))] : length;
-  descriptor.length = bytes_.below(8) == 0 ? bytes_.next<std::uint32_t>()
-                                           : static_cast<std::uint32_t>(length);
+  descriptor.length =
+      bytes_.below(8) == 0 ? bytes_.next<std::uint32_t>() : static_cast<std::uint32_t>(length);
   descriptor.fingerprint =
       bytes_.below(8) == 0 ? bytes_.next<std::uint64_t>() : likely_fingerprint(whole);
   switch (bytes_.below(4)) {
@@ -94,8 +94,8 @@ void Hostile::write_message() {
       descriptor.slot =
           SlotPlace{bytes_.below(region_.geometry().slots + 1), bytes_.below(66), false}.packed();
   }
-  descriptor.number = counter(
-      static_cast<std::uint32_t>(region_.standing(victim_).entered.load(kRelaxed)));
+  descriptor.number =
+      counter(static_cast<std::uint32_t>(region_.standing(victim_).entered.load(kRelaxed)));
   bytes_.take(descriptor.payload, bytes_.below(2) * kInlineBytes);
   descriptor.sequence.store(index + 1, std::memory_order_release);
   messages_[from % 8] = index + 1;

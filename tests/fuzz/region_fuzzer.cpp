@@ -75,8 +75,8 @@ void check_extent(const Region& region, std::byte* base, std::size_t bytes) {
       reinterpret_cast<std::byte*>(&region.descriptor(last, last, geometry.depth - 1) + 1),
       region.slot(last, {geometry.slots - 1, kLine - 1, false}) + geometry.slot_bytes,
       reinterpret_cast<std::byte*>(&region.lane_acks(last, last) + 1),
-      reinterpret_cast<std::byte*>(
-          &region.lane_descriptor(last, last, geometry.lane_slots - 1) + 1),
+      reinterpret_cast<std::byte*>(&region.lane_descriptor(last, last, geometry.lane_slots - 1) +
+                                   1),
       region.lane_slot(last, last, geometry.lane_slots - 1) + geometry.lane_bytes,
   };
   for (const std::byte* const end : ends) {

@@ -11,7 +11,7 @@
 namespace fuzzing {
 namespace {
 
-constexpr std::int64_t kLookNs = 20'000;   // between two looks at the clock
+constexpr std::int64_t kLookNs = 20'000;  // between two looks at the clock
 constexpr std::int64_t kYieldNs = 10'000;
 
 std::int64_t now = 1'000'000'000;

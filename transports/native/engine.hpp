@@ -187,8 +187,7 @@ class Engine {
   // Room for a message of `bytes`: its slot, or where short ones are made.
   std::byte* take_slot(const std::uint32_t* targets, std::uint32_t count, std::uint64_t bytes,
                        std::uint32_t shift);
-  const std::byte* take(std::uint32_t peer, std::uint64_t bytes,
-                        std::uint64_t fingerprint);
+  const std::byte* take(std::uint32_t peer, std::uint64_t bytes, std::uint64_t fingerprint);
   void release(std::uint32_t peer);
   // Whether one of these is so far that a long message is better stored past the caches.
   bool is_any_far(const std::uint32_t* targets, std::uint32_t count);

@@ -298,8 +298,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   }
 }
 
-[[gnu::always_inline]] inline const std::byte* Engine::take(std::uint32_t peer,
-                                                            std::uint64_t bytes,
+[[gnu::always_inline]] inline const std::byte* Engine::take(std::uint32_t peer, std::uint64_t bytes,
                                                             std::uint64_t fingerprint) {
   const std::uint32_t index = peers_[peer].taken++;
   const auto& descriptor = region_.descriptor(peer, rank(), index);
