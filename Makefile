@@ -4,6 +4,8 @@
 #   make test       the same environment, then lint and every quick test
 #   make test-full  the long sweeps too; writes build/test-report.xml and a page of it, .md
 #   make test-repeat  each kind of test with many processes, TIMES=50 times, half of them with all cores busy
+#   make soak       random programs against numpy: MINUTES=10, SEED=… and RANKS=… to repeat one
+#   make soak-faults  N=10000 programs in which a rank fails: detection times, and what went wrong
 #   make lint | format | build | clean
 #
 # make PYTHON=python3.12 …   another Python, in an environment of its own (.venv-python3.12)
@@ -15,6 +17,8 @@ PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 RANKS ?= 2
 TIMES ?= 50
+MINUTES ?= 10
+N ?= 10000
 PACKAGES := collectives transports trainers launch
 
 PY := $(VENV)/bin/python
@@ -26,7 +30,7 @@ ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
 LONG := -o timeout=900 -o faulthandler_timeout=1800
 LINTED := $(PACKAGES) tests examples tools
 
-.PHONY: train test test-full test-repeat lint format build clean preflight
+.PHONY: train test test-full test-repeat soak soak-faults lint format build clean preflight
 .DELETE_ON_ERROR:
 
 train: build
@@ -42,6 +46,14 @@ test-full: lint
 
 test-repeat: build
 	$(PY) tools/repeat_tests.py --times $(TIMES)
+
+# RANKS has a default that is train's: only one that is given counts here.
+soak: build
+	PYTHONPATH=tests $(PY) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) \
+	  $(if $(filter-out file undefined,$(origin RANKS)),--ranks $(RANKS)) $(SOAK_OPTIONS)
+
+soak-faults: build
+	PYTHONPATH=tests $(PY) -m soak.faults --jobs $(N) --report build/soak-faults.md $(SEED:%=--seed %)
 
 lint: build
 	$(VENV)/bin/ruff check $(wildcard $(LINTED))
