@@ -54,16 +54,16 @@ class Execution:
         self._dice = random.Random(program.seed * 64 + world.rank)
 
     def run(self, before: Callable[[int], Any] = lambda number: None) -> None:
-        """All operations; `before` is called before each, and may raise.
+        """All operations; `before` is called before each, may raise, and may change the program.
 
         Raises:
             WrongResult: names seed, operation, rank, expected and found.
         """
         with self._closing():
-            for number, operation in enumerate(self._program.operations):
+            for number in range(len(self._program.operations)):
                 before(number)
                 self.number = number
-                self.do(operation)
+                self.do(self._program.operations[number])
 
     def do(self, operation: Operation) -> None:
         """One of them."""

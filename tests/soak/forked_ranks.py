@@ -10,6 +10,7 @@ import ctypes
 import faulthandler
 import os
 import pickle
+import resource
 import secrets
 import select
 import signal
@@ -86,6 +87,10 @@ class Forked:
                 self._code = os.waitstatus_to_exitcode(status)
         return self._code is not None
 
+    def wake(self) -> None:
+        """Let it go on, if it was stopped."""
+        self.send(signal.SIGCONT)
+
     def send(self, number: int) -> None:
         """A signal, if it has not ended."""
         if not self.has_ended():
@@ -146,14 +151,20 @@ def run(
     return endings
 
 
+def die_with(parent: int) -> None:
+    """In a forked process: be killed when the parent ends, however it does."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def _be_rank(
     function: Callable[[int], Any], rank: int, parent: int, output: int, result: int
 ) -> None:
     code = 1
     try:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        die_with(parent)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.dup2(output, 1)
         os.dup2(output, 2)
         faulthandler.register(STACKS, file=2, all_threads=True)
