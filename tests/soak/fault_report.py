@@ -10,6 +10,20 @@ import numpy as np
 
 from soak.verdicts import ANOMALIES
 
+_INTRODUCTION = """\
+`{command}`: {jobs} random programs of 2 to 4 ranks in each of which one rank failed, two at a time
+on {cores} cores ({machine}), in {minutes:.1f} minutes."""
+
+_EXPLANATION = """\
+A *hang* is a rank that had not ended 10 s after the last deadline; a *leak* a mapping, descriptor,
+thread, process or file that was left; *missed* a rank that should have raised and did not; *not
+named* an error whose text does not name the rank that failed.
+
+Detection: from just before the fault to the error in each other rank, in milliseconds. A rank hears
+of a fault in the first call that needs the others, so its own work until then counts, too; with
+more ranks than cores it also waits for a core. Frozen ranks are noticed by the deadline of 0.5 s,
+bad bytes by that of 1 s at the latest."""
+
 
 def page(records: list[dict[str, Any]], command: str, date: str, cores: int, wall: float) -> str:
     """As Markdown."""
@@ -17,21 +31,19 @@ def page(records: list[dict[str, Any]], command: str, date: str, cores: int, wal
     lines = [
         f"# Ranks that fail, {date}",
         "",
-        f"`{command}`: {len(records)} random programs of 2 to 4 ranks in each of which one rank "
-        f"failed, on {cores} cores ({platform.machine()}), in {wall / 60:.1f} minutes.",
+        _INTRODUCTION.format(
+            command=command,
+            jobs=len(records),
+            cores=cores,
+            machine=platform.machine(),
+            minutes=wall / 60,
+        ),
         "",
         "| " + " | ".join(ANOMALIES) + " |",
         "|" + "---:|" * len(ANOMALIES),
         "| " + " | ".join(str(totals[name]) for name in ANOMALIES) + " |",
         "",
-        "A *hang* is a rank that had not ended 10 s after the last deadline, a *leak* a mapping, "
-        "descriptor, thread, process or file that was left, *missed* a rank that should have raised "
-        "and did not, *not named* an error whose text does not name the rank that failed.",
-        "",
-        "Detection: from just before the fault to the error in each other rank, in milliseconds. A "
-        "rank hears of a fault in the first call that needs the others, so the time of its own work "
-        "until then counts, too; with more ranks than cores they also wait for a core. Frozen ranks "
-        "are noticed by the deadline of 0.5 s; bad bytes by the deadline of 1 s at the latest.",
+        _EXPLANATION,
         "",
         "| fault | jobs | anomalies | raised | median | p99 | worst |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -84,7 +84,7 @@ def records_of(seeds: range, workers: int, kind: str | None) -> Iterator[dict[st
             die_with(parent)
             code = 1
             try:
-                with open(theirs, "w", encoding="utf-8", buffering=1) as pipe:
+                with os.fdopen(theirs, "w", encoding="utf-8", buffering=1) as pipe:
                     for seed in seeds[worker::workers]:
                         record, _ = run_fault(draw_fault(seed, kind))
                         pipe.write(json.dumps(record) + "\n")
@@ -94,7 +94,7 @@ def records_of(seeds: range, workers: int, kind: str | None) -> Iterator[dict[st
                     sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
                 os._exit(code)
         os.close(theirs)
-        pipes.append(open(ours, encoding="utf-8"))  # noqa: SIM115
+        pipes.append(os.fdopen(ours, encoding="utf-8"))
         pids.append(pid)
     rest = dict.fromkeys(pipes, "")
     while rest:

@@ -117,6 +117,10 @@ class _Failing:
     def __init__(self, execution: Execution, fault: Fault, clock: Clock) -> None:
         self._execution, self._fault, self._clock = execution, fault, clock
         self._thread: threading.Thread | None = None
+        self._again = False
+        # The world's, as long as it is the only one.
+        size = fault.program.size
+        self._region = mapped_at(_native.region_bytes(**settings.geometry().for_ranks(size)))
 
     def before(self, number: int) -> None:
         fault = self._fault
@@ -132,6 +136,8 @@ class _Failing:
                 self._fail()
         elif number == fault.number + 1 and fault.moment == "after":
             self._fail()
+        elif self._again:  # what is a rank's own it may have written anew
+            self._write_bad_bytes()
 
     def _fail_soon(self) -> None:
         if self._fault.kind == "raises":
@@ -178,9 +184,17 @@ class _Failing:
         name = dice.choice(sorted({area.name for area in among}))
         area = among[dice.choice([at for at, each in enumerate(among) if each.name == name])]
         count = (1, 4, 64, 1000, None, None)[dice.integers(6)]
-        begin = mapped_at(_native.region_bytes(**geometry.for_ranks(size)))
-        at = [begin + place for place in places(area, dice, count)]
+        at = [self._region + place for place in places(area, dice, count)]
         content = dice.bytes(len(at))
+        style = dice.integers(3)
+        if style == 1:  # what counters and states may be
+            small = bytes(dice.integers(0, 4, len(at), np.uint8))
+            content = bytes(
+                byte if place % 4 == 0 else 0 for place, byte in zip(at, small, strict=True)
+            )
+        elif style == 2:
+            content = bytes([dice.choice([0, 1, 127, 255])]) * len(at)
+        self._again = bool(dice.integers(2))
         self._clock.stamp(0)
         write(at, content)
 

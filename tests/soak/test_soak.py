@@ -14,19 +14,21 @@ from soak.operations import Allocate, Close, Collective, Messages, Objects, Spli
 TESTS = Path(__file__).parents[1]
 
 
-def soak(*options, limit=100):
-    """Run the command; its exit code and what it printed."""
+def command(module, *options, limit=100):
+    """Run a module of the soak; its exit code and what it printed."""
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     ended = subprocess.run(
-        [sys.executable, "-m", "soak", *options], capture_output=True, text=True, timeout=limit,
+        [sys.executable, "-m", module, *options], capture_output=True, text=True, timeout=limit,
         env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     return ended.returncode, ended.stdout + ended.stderr
 
 
 def test_a_few_programs(full):
-    code, said = soak("--seed", "1", "--programs", "400" if full else "8", "--operations", "120",
-                      "--minutes", "10", limit=800 if full else 100)  # fmt: skip
+    code, said = command(
+        "soak", "--seed", "1", "--programs", "400" if full else "8", "--operations", "120",
+        "--minutes", "10", limit=800 if full else 100,
+    )  # fmt: skip
     assert code == 0 and "nothing wrong" in said, said
 
 
@@ -37,14 +39,13 @@ def test_a_planted_wrong_result_is_found_and_can_be_repeated(size=3):
         if isinstance(each, Collective) and each.collective == "allreduce" and each.comm == 0
         and each.handle is None and 0 not in each.shape
     )  # fmt: skip
-    code, said = soak("--seed", "5", "--programs", "1", "--ranks", str(size), "--operations", "60",
-                      "--without-torch", "--spoil", str(number))  # fmt: skip
+    same = ("--seed", "5", "--programs", "1", "--ranks", str(size), "--operations", "60")
+    code, said = command("soak", *same, "--without-torch", "--spoil", str(number))
     assert code == 1, said
     words = f"seed 5, {size} ranks, operation {number} Collective(collective='allreduce'"
     for expected in (words, f"rank {size - 1}: 1 of", "expected", "found", f"SEED=5 RANKS={size}"):
         assert expected in said, (expected, said)
-    code, said = soak("--seed", "5", "--programs", "1", "--ranks", str(size), "--operations", "60",
-                      "--without-torch")  # fmt: skip
+    code, said = command("soak", *same, "--without-torch")
     assert code == 0, said
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transports import _native
+from transports.errors import CollectiveError
 from transports.rendezvous.awaiting import Look
 from transports.rendezvous.local import Introduction, meet
 from transports.shm.memory import allocate
@@ -111,10 +112,12 @@ def connect(
         )
         words = Describe(meeting.ranks)
         engine.set_describe(silence, words.wait, words.place, words.alone)
-    except BaseException:
+    except BaseException as error:
         for pidfd in meeting.pidfds:
             with contextlib.suppress(OSError):
                 os.close(pidfd)
+        if isinstance(error, RuntimeError):  # what lies in it is not what rank 0 has written
+            raise CollectiveError(str(error)) from None
         raise
     finally:
         os.close(meeting.descriptor)  # the mapping lives on without it
