@@ -91,7 +91,10 @@ class WorkQueue:
         self._count = count
         self._awaited = awaited
         self._jobs: deque[tuple[Work, Callable[[], Any]]] = deque()
-        self._changed = threading.Condition()
+        # Taken by itself, never through the condition, which is written in Python: what a signal
+        # handler raised there (Ctrl-C) would leave it locked, and the thread below would not end.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._unfinished = 0
         self._closed = False
@@ -108,7 +111,7 @@ class WorkQueue:
             CollectiveError: the queue is closed.
         """
         work = Work(text, self._awaited)
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise CollectiveError("the communicator is closed")
             self._jobs.append((work, job))
@@ -122,7 +125,7 @@ class WorkQueue:
 
     def close(self) -> None:
         """Let the running call end as it may; those not begun fail. Does not wait for peers."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             while self._jobs:
                 work, _ = self._jobs.popleft()
@@ -138,7 +141,7 @@ class WorkQueue:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._jobs and not self._closed:
                     self._changed.wait()
                 if not self._jobs:
@@ -149,7 +152,7 @@ class WorkQueue:
                 result = job()
             except BaseException as caught:
                 error = caught
-            with self._changed:
+            with self._lock:
                 self._unfinished -= 1
                 self._count(-1)
             work.finish(result, error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 
 import numpy as np
@@ -208,3 +210,29 @@ def test_a_work_tells_who_waits_too_long():
         work.wait(0.001)
     work.finish(3)
     assert work.wait() == 3
+
+
+def test_an_exception_of_a_signal_handler_leaves_the_queue_unlocked():
+    """It may come between any two lines of Python, those of the standard library too."""
+    queue = WorkQueue("queue-of-a-test")
+    queue.submit("first", lambda: None).wait()
+
+    class Rang(BaseException):
+        pass
+
+    def trace(frame, event, argument):
+        code = frame.f_code
+        if (event, code.co_name, code.co_filename) == ("return", "__enter__", threading.__file__):
+            raise Rang
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(Rang):
+            queue.submit("second", lambda: None)
+    finally:
+        sys.settrace(before)
+    queue.close()
+    queue.join(5.0)
+    assert not any(thread.name == "queue-of-a-test" for thread in threading.enumerate())

@@ -150,6 +150,6 @@ def _changed(
         usual = "float32" if call.dtype != "float32" else "int64"
         call = replace(call, op="max" if spec.reduces else None)
         return call, replace(call, dtype=usual)
-    if call.counts is not None or not call.shape:
+    if call.counts is not None or not call.shape or 0 in call.shape[1:]:
         return None
     return call, replace(call, shape=(call.shape[0] + 1, *call.shape[1:]))

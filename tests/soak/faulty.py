@@ -31,8 +31,8 @@ LONG = 30.0  # where something else must
 _FROZEN = 5.0  # at most, until whoever has started us wakes or kills us
 
 
-class Stumble(Exception):
-    """What a rank raises that is to raise."""
+class Stumble(BaseException):
+    """What a rank raises that is to raise; as with Ctrl-C, nobody turns it into another."""
 
 
 class Clock:

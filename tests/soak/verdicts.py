@@ -69,7 +69,8 @@ def judge(fault: Fault, endings: list[Ending], clock: Clock) -> list[tuple[str, 
 def _judge_error(fault: Fault, told: Told, what: str) -> list[tuple[str, str]]:
     may = allowed(fault)
     if told.error in may:
-        named = f"rank {fault.rank}" in told.text
+        # A receive from anyone fails by the end of all others.
+        named = f"rank {fault.rank}" in told.text or "every other rank ended" in told.text
         if fault.kind in (*ENDS, "freezes for ever") and not fault.has_splits and not named:
             return [(NAME, what)]
         return []
