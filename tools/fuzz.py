@@ -60,8 +60,10 @@ def main() -> int:
     for log in logs:
         with log.open("w") as out:
             running.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT))
-    found = [(process.wait(), Path(log).read_text(errors="replace"))
-             for process, log in zip(running, logs, strict=True)]
+    found = [
+        (process.wait(), Path(log).read_text(errors="replace"))
+        for process, log in zip(running, logs, strict=True)
+    ]
     figured = [figures(text) for _, text in found]
     print(
         f"{time.monotonic() - began:.0f} s on {len(found)} processes: "
