@@ -70,7 +70,8 @@ def config_from(data: dict[str, Any], origin: str) -> RunConfig:
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         if isinstance(error.__context__, TrainerError):
             raise error.__context__ from None
-        raise ConfigurationError(f"{origin}: {_on_one_line(error)}") from error
+        refused = _in_our_words(kind, data, str(error)) or _on_one_line(error)
+        raise ConfigurationError(f"{origin}: {refused}") from error
     return made
 
 
@@ -135,6 +136,54 @@ def _check_keys(kind: type[Any], data: dict[Any, Any], origin: str, prefix: str 
                     f"({', '.join(typing.get_type_hints(inner))}), found {value!r}"
                 )
             _check_keys(inner, value, origin, f"{prefix}{key}.")
+        elif value is None and type(None) not in typing.get_args(inner):
+            # Which the parser takes for a setting left out.
+            raise ConfigurationError(
+                f"{origin}: {prefix}{key}: expected {_described(inner)}, found nothing"
+            )
+
+
+def _in_our_words(kind: type[Any], data: dict[str, Any], refusal: str) -> str | None:
+    """Key, expected and found, of what the parser refuses in terms of Python's classes."""
+    named = re.search(r'key "([\w.]+)"', refusal)
+    if named is None:
+        return None
+    expected: Any = kind
+    found: Any = data
+    for part in named[1].split("."):
+        if not dataclasses.is_dataclass(expected) or not isinstance(found, dict):
+            return None
+        types = typing.get_type_hints(expected)
+        if part not in types or part not in found:
+            return None
+        expected, found = types[part], found[part]
+    return f"{named[1]}: expected {_described(expected)}, found {found!r}"
+
+
+def _described(kind: Any) -> str:
+    """A type as people who write YAML know it: `a number`, `two numbers`, `'adam' or 'muon'`."""
+    inner = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, inner))
+    if type(None) in inner:
+        return (
+            " or ".join(_described(each) for each in inner if each is not type(None)) + ", or null"
+        )
+    if origin is tuple and inner[-1] is not ...:
+        return f"a list of {len(inner)}: {', '.join(map(_described, inner))}"
+    if origin in (list, tuple):
+        return f"a list, each {_described(inner[0])}"
+    return _DESCRIBED.get(kind, str(kind))
+
+
+_DESCRIBED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+}
 
 
 def _elsewhere(key: str) -> str:
