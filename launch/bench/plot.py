@@ -56,6 +56,12 @@ def draw_results(results: Sequence[Result], path: Path) -> None:
             left.set_title(title, loc="left", fontweight="bold", color=INK)
             left.set_ylabel("microseconds a call")
             right.set_ylabel("busbw, GB/s")
+        if any(_predictions(each, _predicted_time) for each in sections.values()):
+            # Below all panels: within one there is no place that no line ever crosses.
+            figure.supxlabel(
+                "dashed: predicted by the cost model", x=0.01, ha="left", fontsize=9,
+                color="#495057",
+            )  # fmt: skip
         figure.savefig(path, dpi=160)
         pyplot.close(figure)
 
@@ -97,12 +103,6 @@ def _panel(
         axes.fill_between(xs, ys, edge, color=FORBIDDEN, zorder=1, linewidth=0)
         axes.plot(xs, ys, color="#868e96", linewidth=1.2, zorder=2)
         names.append((ys[-1], "limit of this machine", "#495057", False))
-    if predictions:
-        corner, side = ((0.02, 0.97), "left") if limit_below else ((0.98, 0.03), "right")
-        axes.annotate(
-            "dashed: predicted by the cost model", corner, xycoords="axes fraction", ha=side,
-            va="top" if limit_below else "bottom", color="#868e96", zorder=6,
-        )  # fmt: skip
     _dress(axes, [comparison.case.nbytes for comparison in comparisons])
     _name_lines(axes, names)
 

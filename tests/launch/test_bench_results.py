@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -195,10 +196,21 @@ def test_a_plot_has_every_line_and_its_name(tmp_path, name):
     text = content.decode()
     words = ["ours", "gloo", "limit of this machine", "busbw, GB/s"]
     words += ["microseconds a call", "allreduce, 2 ranks, float32 sum, out of place, cold"]
-    assert text.count(">dashed: predicted by the cost model</text>") == 4
+    assert text.count(">dashed: predicted by the cost model</text>") == 1
     for word in words:
         assert f">{word}</text>" in text, word
     assert ">MPI<" not in text  # it has no points
+
+
+def test_the_note_on_dashed_lines_is_below_all_panels(tmp_path):
+    draw_results([*race(64), *race(1 << 20)], tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    places = {word: float(y) for y, word in re.findall(r' y="([\d.]+)"[^>]*>([^<]+)</text>', text)}
+    others = [place for word, place in places.items() if not word.startswith("dashed")]
+    assert places["dashed: predicted by the cost model"] > max(others)
+    plain = [replace(result, predicted=None) for result in race(64)]
+    draw_results(plain, tmp_path / "plain.svg")
+    assert "dashed" not in (tmp_path / "plain.svg").read_text()
 
 
 def test_a_plot_of_nothing_is_drawn_too(tmp_path):
