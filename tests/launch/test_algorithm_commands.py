@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from collectives.catalogue import CATALOGUE
-from collectives.conformance import Cell, Results, write_results
+from collectives.conformance import RESULTS, Cell, Results, read_results, write_results
 from launch.command_line import main
 from launch.commands.explain import parse_bytes
 
@@ -53,8 +53,15 @@ def test_the_list_shows_the_forms_whole(said):
 def test_the_matrix_says_what_was_not_run(said, tmp_path, monkeypatch):
     monkeypatch.setattr("collectives.conformance.RESULTS", tmp_path / "none.json")
     text = said("algorithms", "--matrix")
-    assert text.count("not run") == 9 * 2 * 2
+    assert text.count("not run") == 9 * 2
     assert "no conformance run is on record here" in text
+
+
+def test_the_matrix_has_no_column_without_results_and_says_what_it_shows(said):
+    text = said("algorithms", "--matrix")
+    tested = sorted(read_results(RESULTS).transports())
+    assert text.splitlines()[0].split() == ["collective", "algorithm", *tested]
+    assert "a column for each transport that was tested; in it how many cases" in text
 
 
 def test_the_matrix_shows_results(said, tmp_path):
