@@ -13,7 +13,7 @@ with collectives.init() as comm:  # ranks from the launcher or torchrun; alone: 
     mine = comm.scatter(rows if comm.rank == 0 else None, root=0)
 
     gradient = torch.full((1000,), float(comm.rank), dtype=torch.bfloat16)
-    work = comm.allreduce(gradient, op="avg", async_op=True)  # computes while you do
+    work = comm.allreduce(gradient, op="avg", async_op=True)  # in the background
     mean = work.wait()
 
     half = comm.split(color=comm.rank % 2)  # a communicator of every second rank

@@ -18,7 +18,8 @@ Train what a configuration says, data-parallel on several ranks of this machine:
 
 Any setting can be given with --set; --print_config shows them all with their values. Everything a
 run leaves is in its folder (setting `run`); an earlier run there is moved aside, to FOLDER.1 and so
-on. --resume goes on from the latest checkpoint in the folder, after Ctrl-C too.
+on. A checkpoint is written at the end of every epoch: --resume goes on from the last epoch that was
+finished, and Ctrl-C loses the one under way.
 
 With --max-restarts K all ranks are started anew when one has failed, at most K times, and go on
 from the last checkpoint that this command has written: the run ends with the same bits."""
