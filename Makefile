@@ -6,6 +6,8 @@
 #   make test-repeat  each kind of test with many processes, TIMES=50 times, half of them with all cores busy
 #   make soak       random programs against numpy: MINUTES=10, SEED=… and RANKS=… to repeat one
 #   make soak-faults  N=10000 programs in which a rank fails: detection times, and what went wrong
+#   make fuzz       what other processes may write into shared memory, MINUTES=10 long; needs clang
+#   make sanitize   ranks as threads under ThreadSanitizer and AddressSanitizer, with races planted
 #   make lint | format | build | clean
 #
 # make PYTHON=python3.12 …   another Python, in an environment of its own (.venv-python3.12)
@@ -24,13 +26,14 @@ PACKAGES := collectives transports trainers launch
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := $(wildcard transports/native/*.cpp transports/native/*.hpp)
+DRIVERS := $(wildcard $(foreach kind,fuzz sanitize,tests/$(kind)/*.cpp tests/$(kind)/*.hpp))
 # A package that comes or goes changes what an editable install maps.
 ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
 # One sweep of the long run takes minutes, so that a hang is told later there.
 LONG := -o timeout=900 -o faulthandler_timeout=1800
 LINTED := $(PACKAGES) tests examples tools
 
-.PHONY: train test test-full test-repeat soak soak-faults lint format build clean preflight
+.PHONY: train test test-full test-repeat soak soak-faults fuzz sanitize lint format build clean preflight
 .DELETE_ON_ERROR:
 
 train: build
@@ -54,17 +57,23 @@ soak: build
 
 soak-faults: build
 	PYTHONPATH=tests $(PY) -m soak.faults --jobs $(N) --report build/soak-faults.md $(SEED:%=--seed %)
+# Neither needs the environment: a compiler and any Python.
+fuzz:
+	$(PYTHON) tools/fuzz.py --minutes $(MINUTES)
+
+sanitize:
+	$(PYTHON) tools/sanitize.py
 
 lint: build
 	$(VENV)/bin/ruff check $(wildcard $(LINTED))
 	$(VENV)/bin/ruff format --check $(wildcard $(LINTED))
-	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE)
+	$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE) $(DRIVERS)
 	$(VENV)/bin/mypy
 
 format: build
 	$(VENV)/bin/ruff check --fix $(wildcard $(LINTED))
 	$(VENV)/bin/ruff format $(wildcard $(LINTED))
-	$(VENV)/bin/clang-format -i $(NATIVE)
+	$(VENV)/bin/clang-format -i $(NATIVE) $(DRIVERS)
 
 build: $(VENV)/.installed
 

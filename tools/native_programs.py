@@ -70,7 +70,8 @@ def build(
     """Compiles `native` and the drivers into build/`name`/; returns the program.
 
     `compile_` is the compiler and its flags. Where `native` differs from the sources that
-    build/`like`/ was made of in the file `but` alone, what does not include that comes from there.
+    build/`like`/ was made of in the file `but` alone, what does not
+    include that is taken from there.
     """
     folder = BUILD / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 // Ranks as threads of one process, over one region: thousands of calls of several plans, calls from
-// a background thread and point-to-point at once, for ThreadSanitizer and AddressSanitizer to watch.
-// Results are checked too.
+// a background thread and point-to-point at once, for ThreadSanitizer and AddressSanitizer to
+// watch. Results are checked too.
 //
 // ThreadSanitizer does not know fences (atomic_thread_fence, membarrier), and the kernels' stores
 // past the caches it does not see. In the engine fences order one thing only: that a rank which

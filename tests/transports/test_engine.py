@@ -304,6 +304,7 @@ def test_a_call_that_does_not_fit_its_plan_is_refused(instruction, widest, argum
         ({"slot_bytes": 0}, "multiple of 64"),
         ({"slot_bytes": 1 << 31}, "at most 1 GiB"),
         ({"lane_bytes": 65}, "multiple of 64"),
+        ({"ranks": 2**32 - 1, "depth": 2**31}, r"more than 2\^60 bytes"),
     ],
 )
 def test_a_geometry_no_engine_can_use_is_refused(change, words):
@@ -339,3 +340,79 @@ def test_memory_that_is_no_region_is_refused(region):
         os.close(small)
     with pytest.raises((OSError, RuntimeError), match="Bad file descriptor"):
         _native.Engine(987_654, 0, people, False)
+
+
+# Where things lie in a region: see Header and TroubleBoard in transports/native/region.hpp.
+GEOMETRY_AT = 16
+GEOMETRY_FIELDS = {
+    "ranks": (0, "=I"), "depth": (4, "=I"), "slots": (8, "=I"), "slot_bytes": (16, "=Q"),
+    "lane_slots": (24, "=I"), "lane_bytes": (32, "=Q"),
+}  # fmt: skip
+TROUBLE_AT = 64
+SPOKEN_AT = TROUBLE_AT + 8256
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"slot_bytes": 2**64 - 64},  # a slot and the room for its shift: 0 bytes
+        {"lane_bytes": 2**63},
+        {"lane_bytes": 0},  # a long message would never end
+        {"lane_bytes": 2**31 + 64},
+        {"slot_bytes": 100},
+        {"slots": 2**24},  # beyond what a descriptor can name
+        {"depth": 2**31},
+        {"lane_slots": 2**32 - 1},
+        {"ranks": 2**32 - 1, "depth": 2**31, "lane_bytes": 2**63 + 64},
+        {"ranks": 2**26, "depth": 2**31, "slots": 2**23, "lane_slots": 2**31},
+    ],
+)
+def test_a_header_whose_sizes_pass_2_to_64_is_refused(region, changes):
+    """Another process may write there what it likes; sums that wrap must not make it seem small."""
+    with region.bytes() as memory:
+        for name, value in changes.items():
+            offset, form = GEOMETRY_FIELDS[name]
+            struct.pack_into(form, memory, GEOMETRY_AT + offset, value)
+    with pytest.raises(RuntimeError, match="header does not fit its size"):
+        _native.Engine(region.descriptor, 0, [("here", os.getpid(), -1)] * 2, False)
+
+
+@pytest.mark.parametrize("peers", [1, 3])
+def test_a_region_of_other_ranks_is_refused(region, peers):
+    with pytest.raises(ValueError, match=f"is one of 2 ranks, expected {peers}"):
+        _native.Engine(region.descriptor, 0, [("here", os.getpid(), -1)] * peers, False)
+
+
+def test_trouble_that_anybody_wrote_is_raised_and_printable(region):
+    text = b"\x1b[2Jgone\x7f\x00"
+    with region.bytes() as memory:
+        memory[TROUBLE_AT + 16 : TROUBLE_AT + 16 + len(text)] = text
+        struct.pack_into("=II", memory, TROUBLE_AT + 4, 77, 2**32 - 1)  # no such kind, no such rank
+        struct.pack_into("=I", memory, TROUBLE_AT, 2)  # published
+    with pytest.raises(CollectiveError) as caught:
+        region.engines[0].execute(exchange(0, 4), np.ones(4), np.ones(4), 5.0, False)
+    assert str(caught.value) == "?[2Jgone?"
+
+
+@pytest.mark.parametrize("state", [1, 3, 2**32 - 1])
+def test_trouble_that_is_never_written_down_holds_up_nobody(region, state):
+    with region.bytes() as memory:
+        struct.pack_into("=I", memory, TROUBLE_AT, state)
+    with pytest.raises(CollectiveTimeout, match="exchange #1"):
+        region.engines[0].execute(exchange(0, 4), np.ones(4), np.ones(4), 0.05, False)
+
+
+@pytest.mark.parametrize("spoken", [-(2**63), 2**63 - 1, -1])
+def test_a_wrong_time_of_the_last_word_silences_nobody(region, spoken):
+    aloud = []
+
+    def describe(text, sightings, is_aloud):
+        aloud.append(is_aloud)
+        return text
+
+    region.engines[0].set_describe(0.02, describe, lambda rank: "", lambda: False)
+    with region.bytes() as memory:
+        struct.pack_into("=q", memory, SPOKEN_AT, spoken)
+    with pytest.raises(CollectiveTimeout):
+        region.engines[0].execute(exchange(0, 4), np.ones(4), np.ones(4), 0.5, False)
+    assert True in aloud

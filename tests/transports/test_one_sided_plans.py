@@ -90,7 +90,7 @@ def test_symmetric_blocks():
         assert [set(each.tolist()) for each in parts] == [{1}, {2}, {3}]
         with pytest.raises(IndexError, match="no such part"):
             block.part(3, block)
-        for parts_, nbytes in ((0, 10), (3, 1 << 20), (4000, 100)):
+        for parts_, nbytes in ((0, 10), (3, 1 << 20), (4000, 100), (3, 2**64 - 1)):
             with pytest.raises(ValueError, match=f"a block of {parts_} parts of {nbytes} bytes"):
                 _native.SymmetricBlock(descriptor, parts_, nbytes)
         kept, view = block.keep(), parts[0]
