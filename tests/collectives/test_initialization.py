@@ -10,6 +10,7 @@ import pytest
 from harness.processes import FOREIGN, Ranks, open_descriptors
 
 import collectives
+from transports.shm import connection
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +156,9 @@ def test_memory_that_cannot_be_had_is_told_to_all():
         first, second = job.outcomes()
     assert first.error == "MemoryError" and "bytes of shared memory" in first.text
     assert second.error == "MismatchError" and "rank 0 has no shared memory" in second.text
+
+
+def test_memory_that_is_not_what_rank_zero_wrote(monkeypatch):
+    monkeypatch.setattr(connection._native, "format_region", lambda *_, **__: None)
+    with pytest.raises(collectives.CollectiveError, match="was not formatted by this package"):
+        collectives.init()
