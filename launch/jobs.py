@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.binding import binding_line, rank_cores, rank_threads
+from launch.capacity import DESCRIPTORS_PER_RANK, INTERPRETER_BYTES, check_room
 from launch.console import Console, own_streams
 from launch.environment import JobIdentity, ReservedPort, rank_environment
 from launch.failures import Failure, first_failure
-from launch.limits import DESCRIPTORS_PER_RANK, INTERPRETER_BYTES, check_room
 from launch.processes import Job, RankCommand
 from launch.rank_shim import CANNOT_EXECUTE
 from launch.report import Report

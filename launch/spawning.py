@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 import cloudpickle
 
 from launch.binding import rank_cores, rank_threads
+from launch.capacity import DESCRIPTORS_PER_RANK, MEMBER_BYTES
 from launch.console import Console, own_streams
 from launch.environment import JobIdentity, ReservedPort, rank_environment
 from launch.failures import Failure, RankFailedError, ending, first_failure
 from launch.jobs import check_counts
-from launch.limits import DESCRIPTORS_PER_RANK, MEMBER_BYTES
 from launch.processes import Job, RankCommand
 from launch.report import Report
 from launch.watching import JobTimeout, Watch

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 import launch
-from launch import limits
-from launch.limits import available_memory, check_room, group_folders, own_threads
+from launch import capacity
+from launch.capacity import available_memory, check_room, group_folders, own_threads
 
 FAR_TOO_MANY = 10_000_000  # more than Linux has process numbers
 
@@ -42,7 +42,7 @@ def test_open_files_run_out_before_anything_starts(launcher, program):
 
 
 def test_a_users_limit_of_processes(monkeypatch):
-    monkeypatch.setattr(limits, "_is_exempt", lambda: False)
+    monkeypatch.setattr(capacity, "_is_exempt", lambda: False)
     kinds = {resource.RLIMIT_NPROC: own_threads() + 5}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (kinds.get(kind, -1), -1))
     check_room(1, descriptors=3, memory=0)
@@ -52,15 +52,15 @@ def test_a_users_limit_of_processes(monkeypatch):
 
 def test_a_thousand_small_ranks_are_not_refused_for_want_of_cores(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (-1, -1))
-    monkeypatch.setattr(limits, "available_memory", lambda: (4 << 30, "here"))
-    monkeypatch.setattr(limits, "group_folders", lambda controller, *places: iter(()))
-    check_room(1000, descriptors=limits.DESCRIPTORS_PER_RANK, memory=limits.INTERPRETER_BYTES)
+    monkeypatch.setattr(capacity, "available_memory", lambda: (4 << 30, "here"))
+    monkeypatch.setattr(capacity, "group_folders", lambda controller, *places: iter(()))
+    check_room(1000, descriptors=capacity.DESCRIPTORS_PER_RANK, memory=capacity.INTERPRETER_BYTES)
 
 
 def test_a_control_group_of_few_processes(monkeypatch, tmp_path):
     (tmp_path / "pids.max").write_text("12\n")
     (tmp_path / "pids.current").write_text("4\n")
-    monkeypatch.setattr(limits, "group_folders", lambda controller, *places: iter([tmp_path]))
+    monkeypatch.setattr(capacity, "group_folders", lambda controller, *places: iter([tmp_path]))
     check_room(7, descriptors=3, memory=0)
     with pytest.raises(ValueError, match=r"9 processes needed, 8 left \(.*pids\.max\)"):
         check_room(8, descriptors=3, memory=0)
