@@ -10,6 +10,7 @@ still says what it does.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import fcntl
 import os
@@ -26,6 +27,9 @@ _LOOK_EVERY = 0.005
 _MOST_FRAMES = 12
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
 _LONGEST_ANSWER = 1 << 16
+_LIBC = ctypes.CDLL(None)
+_LIBC.signal.restype = ctypes.c_void_p
+_SIG_IGN = 1
 _STATES = {
     "R": "runs, or waits for a core",
     "S": "sleeps",
@@ -105,6 +109,10 @@ def _begin() -> Readiness:
         return Readiness()
     # Whoever asks empties it: what is written goes to the end that the file has then.
     fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+    # What `unregister` will restore: whoever has just seen that there is a handler may send the
+    # signal a moment later, and its default would end the process. Not by Python's own `signal`,
+    # which is for the main thread, and after which the signal would not look free to us.
+    _LIBC.signal(number, ctypes.c_void_p(_SIG_IGN))
     # One thread's only: the stack of another may change while it is read.
     faulthandler.register(number, file=descriptor, all_threads=False)
     return Readiness(number, descriptor)
