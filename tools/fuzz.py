@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import subprocess
 import sys
@@ -29,7 +30,9 @@ FLAGS = [
     "-fno-sanitize-recover=all",
 ]
 # One input takes a few milliseconds; a real second is a hang.
-LIMITS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=2048", "-use_value_profile=1"]
+# Inputs are long from the begin: short ones end before anything has happened.
+LIMITS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=1024", "-len_control=0"]
+SEEDS = 64
 
 
 def figures(log: str) -> tuple[int, int, int]:
@@ -51,6 +54,9 @@ def main() -> int:
     program = build("fuzz", drivers, [COMPILER, *FLAGS])
     corpus = BUILD / "fuzz" / "corpus"
     corpus.mkdir(exist_ok=True)
+    if not any(corpus.iterdir()):
+        for number in range(SEEDS):
+            (corpus / f"seed-{number}").write_bytes(random.Random(number).randbytes(512))
     seconds = max(1, round(60 * options.minutes))
     command = [str(program), str(corpus), f"-max_total_time={seconds}", "-print_final_stats=1"]
     command += [*LIMITS, f"-artifact_prefix={BUILD / 'fuzz'}/"]

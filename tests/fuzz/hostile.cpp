@@ -13,6 +13,15 @@ constexpr std::uint64_t kLengths[] = {0, 1, 8, 16, 40, 41, 64, 128, 192, 256, 10
 
 }  // namespace
 
+void Hostile::take_turn() {
+  if (turns_to_skip_ > 0) {
+    --turns_to_skip_;
+    return;
+  }
+  strike();
+  turns_to_skip_ = bytes_.below(32);
+}
+
 void Hostile::strike() {
   const std::uint32_t writes = 1 + bytes_.below(4);
   for (std::uint32_t i = 0; i < writes && !bytes_.is_empty(); ++i) {
@@ -76,13 +85,26 @@ void Hostile::write_message() {
   const std::uint32_t from = peer();
   const std::uint32_t index = counter(messages_[from % 8]);
   Descriptor& descriptor = region_.descriptor(from, victim_, index);
-  const std::uint64_t length = kLengths[bytes_.below(std::size(kLengths))];
-  const bool is_short = bytes_.below(2) != 0;  // of what the whole call sends, this pass has less
-  const std::uint64_t whole = is_short ? kLengths[bytes_.below(std::size(kLengths))] : length;
+  // What the victim sends it expects, in most calls: so the rest of the message is looked at too.
+  const Descriptor& like = region_.descriptor(victim_, from, index);
+  const std::uint64_t length = bytes_.below(3) == 0 ? kLengths[bytes_.below(std::size(kLengths))]
+                                                    : std::uint64_t{like.length};
   descriptor.length =
-      bytes_.below(8) == 0 ? bytes_.next<std::uint32_t>() : static_cast<std::uint32_t>(length);
-  descriptor.fingerprint =
-      bytes_.below(8) == 0 ? bytes_.next<std::uint64_t>() : likely_fingerprint(whole);
+      bytes_.below(16) == 0 ? bytes_.next<std::uint32_t>() : static_cast<std::uint32_t>(length);
+  switch (bytes_.below(8)) {
+    case 0:
+      descriptor.fingerprint = bytes_.next<std::uint64_t>();
+      break;
+    case 1:
+      descriptor.fingerprint = likely_fingerprint(kLengths[bytes_.below(std::size(kLengths))]);
+      break;
+    case 2:
+    case 3:
+      descriptor.fingerprint = likely_fingerprint(length);
+      break;
+    default:
+      descriptor.fingerprint = like.fingerprint;
+  }
   switch (bytes_.below(4)) {
     case 0:
       descriptor.slot = kInlineSlot;
@@ -92,7 +114,7 @@ void Hostile::write_message() {
       break;
     default:
       descriptor.slot =
-          SlotPlace{bytes_.below(region_.geometry().slots + 1), bytes_.below(66), false}.packed();
+          SlotPlace{bytes_.below(region_.geometry().slots), bytes_.below(64), false}.packed();
   }
   descriptor.number =
       counter(static_cast<std::uint32_t>(region_.standing(victim_).entered.load(kRelaxed)));
@@ -152,7 +174,11 @@ void Hostile::write_standing() {
       bytes_.take(&standing.output, sizeof standing.output);
       break;
     default:
-      region_.header().spoken_ns.store(bytes_.next<std::int64_t>(), kRelaxed);
+      region_.header().spoken_ns.store(
+          bytes_.below(2)
+              ? bytes_.next<std::int64_t>()
+              : static_cast<std::int64_t>((std::uint64_t{1} << 63) + bytes_.below(3) - 1),
+          kRelaxed);
   }
 }
 

@@ -46,6 +46,8 @@ class Hostile {
 
   // A few writes of the fuzzer's choice.
   void strike();
+  // The same, after some turns that it lets pass.
+  void take_turn();
 
  private:
   std::uint32_t peer();
@@ -66,6 +68,7 @@ class Hostile {
   std::size_t size_;
   transports::Region region_;
   std::uint32_t victim_;
+  std::uint32_t turns_to_skip_ = 0;
   std::uint32_t messages_[8] = {}, packets_[8] = {};  // posted as each rank
 };
 
