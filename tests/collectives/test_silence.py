@@ -181,7 +181,7 @@ def test_asking(prepare, words):
     try:
         for _ in range(2):
             found = ask(child, ready)
-            text = found.state or found.frames[0]
+            text = found.state or " ".join(found.frames)
             assert words in text or (words == "sleeps" and "waits for a core" in text), found
         os.kill(child, signal.SIGSTOP)
         os.waitid(os.P_PID, child, os.WSTOPPED)
