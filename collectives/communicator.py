@@ -80,8 +80,7 @@ atexit.register(_close_at_exit)
 class Descent:
     """What the ranks of a communicator were in the one that was never shrunk.
 
-    The ranks that are left meet under its name: some may have been in a smaller communicator
-    already, when the rank that led their meeting was lost too.
+    The ranks that are left meet under its name: some may be in a smaller one already.
     """
 
     job: str
@@ -340,10 +339,8 @@ class Communicator(Explaining):
             except PeerLostError:
                 continue  # one less
             except CollectiveTimeout as error:
-                before = ", ".join(map(str, left))
-                raise CollectiveTimeout(
-                    f"shrink: {error}; these ranks, counted anew, were {before} before"
-                ) from None
+                text = f"shrink: {error}; these ranks, counted anew, were {str(left)[1:-1]} before"
+                raise CollectiveTimeout(text) from None
             found.timeout = self.timeout
             self._engine.move()  # those that were not told to go on must not take it for gone
             return found

@@ -39,7 +39,7 @@ MANY_PROCESSES = [
     "tests/launch/test_joining.py::test_two_jobs_at_once_do_not_meet",
     "tests/launch/test_bench.py::test_a_planted_error_is_counted_and_fails_the_run",
     "tests/collectives/test_contract.py::test_a_lost_peer[kill inside]",
-    "tests/collectives/test_contract.py::test_calls_that_do_not_fit_together[2]",
+    "tests/collectives/test_mismatch.py::test_calls_that_do_not_fit_together[2]",
     "tests/collectives/test_contract.py::test_ctrl_c_ends_any_wait[allreduce]",
     "tests/collectives/test_contract.py::test_ranks_that_are_done_may_leave_without_closing",
     "tests/collectives/test_async.py::test_every_collective[3]",
