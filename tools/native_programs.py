@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,35 @@ WIDE = {
     "kernels_avx2.cpp": AVX2,
     "kernels_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", *AVX2],
 }
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A mistake that a tool must find."""
+
+    name: str
+    file: str
+    sound: str  # what stands there, once
+    wrong: str
+
+
+def planted(plant: Plant, build_name: str) -> Path:
+    """A copy of the engine's sources, in the build folder, with exactly one thing changed."""
+    folder = BUILD / build_name / "native"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = 0
+    for source in [*NATIVE.glob("*.cpp"), *NATIVE.glob("*.hpp")]:
+        copy = folder / source.name
+        text = source.read_text()
+        if source.name == plant.file:
+            found = text.count(plant.sound)
+            text = text.replace(plant.sound, plant.wrong)
+        # Only what differs is written, so that only that is compiled again.
+        if not copy.exists() or copy.read_text() != text:
+            copy.write_text(text)
+    if found != 1:
+        sys.exit(f"{plant.file}: expected `{plant.sound}` once, found it {found} times")
+    return folder
 
 
 def sources(folder: Path = NATIVE) -> list[Path]:

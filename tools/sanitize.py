@@ -14,10 +14,9 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from native_programs import BUILD, NATIVE, ROOT, build, needs
+from native_programs import ROOT, Plant, build, needs, planted
 
 COMPILER = os.environ.get("SANITIZE_CXX", "g++")
 # -Wno-tsan: that it does not know fences; what the engine needs them for says ranks.cpp.
@@ -27,41 +26,18 @@ DRIVERS = [ROOT / "tests" / "sanitize" / "ranks.cpp"]
 SECONDS = 300
 
 
-@dataclass(frozen=True)
-class Plant:
-    """A release that is taken away."""
-
-    name: str
-    file: str
-    store: str  # up to the order
+def without_release(name: str, file: str, store: str) -> Plant:
+    """A store, told up to its order, that hands something over no more."""
+    orders = [f"{store}std::memory_order_{order}" for order in ("release", "relaxed")]
+    return Plant(name, file, *orders)
 
 
 PLANTS = [
-    Plant("message", "engine_steps.cpp", "descriptor.sequence.store(index + 1, "),
-    Plant("release", "engine_steps.cpp", "acks.released.store(++peers_[peer].released, "),
-    Plant("packet", "lane.hpp", "descriptor.sequence.store(++sent_, "),
-    Plant("packet-release", "lane.hpp", "released.store(++taken_, "),
+    without_release("message", "engine_steps.cpp", "descriptor.sequence.store(index + 1, "),
+    without_release("release", "engine_steps.cpp", "acks.released.store(++peers_[peer].released, "),
+    without_release("packet", "lane.hpp", "descriptor.sequence.store(++sent_, "),
+    without_release("packet-release", "lane.hpp", "released.store(++taken_, "),
 ]
-
-
-def planted(plant: Plant) -> Path:
-    """A copy of the sources with one order changed, and exactly one."""
-    folder = BUILD / f"sanitize-{plant.name}" / "native"
-    folder.mkdir(parents=True, exist_ok=True)
-    found = 0
-    for source in [*NATIVE.glob("*.cpp"), *NATIVE.glob("*.hpp")]:
-        copy = folder / source.name
-        text = source.read_text()
-        if source.name == plant.file:
-            strong = f"{plant.store}std::memory_order_release"
-            found = text.count(strong)
-            text = text.replace(strong, f"{plant.store}std::memory_order_relaxed")
-        # Only what differs is written, so that only that is compiled again.
-        if not copy.exists() or copy.read_text() != text:
-            copy.write_text(text)
-    if found != 1:
-        sys.exit(f"{plant.file}: expected one `{plant.store}… release`, found {found}")
-    return folder
 
 
 def run(program: Path, turns: int) -> tuple[int, str]:
@@ -101,11 +77,12 @@ def main() -> int:
     for plant in PLANTS:
         if options.only not in (None, plant.name):
             continue
+        name = f"sanitize-{plant.name}"
         program = build(
-            f"sanitize-{plant.name}",
+            name,
             DRIVERS,
             THREAD,
-            native=planted(plant),
+            native=planted(plant, name),
             like="sanitize-thread",
             but=plant.file,
         )
