@@ -12,7 +12,6 @@ import time
 import traceback
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +19,7 @@ from collectives import settings
 from collectives.arguments import check_timeout
 from collectives.calls import Calls
 from collectives.cost.work import Room
+from collectives.descent import Descent
 from collectives.explaining import Explaining
 from collectives.faults import Fault, FaultyEngine
 from collectives.proof import ProofError, verify
@@ -35,6 +35,7 @@ from transports.rendezvous.local import Introduction
 from transports.shm.connection import Geometry, connect
 from transports.silence import QUEUE
 from transports.stacks import be_ready, be_ready_no_more
+from transports.telling import tell
 
 _LONGEST_TRACEBACK = 3000  # characters, of at most 4 bytes, that every rank can be told
 _EXIT_SECONDS = 5.0
@@ -53,7 +54,7 @@ def _close_at_exit() -> None:
         try:
             each.close()
         except CollectiveError as error:  # too late to raise it
-            print(f"collectives: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            tell(f"{type(error).__name__}: {error}")
         each._queue.join(_EXIT_SECONDS)
 
 
@@ -74,26 +75,6 @@ def _watch_for_uncaught() -> None:
 
 os.register_at_fork(after_in_child=_forsake_in_child)
 atexit.register(_close_at_exit)
-
-
-@dataclass(frozen=True)
-class Descent:
-    """What the ranks of a communicator were in the one that was never shrunk.
-
-    The ranks that are left meet under its name: some may be in a smaller one already.
-    """
-
-    job: str
-    ranks: tuple[int, ...]
-
-    def of(self, ranks: Sequence[int]) -> Descent:
-        """Of a communicator of some of the ranks."""
-        return Descent(self.job, tuple(self.ranks[rank] for rank in ranks))
-
-    @property
-    def meeting(self) -> str:
-        """Where exactly these ranks meet."""
-        return f"{self.job}/left-{'-'.join(map(str, self.ranks))}"
 
 
 class Communicator(Explaining):
@@ -173,7 +154,7 @@ class Communicator(Explaining):
         self._engine: _native.Engine = (
             FaultyEngine(connection.engine, faults) if faults else connection.engine  # type: ignore[assignment]
         )
-        self._engine.far_ns = settings.far_ns(self._engine.far_ns)
+        connection.engine.far_ns = settings.far_ns(connection.engine.far_ns)
         self._begin_symmetric()
         self._point_to_point = _native.PointToPoint(connection.engine)
         self.timeout = timeout

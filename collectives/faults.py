@@ -13,9 +13,7 @@ or end. Several are parted by semicolons.
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,7 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from collectives.cost.links import parse_seconds
+from collectives.specs import nearest
 from transports import _native
+from transports.telling import tell
 
 _KEYS = {
     "kill": {"rank", "op", "at", "signal"},
@@ -35,8 +36,6 @@ _KEYS = {
 }
 _NEEDED = {"kill": {"op"}, "exit": {"op"}, "raise": {"op"}, "freeze": {"op", "for"}, "slow": {"by"}}
 _MOMENTS = ("begin", "middle", "end")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 # Wakes a process that stands still: from outside, since nothing in it runs.
 _WAKER = (
     "import os, signal, sys, time\n"
@@ -90,7 +89,7 @@ def _parse(text: str) -> Fault:
     if action not in _KEYS:
         raise ValueError(
             f"fault {text!r}: expected one of {', '.join(_KEYS)}, found {action!r}"
-            + _nearest(action, _KEYS)
+            + nearest(action, _KEYS)
         )
     found: dict[str, str] = {}
     for word in words:
@@ -99,7 +98,7 @@ def _parse(text: str) -> Fault:
             raise ValueError(
                 f"fault {text!r}: expected {action} with each of "
                 f"{', '.join(sorted(_KEYS[action]))} at most once, as key=value, found {word!r}"
-                + _nearest(key, _KEYS[action])
+                + nearest(key, _KEYS[action])
             )
         found[key] = value
     if missing := ({"rank"} | _NEEDED[action]) - found.keys():
@@ -120,11 +119,6 @@ def _parse(text: str) -> Fault:
     )
 
 
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""
-
-
 def _whole(text: str, key: str, value: str, least: int) -> int:
     if not value.isdecimal() or int(value) < least:
         raise ValueError(f"fault {text!r}: {key} is an integer from {least} on, found {value!r}")
@@ -143,10 +137,10 @@ def _signal(text: str, value: str) -> int:
 
 
 def _seconds(text: str, value: str) -> float:
-    found = _DURATION.fullmatch(value)
-    if found is None:
-        raise ValueError(f"fault {text!r}: expected a time, as 3s or 2ms, found {value!r}")
-    return float(found[1]) * _UNITS[found[2]]
+    try:
+        return parse_seconds(value)
+    except ValueError as error:
+        raise ValueError(f"fault {text!r}: {error}") from None
 
 
 class FaultyEngine:
@@ -222,4 +216,4 @@ def _wake_after(seconds: float) -> None:
 
 
 def _tell(fault: Fault) -> None:
-    print(f"collectives: injected: {fault.text}", file=sys.stderr, flush=True)
+    tell(f"injected: {fault.text}")

@@ -1,58 +1,90 @@
 """What a container or a service allows this process of the machine: core time and memory.
 
 Limits hold for a control group and all those within it, so that the groups around one's own count
-too. Of version 2; of version 1 only core time, at the root, where containers have it.
+too. Of both versions of control groups.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from transports.shm.memory import available_bytes
+
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
 
-def own_groups(root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> list[Path]:
-    """The folders of this process's group and of those around it, the root last."""
+def group_folders(
+    controller: str, root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP
+) -> list[Path]:
+    """The folders of this process's control groups for `controller`, from its own outwards.
+
+    Seen from inside of a container the path may not be mounted there, or begin outside of what is;
+    the folders above it still count.
+    """
     try:
         lines = membership.read_text().splitlines()
     except OSError:
-        lines = []
-    inside = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-    # Seen from inside of a container, the path may begin outside of what is mounted here.
-    folder = root / inside if ".." not in inside.split("/") else root
-    return [folder, *(around for around in folder.parents if around.is_relative_to(root))]
+        return [root]
+    found: list[Path] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = root / controller if controllers else root  # version 1 has a folder for each
+        own = base if ".." in path.split("/") else base / path.strip("/")
+        around = [own, *own.parents]
+        found += [folder for folder in around[: around.index(base) + 1] if folder.is_dir()]
+    return found
 
 
 def core_time(root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> float | None:
     """Seconds of core time a second that this process may use, if that is limited."""
-    groups = own_groups(root, membership)
+    groups = group_folders("cpu", root, membership)
     found = [_core_time_of(group) for group in groups]
     if not any((group / "cpu.max").exists() for group in groups):
-        found = [_core_time_of_version_1(root / "cpu")]
+        # Containers have what is theirs of version 1 here, whatever path they are told.
+        found += [_core_time_of_version_1(group) for group in (*groups, root / "cpu")]
     return min((each for each in found if each is not None), default=None)
 
 
-def memory_left(root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> int | None:
-    """Bytes that the groups of this process may still take, if that is limited."""
+def memory_left(
+    root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP
+) -> tuple[int, Path] | None:
+    """Bytes that the groups of this process may still take, and by whose limit, if there is one."""
     found = []
-    for group in own_groups(root, membership):
-        try:
-            most = (group / "memory.max").read_text().strip()
-            if most.isdigit():
-                found.append(int(most) - int((group / "memory.current").read_text()))
-        except (OSError, ValueError):  # no control groups of version 2 here
-            continue
-    return max(0, min(found)) if found else None
+    for group in group_folders("memory", root, membership):
+        for most, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),  # version 1
+        ):
+            allowed, taken = number_in(group / most), number_in(group / used)
+            if allowed is not None and taken is not None:
+                found.append((max(0, allowed - taken + _page_cache(group)), group / most))
+    return min(found, default=None)
 
 
-def available_memory(root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> int:
-    """Bytes that processes may still take: the machine's, or less where a container says so."""
-    import psutil  # by those alone who ask for it: `collectives run` does not
+def available_memory(
+    root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP, *, swap: bool = True
+) -> tuple[int, str]:
+    """Bytes that processes may still take, and who says so: the machine, or a control group.
 
-    available = int(psutil.virtual_memory().available)
-    left = memory_left(root, membership)
-    return available if left is None else min(available, left)
+    With `swap`, the machine's counts too, for a group as well.
+    """
+    available = available_bytes(swap=swap)
+    found = [(available, "the machine")]
+    if (left := memory_left(root, membership)) is not None:
+        more = available - available_bytes(swap=False) if swap else 0
+        found.append((left[0] + max(0, more), str(left[1])))
+    return min(found)
+
+
+def number_in(path: Path) -> int | None:
+    """The number in a file; None where there is none, or it is "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _core_time_of(group: Path) -> float | None:
@@ -64,8 +96,17 @@ def _core_time_of(group: Path) -> float | None:
 
 
 def _core_time_of_version_1(group: Path) -> float | None:
+    quota, period = number_in(group / "cpu.cfs_quota_us"), number_in(group / "cpu.cfs_period_us")
+    return quota / period if quota is not None and quota > 0 and period else None
+
+
+def _page_cache(group: Path) -> int:
+    """What a group's memory holds of files, which the kernel gives up when others need it."""
     try:
-        quota = int((group / "cpu.cfs_quota_us").read_text())
-        return quota / int((group / "cpu.cfs_period_us").read_text()) if quota > 0 else None
-    except (OSError, ValueError):
-        return None
+        words = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
+    except OSError:
+        return 0
+    facts = {name: int(count) for name, count in words}
+    if "total_cache" in facts:  # version 1
+        return facts["total_cache"] - facts.get("total_shmem", 0)
+    return facts.get("file", 0) - facts.get("shmem", 0)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
-GROUPS = Path("/sys/fs/cgroup")
+from launch.allowances import available_memory, group_folders, number_in
+
 SYSTEM = Path("/proc")
 
 # What one rank is known to take, measured as memory of its own (Anonymous in smaps_rollup) with
@@ -60,13 +60,13 @@ def _short_of_processes(needed: int) -> str:
             "(RLIMIT_NPROC, ulimit -u)"
         )
     for folder in group_folders("pids"):
-        allowed, current = _number(folder / "pids.max"), _number(folder / "pids.current") or 0
+        allowed, current = number_in(folder / "pids.max"), number_in(folder / "pids.current") or 0
         if allowed is not None and needed > allowed - current:
             left = max(0, allowed - current)
             return f"{needed:,} processes needed, {left:,} left ({folder / 'pids.max'})"
     for name in ("pid_max", "threads-max"):
         path = SYSTEM / "sys" / "kernel" / name
-        allowed = _number(path)
+        allowed = number_in(path)
         if allowed is not None and needed > allowed:
             return f"{needed:,} processes needed, {allowed:,} on the whole machine ({path})"
     return ""
@@ -88,7 +88,7 @@ def _short_of_files(needed: int) -> str:
 def _short_of_memory(ranks: int, each: int) -> str:
     left, where = available_memory()
     needed = ranks * each
-    if left is None or needed <= left:
+    if needed <= left:
         return ""
     return (
         f"at least {needed / 1e9:,.1f} GB of memory needed ({each / 1e6:.0f} MB a rank), "
@@ -117,77 +117,9 @@ def own_threads(system: Path = SYSTEM) -> int:
     return found
 
 
-def group_folders(
-    controller: str, groups: Path = GROUPS, membership: Path = SYSTEM / "self" / "cgroup"
-) -> Iterator[Path]:
-    """The folders of this process's control groups for `controller`, from its own outwards.
-
-    In a container the path may be one that is not mounted there; the folders above it still are.
-    """
+def _fields(path: Path) -> dict[str, str]:
     try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        base = groups / controller if controllers else groups  # version 1 has a folder for each
-        own = base / path.strip("/")
-        for folder in (own, *own.parents):
-            if folder.is_dir():
-                yield folder
-            if folder == base:
-                break
-
-
-def available_memory(system: Path = SYSTEM, groups: Path = GROUPS) -> tuple[int | None, str]:
-    """Bytes that can be had, swap included, and who says so: the machine or a control group.
-
-    None where nobody says.
-    """
-    machine = _fields(system / "meminfo")
-    if "MemAvailable" not in machine:
-        return None, ""
-    swap = _kilobytes(machine.get("SwapFree", "0"))
-    left, where = _kilobytes(machine["MemAvailable"]) + swap, str(system / "meminfo")
-    for folder in group_folders("memory", groups, system / "self" / "cgroup"):
-        for maximum, current in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            allowed, used = _number(folder / maximum), _number(folder / current)
-            if allowed is None or used is None:
-                continue
-            room = allowed - used + _page_cache(folder) + swap
-            if room < left:
-                left, where = max(0, room), str(folder / maximum)
-    return left, where
-
-
-def _page_cache(folder: Path) -> int:
-    """What a group's memory holds of files, which the kernel gives up when others need it."""
-    facts = _fields(folder / "memory.stat", " ")
-    if "total_cache" in facts:  # version 1
-        return int(facts["total_cache"]) - int(facts.get("total_shmem", 0))
-    return int(facts.get("file", 0)) - int(facts.get("shmem", 0))
-
-
-def _fields(path: Path, separator: str = ":") -> dict[str, str]:
-    try:
-        parts = [line.partition(separator) for line in path.read_text().splitlines()]
+        parts = [line.partition(":") for line in path.read_text().splitlines()]
     except OSError:
         return {}
     return {name: text.strip() for name, _, text in parts}
-
-
-def _kilobytes(text: str) -> int:
-    return int(text.split()[0]) * 1024
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None where there is none, or it is "max"."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

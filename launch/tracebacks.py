@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transports.telling import OUR_FOLDERS
+
 # A line that names an error of ours, by whatever path it was imported; the marks before it are
 # those of an exception group.
 _OURS = re.compile(
@@ -25,11 +27,6 @@ _HEADER = re.compile(rb"[\s|+]*(?:Exception Group )?Traceback \(most recent call
 _CHAIN = (
     b"During handling of the above exception, another exception occurred:",
     b"The above exception was the direct cause of the following exception:",
-)
-
-# Frames of these packages are where such an error is raised, not where the user made the call.
-_INNER = tuple(
-    str(Path(__file__).parents[1] / package) + "/" for package in ("collectives", "transports")
 )
 
 
@@ -174,7 +171,8 @@ def _user_line(traceback: Sequence[bytes]) -> str:
         if not (match := _FRAME.match(line)):
             continue
         name = match[1].decode(errors="surrogateescape")
-        if not name.startswith(_INNER):
+        # Our own are where such an error is raised, not where the user made the call.
+        if not name.startswith(OUR_FOLDERS):
             path = Path(name)
             shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
             return f"{shown}:{match[2].decode()}"

@@ -5,23 +5,18 @@ The engine knows who waits for whom, and in which call; the Python stack of a ra
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from traceback import extract_stack
 
 from transports.rendezvous.identity import pid_namespace
 from transports.rendezvous.local import Introduction
 from transports.stacks import Found, Readiness, ask
+from transports.telling import OUR_FOLDERS, tell
 
 _MOST_ASKED = 4  # ranks whose stacks are shown; each may take half a second
 _INDENT = "    "
-_OURS = tuple(
-    f"{Path(__file__).parents[1] / package}/" for package in ("transports", "collectives")
-)
 
 QUEUE = "collectives-queue"
 """How the names of the threads begin that run a communicator's asynchronous calls."""
@@ -50,8 +45,7 @@ class Describe:
                 lines += self._stack_lines(rank)
         whole = "\n".join(lines)
         if aloud:
-            with contextlib.suppress(Exception):
-                print(f"collectives: {whole}", file=sys.stderr, flush=True)
+            tell(whole)
         return whole
 
     def place(self, rank: int) -> str:
@@ -63,7 +57,7 @@ class Describe:
         else:
             frames = tuple(frame.rpartition(" in ")[0] for frame in self._ask(rank).frames)
         # What our own code has called, to ask others say, lies within ours.
-        ours = [number for number, frame in enumerate(frames) if frame.startswith(_OURS)]
+        ours = [number for number, frame in enumerate(frames) if frame.startswith(OUR_FOLDERS)]
         users = frames[ours[-1] + 1 :] if ours else frames
         return users[0] if users else ""
 

@@ -216,7 +216,7 @@ class Session:
         entries = len(self._rivals) + len(self._own_rivals) + len(self._agenda.algorithms)
         entries += len(METHODS) * self._manner.limit
         needed = self._agenda.most_memory(entries, self._cache_bytes) * _ROOM
-        available = available_memory()
+        available, _ = available_memory(swap=False)
         if needed > available:
             raise BenchError(
                 f"the arrays of {self._agenda.ranks} ranks and {entries} contenders would take "

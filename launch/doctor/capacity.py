@@ -32,11 +32,11 @@ def check_memory(runtime: Runtime, ranks: int) -> list[Finding]:
     import psutil
 
     swap = psutil.swap_memory()
-    available = available_memory()
+    available, _ = available_memory(swap=False)
     found = f"{size_text(available)} available"
     left = memory_left()
     if left is not None:
-        found += f" (a limit leaves {size_text(left)})"
+        found += f" (a limit leaves {size_text(left[0])})"
     found += f", swap {size_text(swap.free)} free" if swap.total else ", no swap"
     try:
         needed = value_of(runtime(), "channels")

@@ -126,7 +126,7 @@ def test_a_command_line_that_is_wrong_says_so_and_starts_nothing(text, capsys):
 
 
 def test_memory_that_cannot_be_had_is_refused_before_anything_starts(capsys, monkeypatch):
-    monkeypatch.setattr(session, "available_memory", lambda: 1 << 30)
+    monkeypatch.setattr(session, "available_memory", lambda **_: (1 << 30, "here"))
     assert main(["bench", "allreduce", "--max", "1G"]) == 2
     assert (
         "the arrays of 2 ranks and 4 contenders would take 20.0 GiB, found 1.0 GiB of memory "

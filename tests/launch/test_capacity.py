@@ -9,7 +9,7 @@ import pytest
 
 import launch
 from launch import capacity
-from launch.capacity import available_memory, check_room, group_folders, own_threads
+from launch.capacity import check_room, own_threads
 
 FAR_TOO_MANY = 10_000_000  # more than Linux has process numbers
 
@@ -53,59 +53,14 @@ def test_a_users_limit_of_processes(monkeypatch):
 def test_a_thousand_small_ranks_are_not_refused_for_want_of_cores(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (-1, -1))
     monkeypatch.setattr(capacity, "available_memory", lambda: (4 << 30, "here"))
-    monkeypatch.setattr(capacity, "group_folders", lambda controller, *places: iter(()))
+    monkeypatch.setattr(capacity, "group_folders", lambda controller: [])
     check_room(1000, descriptors=capacity.DESCRIPTORS_PER_RANK, memory=capacity.INTERPRETER_BYTES)
 
 
 def test_a_control_group_of_few_processes(monkeypatch, tmp_path):
     (tmp_path / "pids.max").write_text("12\n")
     (tmp_path / "pids.current").write_text("4\n")
-    monkeypatch.setattr(capacity, "group_folders", lambda controller, *places: iter([tmp_path]))
+    monkeypatch.setattr(capacity, "group_folders", lambda controller: [tmp_path])
     check_room(7, descriptors=3, memory=0)
     with pytest.raises(ValueError, match=r"9 processes needed, 8 left \(.*pids\.max\)"):
         check_room(8, descriptors=3, memory=0)
-
-
-def test_control_groups_are_found_from_the_own_one_outwards(tmp_path):
-    groups, membership = tmp_path / "groups", tmp_path / "membership"
-    (groups / "misc" / "a").mkdir(parents=True)  # a/b is not to be seen in here
-    (groups / "unit").mkdir()
-    membership.write_text("5:pids,misc:/a/b\n3:memory:/elsewhere\n0::/unit\n")
-    found = [str(each.relative_to(groups)) for each in group_folders("misc", groups, membership)]
-    assert found == ["misc/a", "misc", "unit", "."]
-    assert list(group_folders("pids", groups, tmp_path / "none")) == []
-
-
-@pytest.mark.parametrize(
-    ("files", "left"),
-    [
-        ({"memory.max": "max"}, 12 * 1024),  # what the machine has, swap included
-        # What the group has left, the page cache it would give up, and the swap.
-        (
-            {
-                "memory.max": "5000",
-                "memory.current": "4000",
-                "memory.stat": "file 500\nshmem 100\n",
-            },
-            1000 + 400 + 2 * 1024,
-        ),
-        (
-            {
-                "memory.limit_in_bytes": "5000",
-                "memory.usage_in_bytes": "4000",
-                "memory.stat": "cache 1\ntotal_cache 500\ntotal_shmem 100\n",
-            },
-            1000 + 400 + 2 * 1024,
-        ),
-    ],
-)
-def test_memory_is_that_of_the_machine_or_of_the_group(tmp_path, files, left):
-    groups = tmp_path / "groups"
-    (tmp_path / "self").mkdir()
-    groups.mkdir()
-    (tmp_path / "self" / "cgroup").write_text("0::/\n")
-    assert available_memory(tmp_path, groups) == (None, "")
-    (tmp_path / "meminfo").write_text("MemAvailable:   10 kB\nSwapFree:        2 kB\n")
-    for name, text in files.items():
-        (groups / name).write_text(text)
-    assert available_memory(tmp_path, groups)[0] == left

@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -108,8 +109,9 @@ def test_a_quota_below_the_cores_is_a_warning(doctor, monkeypatch, quota, verdic
 
 
 def test_channels_that_do_not_fit_are_a_warning(doctor, monkeypatch):
-    monkeypatch.setattr(allowances, "memory_left", lambda *_: 1 << 20)
-    monkeypatch.setattr(capacity, "memory_left", lambda: 1 << 20)
+    limit = (1 << 20, Path("here"))
+    monkeypatch.setattr(allowances, "memory_left", lambda *_: limit)
+    monkeypatch.setattr(capacity, "memory_left", lambda: limit)
     monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=2 << 30, free=1 << 30))
     found = doctor("-n", "7")["memory"]
     assert found["verdict"] == "warning"

@@ -6,7 +6,7 @@
 
 namespace transports {
 
-// " (killed by signal 9, SIGKILL)", " (exit code 3)", or nothing where it cannot be known. The
+// " (killed by SIGSEGV)", " (exit code 3)", or nothing where it cannot be known. The
 // process has ended. Waits some milliseconds at most, for its parent to have taken note of it.
 std::string ending_of(int pidfd, std::uint32_t pid);
 

@@ -151,6 +151,10 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
       steps_to_fault_ = std::max<std::uint64_t>(1, call.steps().size() * call.passes() / 2);
     }
     run(call, input, output);
+    if (steps_to_fault_ != 0) [[unlikely]] {  // it had fewer steps than it might have had
+      steps_to_fault_ = 0;
+      meet_fault();
+    }
     for (const auto peer : call.silent_peers()) look_for_untaken(peer);
   });
   if (call.streams()) end_streaming();  // before other threads of the program hear of the result

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <stdexcept>
 #include <thread>
 
@@ -16,12 +15,6 @@ constexpr std::int64_t kLookEveryNs = 5'000'000;
 constexpr std::uint32_t kLooksPerCensus = 20;
 constexpr std::uint32_t kPassesBetweenClocks = 256;
 constexpr double kForever = 1e300;
-
-std::int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 std::string message_text(const Operation& operation) {
   return operation.what.text() + " with " +
@@ -223,9 +216,7 @@ std::string PointToPoint::lost_text(const Operation& operation) const {
 }
 
 std::string PointToPoint::waiting_text(const Operation& operation, double waited) const {
-  char seconds[32];
-  std::snprintf(seconds, sizeof seconds, "%.3g", waited);
-  return "rank " + std::to_string(rank()) + " has waited " + seconds + " s to " +
+  return "rank " + std::to_string(rank()) + " has waited " + seconds_text(waited) + " s to " +
          whole_text(operation, operation.peer == kAny
                                    ? "any rank"
                                    : waiter_.name_of(static_cast<std::uint32_t>(operation.peer)));

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <chrono>
 #include <climits>
-#include <cstdio>
 
 #include "expedited.hpp"
 
@@ -25,23 +24,11 @@ constexpr int kLookEveryMs = 5;
 constexpr int kLooksPerCensus = 20;  // between looks at the ranks that are not waited for
 constexpr std::int64_t kTellingNs = 100'000'000;  // for another rank to write its trouble down
 
-std::int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
 long futex(const std::atomic<std::uint32_t>& word, int operation, std::uint32_t value,
            const timespec* timeout) {
   // Shared, not FUTEX_PRIVATE: the word is in memory of several processes.
   return syscall(SYS_futex, reinterpret_cast<const std::uint32_t*>(&word), operation, value,
                  timeout, nullptr, 0);
-}
-
-std::string seconds_text(double seconds) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3g", seconds);
-  return text;
 }
 
 }  // namespace

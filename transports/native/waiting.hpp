@@ -17,6 +17,11 @@
 
 namespace transports {
 
+// On the clock that all ranks of a host share.
+std::int64_t now_ns();
+// A number of seconds as people read it.
+std::string seconds_text(double seconds);
+
 // Owns a file descriptor.
 class FileDescriptor {
  public:
@@ -83,7 +88,7 @@ struct Sighting {
   bool holds_up;  // it waits for nobody itself, as far as can be seen
 };
 
-// What only Python knows; either may be empty.
+// What only Python knows; any may be empty.
 struct Describe {
   // The words of a long wait: its first line, and what ranks do; `aloud` also prints them.
   std::function<std::string(const std::string&, const std::vector<Sighting>&, bool aloud)> wait;

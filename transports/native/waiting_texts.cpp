@@ -23,6 +23,18 @@ std::string read_text(const SharedText<Words>& shared) {
 
 }  // namespace
 
+std::int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+std::string seconds_text(double seconds) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", seconds);
+  return text;
+}
+
 void Waiter::throw_trouble() const {
   knows_of_trouble_.store(true, std::memory_order_relaxed);
   const auto& board = region_.trouble();
@@ -96,9 +108,7 @@ void Waiter::speak(double waited, double& next, const std::string& text,
                    const std::vector<Sighting>& sightings) const {
   next = 2 * std::max(waited, silence_);
   if (!describe_.wait) return;
-  const auto now = std::chrono::duration_cast<std::chrono::nanoseconds>(
-                       std::chrono::steady_clock::now().time_since_epoch())
-                       .count();
+  const std::int64_t now = now_ns();
   auto& spoken = region_.header().spoken_ns;
   // Relaxed: an election, nothing is ordered by it. What stands there may be anything.
   auto last = spoken.load(std::memory_order_relaxed);

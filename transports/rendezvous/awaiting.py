@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from transports.reminder import Reminder
+from transports.telling import tell
 
 Look = Callable[[], None]
 """Raises if something else has ended the waiting."""
@@ -61,9 +60,7 @@ class Waiting:
         """Look at what else may end it; now and then say `text`, with the seconds for its {}."""
         self._look()
         if (waited := self._reminder.due()) and self._speaks_for_all():
-            with contextlib.suppress(Exception):  # nothing here may end a wait
-                told = f"collectives: {text.format(f'{waited:.3g}')} to the rendezvous"
-                print(told, file=sys.stderr, flush=True)
+            tell(f"{text.format(f'{waited:.3g}')} to the rendezvous")
 
     def _speaks_for_all(self) -> bool:
         """Whether this rank says what all of the job wait for: the first that takes the name."""

@@ -50,13 +50,14 @@ def allocate(size: int, name: str = "collectives") -> int:
     return descriptor
 
 
-def available_bytes() -> int:
-    """Memory and swap that this machine can still give."""
+def available_bytes(*, swap: bool = True) -> int:
+    """Memory that this machine can still give, with its swap or without."""
     fields = dict(
         line.split(":", 1)
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     )
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
+    names = ("MemAvailable", "SwapFree") if swap else ("MemAvailable",)
+    return sum(int(fields[name].split()[0]) * 1024 for name in names)
 
 
 def _unlinked_file(name: str) -> int:
