@@ -12,7 +12,9 @@ from pathlib import Path
 PROBE = """
 import importlib.util, json, os, sys
 found = {"python": list(sys.version_info[:3])}
-found["missing"] = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+specs = {name: importlib.util.find_spec(name) for name in sys.argv[1:]}
+found["missing"] = [name for name, spec in specs.items() if spec is None]
+found["places"] = {name: spec.origin for name, spec in specs.items() if spec is not None}
 if "mpi4py" in sys.argv[1:] and not found["missing"]:
     import mpi4py
     mpi4py.rc.initialize = False
@@ -23,7 +25,7 @@ if "mpi4py" in sys.argv[1:] and not found["missing"]:
         found["broken"] = f"{type(error).__name__}: {error}"
 print(json.dumps(found))
 """
-"""What is asked of a Python about the packages on its command line, and of its MPI; JSON."""
+"""What is asked of a Python about the packages on its command line, where they are, and of its MPI; JSON."""
 
 _FAMILIES = {
     "Intel MPI": r"^Intel\(R\) MPI",

@@ -90,7 +90,7 @@ def find_planted(seconds: int) -> int:
             name,
             DRIVERS,
             [COMPILER, *FLAGS],
-            native=planted(plant, name),
+            native=planted(name, plant),
             like="fuzz",
             but=plant.file,
         )

@@ -2,7 +2,8 @@
 
 The fuzzer (tools/fuzz.py) and the sanitizers (tools/sanitize.py) build with it, each into a folder
 of its own, so that the module everybody uses is never an instrumented one. Only what changed is
-compiled again.
+compiled again. Copies of the sources with something changed are made here, for tools/unchecked.py
+too.
 """
 
 from __future__ import annotations
@@ -39,22 +40,21 @@ class Plant:
     wrong: str
 
 
-def planted(plant: Plant, build_name: str) -> Path:
-    """A copy of the engine's sources, in the build folder, with exactly one thing changed."""
+def planted(build_name: str, *plants: Plant) -> Path:
+    """A copy of the engine's sources, in the build folder, with exactly these things changed."""
     folder = BUILD / build_name / "native"
     folder.mkdir(parents=True, exist_ok=True)
-    found = 0
-    for source in [*NATIVE.glob("*.cpp"), *NATIVE.glob("*.hpp")]:
-        copy = folder / source.name
-        text = source.read_text()
-        if source.name == plant.file:
-            found = text.count(plant.sound)
-            text = text.replace(plant.sound, plant.wrong)
+    texts = {path.name: path.read_text() for path in (*NATIVE.glob("*.cpp"), *NATIVE.glob("*.hpp"))}
+    for plant in plants:
+        found = texts[plant.file].count(plant.sound)
+        if found != 1:
+            sys.exit(f"{plant.file}: expected `{plant.sound}` once, found it {found} times")
+        texts[plant.file] = texts[plant.file].replace(plant.sound, plant.wrong)
+    for name, text in texts.items():
+        copy = folder / name
         # Only what differs is written, so that only that is compiled again.
         if not copy.exists() or copy.read_text() != text:
             copy.write_text(text)
-    if found != 1:
-        sys.exit(f"{plant.file}: expected `{plant.sound}` once, found it {found} times")
     return folder
 
 

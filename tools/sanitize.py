@@ -82,7 +82,7 @@ def main() -> int:
             name,
             DRIVERS,
             THREAD,
-            native=planted(plant, name),
+            native=planted(name, plant),
             like="sanitize-thread",
             but=plant.file,
         )

@@ -4,6 +4,7 @@
     mpi                      the MPI that mpi4py finds here
     deepspeed                DeepSpeed's allreduce over shared memory
     symmetric, ring, …       our own, by an algorithm, or over symmetric memory
+    ours=PYTHON              the package of another environment: an engine before or after a change
 
 All but our own may name another Python, whose environment has them: mpi=/opt/impi/bin/python. So
 several MPI libraries can take part at once, of which an environment holds only one.
@@ -25,7 +26,8 @@ import collectives
 from collectives.specs import nearest
 from launch.mpi_library import PROBE, mpi_family, mpiexec_beside
 
-PROGRAM = Path(collectives.__file__).parent / "bench" / "rank_program.py"
+_PACKAGE = Path(collectives.__file__).parent
+PROGRAM = _PACKAGE / "bench" / "rank_program.py"
 PROBE_SECONDS = 60.0
 OLDEST_PYTHON = (3, 11)
 
@@ -46,6 +48,7 @@ class Contender:
         name: short, for tables: gloo, MPICH.
         library: the file in collectives/bench/libraries that its ranks load.
         python: which runs its ranks.
+        program: what its ranks run.
         mpiexec: the command that starts them, if it is not we who do.
         options: what its library's `connect` wants to know.
         settings: what it is told beyond its defaults, to be shown.
@@ -57,6 +60,7 @@ class Contender:
     name: str
     library: str
     python: str = sys.executable
+    program: str = str(PROGRAM)
     mpiexec: Sequence[str] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -67,20 +71,25 @@ class Contender:
     def command(self, ranks: int, options: str) -> list[str]:
         """What starts a rank, or with mpiexec all of them."""
         # -P: the program's folder is no place to import from.
-        program = [self.python, "-P", "-u", str(PROGRAM), options]
+        program = [self.python, "-P", "-u", self.program, options]
         return [*self.mpiexec, "-n", str(ranks), *program] if self.mpiexec else program
 
 
 OURS = Contender(name="ours", library="ours")
 
 _TORCH = ("gloo", "nccl")
-_KINDS = (*_TORCH, "mpi", "deepspeed")
-_NEEDED = {"mpi": ("numpy", "mpi4py"), "deepspeed": ("numpy", "torch", "deepspeed", "ninja")}
+_KINDS = (*_TORCH, "mpi", "deepspeed", "ours")
+_NEEDED = {
+    "mpi": ("numpy", "mpi4py"),
+    "deepspeed": ("numpy", "torch", "deepspeed", "ninja"),
+    "ours": ("numpy", "collectives"),
+}
 _HOW = {
     "mpi": "pip install 'collectives-runtime[mpi]' (mpi4py and MPICH), or mpi=PYTHON for the "
     "Python of an environment that has mpi4py",
     "deepspeed": "pip install deepspeed ninja, in an environment of its own, and "
     "deepspeed=PYTHON for its Python",
+    "ours": "pip install collectives-runtime there",
 }
 _HOW_TORCH = "pip install torch, or {kind}=PYTHON for the Python of an environment that has it"
 
@@ -96,9 +105,12 @@ def find_contender(spec: str) -> Contender:
 
     Raises:
         ContenderMissing: it is not installed, or cannot take part.
-        NotPythonError: after `=` stands something else than a Python.
+        NotPythonError: after `=` stands something else than a Python, or nothing where `ours` is
+            to be another one.
     """
     kind, _, python = spec.partition("=")
+    if kind == "ours" and not python:
+        raise NotPythonError(f"{spec}: expected ours=PYTHON, of an environment with another build")
     python = _program(spec, python) if python else sys.executable
     needed = _NEEDED.get(kind, ("numpy", "torch"))
     how = _HOW.get(kind, _HOW_TORCH.format(kind=kind))
@@ -106,6 +118,9 @@ def find_contender(spec: str) -> Contender:
     here = {"PATH": os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", "")])}
     if kind == "mpi":
         return _mpi(spec, python, found["mpi"], here)
+    if kind == "ours":
+        program = Path(found["places"]["collectives"]).parent / PROGRAM.relative_to(_PACKAGE)
+        return Contender(name="other build", library="ours", python=python, program=str(program))
     backend = kind.removeprefix("torch:")
     if kind == "deepspeed":
         return Contender(

@@ -204,6 +204,10 @@ class Session:
                 entries += [Entry(group=group, variant=v, role="against") for v in self._own_rivals]
             elif group.contender.library == "limit":
                 entries += [Entry(group=group, variant=each, role="limit") for each in METHODS]
+            elif group.contender.library == "ours":  # of another environment: as ours, one by one
+                entries += [
+                    Entry(group=group, variant=v, role="against") for v in self._agenda.algorithms
+                ]
             else:
                 entries.append(Entry(group=group, variant="", role="against"))
         return entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 
 import psutil
 import pytest
@@ -140,7 +141,15 @@ def test_overlap(launcher):
 
 
 def test_symmetric_memory_is_measured_or_its_absence_said(launcher):
-    done = launcher("bench", "allreduce", "-n", "2", *QUICK, "--no-limit",
-                    "--algorithm", "symmetric")  # fmt: skip
+    """... and another environment's build beside each of ours: here the very same one."""
+    done = launcher("bench", "allreduce", "-n", "2", *QUICK, "--no-limit", "--algorithm",
+                    "auto,symmetric", "--against", f"ours={sys.executable}",
+                    "--json", "run.jsonl")  # fmt: skip
     said = "no symmetric memory (comm.empty)" in done.stdout
     assert done.returncode == (1 if said else 0), done.stdout + done.stderr
+    header, results = read_results(launcher.folder / "run.jsonl")
+    other, ours = (header["contenders"][name] for name in ("other build", "ours"))
+    assert {**other, "python": ours["python"]} == ours
+    titles = {result.title for result in results}
+    assert titles == {"ours", "ours symmetric", "other build", "other build symmetric"}
+    assert all(result.wrong == 0 and len(result.rounds) == 2 for result in results)

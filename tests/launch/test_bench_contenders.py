@@ -76,6 +76,7 @@ def test_an_environment_that_will_not_do_is_refused(environment, answer, text):
 @pytest.mark.parametrize(
     "spec, text",
     [
+        ("ours", "expected ours=PYTHON, of an environment with another build"),
         ("gloo=/nowhere/python", "no program '/nowhere/python'; expected a Python's path"),
         ("mpi=/bin/false", "/bin/false is no Python that runs here"),
         ("gloo=/etc/passwd", "no program '/etc/passwd'; expected a Python's path"),
