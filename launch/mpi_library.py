@@ -25,7 +25,7 @@ if "mpi4py" in sys.argv[1:] and not found["missing"]:
         found["broken"] = f"{type(error).__name__}: {error}"
 print(json.dumps(found))
 """
-"""What is asked of a Python about the packages on its command line, where they are, and of its MPI; JSON."""
+"""Asks a Python which packages of its command line it has, where, and of its MPI; JSON."""
 
 _FAMILIES = {
     "Intel MPI": r"^Intel\(R\) MPI",

@@ -51,7 +51,9 @@ CHECKS = [
     ),
     never("two calls at once", "engine.cpp", "busy_.exchange(true, std::memory_order_acquire)"),
     nothing("... its end", "engine.cpp", "busy_.store(false, std::memory_order_release);"),
-    never("another communicator's call", "engine.cpp", "call.size() != region_.geometry().ranks ||"),
+    never(
+        "another communicator's call", "engine.cpp", "call.size() != region_.geometry().ranks ||"
+    ),
     never("call in the background", "engine.cpp", "is_background_ != background"),
     nothing("which call this is", "engine.cpp", "enter(call, number_, stamp_);"),
     nothing(
@@ -66,7 +68,9 @@ CHECKS = [
     ),
     never("faults on purpose", "engine.cpp", "fault_.is_due"),
     never("... at the end", "engine.cpp", "steps_to_fault_ != 0) [[unlikely]] {"),
-    never("... in the middle", "engine_steps.cpp", "steps_to_fault_ != 0 && --steps_to_fault_ == 0"),
+    never(
+        "... in the middle", "engine_steps.cpp", "steps_to_fault_ != 0 && --steps_to_fault_ == 0"
+    ),
     never(
         "whose message it is",
         "engine_steps.cpp",
@@ -109,10 +113,24 @@ def main() -> int:
     python = target / "bin" / "python"
     # Before our own site-packages, where numpy is; what they install as editable stays unknown.
     (packages,) = (target / "lib").glob("python*/site-packages")
-    (packages / "unchecked.pth").write_text("\n".join([str(target / "installed"), *site.getsitepackages()]))
+    (packages / "unchecked.pth").write_text(
+        "\n".join([str(target / "installed"), *site.getsitepackages()])
+    )
     shutil.rmtree(target / "installed", ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    command += [f"--config-settings=build-dir={target / 'cmake'}", "--target", str(target / "installed")]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    command += [
+        f"--config-settings=build-dir={target / 'cmake'}",
+        "--target",
+        str(target / "installed"),
+    ]
     subprocess.run([*command, str(target / "source")], check=True)
     print(python)
     return 0

@@ -26,9 +26,10 @@ computing (overlap), over a range of sizes:
 Contenders run as rank groups of their own, all bound alike, and take turns size by size and round
 by round. Each may name the Python of an environment that has it; none but mpi, gloo, nccl,
 torch:BACKEND and deepspeed can be named that is not one of our algorithms (or `symmetric`: arrays
-from comm.empty). ours=PYTHON races another build of this package, say before a change. `limit` is the quickest way this machine has to move the bytes that must be moved:
-the best of memcpy, copies past the caches and one pass over shared memory; of small messages, the
-time in which a flag is seen.
+from comm.empty). ours=PYTHON races another build of this package, of before a change, say. `limit`
+is the quickest way this machine has to move the bytes that must be moved: the best of memcpy,
+copies past the caches and one pass over shared memory; of small messages, the time in which a flag
+is seen.
 
 Sizes are those of nccl-tests: the bytes of a rank's longest array, rounded up to whole elements,
 and to equal parts where every rank has one; above --max they are rounded down instead, but for the
