@@ -155,6 +155,7 @@ class Communicator(Explaining):
             FaultyEngine(connection.engine, faults) if faults else connection.engine  # type: ignore[assignment]
         )
         connection.engine.far_ns = settings.far_ns(connection.engine.far_ns)
+        connection.engine.lend = settings.lend()
         self._begin_symmetric()
         self._point_to_point = _native.PointToPoint(connection.engine)
         self.timeout = timeout

@@ -150,6 +150,24 @@ def far_ns(default: int, environment: Mapping[str, str] | None = None) -> int:
     return _whole(environment, "COLLECTIVES_FAR_NS", 0, default, _MOST_FAR_NS)
 
 
+_LEND = ("never", "auto", "always")
+
+
+def lend(environment: Mapping[str, str] | None = None) -> int:
+    """When long messages stay in the sender's array, as the engine counts it: COLLECTIVES_LEND.
+
+    The receiver has the kernel copy them from there. "auto" tries for each call which is quicker.
+
+    Raises:
+        ValueError: the value is none of never, auto, always.
+    """
+    environment = os.environ if environment is None else environment
+    text = environment.get("COLLECTIVES_LEND", "auto")
+    if text not in _LEND:
+        raise ValueError(f"COLLECTIVES_LEND must be one of {', '.join(_LEND)}, found {text!r}")
+    return _LEND.index(text)
+
+
 def silence_seconds(environment: Mapping[str, str] | None = None) -> float:
     """After how many seconds a wait is told of: COLLECTIVES_SILENCE_SECONDS; 0 is never.
 

@@ -90,6 +90,8 @@ class Engine:
     slot_bytes: int
     slots: int
     depth: int
+    lend: int  # long messages stay in the sender's array: 0 never, 1 when quicker, 2 always
+    lent: int  # messages of this rank that were
     far_ns: int  # what it takes at least to get a line of this rank where memory is quicker
     def __init__(
         self, fd: int, rank: int, peers: Sequence[tuple[str, int, int]], crowded: bool

@@ -87,6 +87,15 @@ def test_from_when_on_a_peer_is_far():
         settings.far_ns(60, {"COLLECTIVES_FAR_NS": str(2**32)})
 
 
+def test_when_messages_are_lent():
+    assert [settings.lend({"COLLECTIVES_LEND": text}) for text in ("never", "auto", "always")] == [
+        0, 1, 2,
+    ]  # fmt: skip
+    assert settings.lend({}) == 1
+    with pytest.raises(ValueError, match=r"COLLECTIVES_LEND must be one of never, .*found 'yes'"):
+        settings.lend({"COLLECTIVES_LEND": "yes"})
+
+
 def test_the_channels_memory():
     assert settings.geometry({}) == Geometry()
     assert settings.geometry({"COLLECTIVES_SLOTS": "2", "COLLECTIVES_SLOT_BYTES": "128"}) == (

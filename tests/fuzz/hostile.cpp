@@ -105,11 +105,14 @@ void Hostile::write_message() {
     default:
       descriptor.fingerprint = like.fingerprint;
   }
-  switch (bytes_.below(4)) {
+  switch (bytes_.below(8)) {
     case 0:
       descriptor.slot = kInlineSlot;
       break;
     case 1:
+      descriptor.slot = kLentSlot;  // from the address in its payload
+      break;
+    case 2:
       descriptor.slot = bytes_.next<std::uint32_t>();
       break;
     default:

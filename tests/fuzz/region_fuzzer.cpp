@@ -5,6 +5,9 @@
 //
 // What is fuzzed: Region::attach on any header; calls and next_is of Engine, check_complete; posts,
 // waits and tests of PointToPoint; and every text made of what others have written.
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -122,14 +125,24 @@ void damage_header(Bytes& bytes, std::byte* base) {
   }
 }
 
+std::vector<Waiter::Peer> this_process(std::uint32_t ranks) {
+  std::vector<Waiter::Peer> peers;
+  const auto pid = static_cast<std::uint32_t>(::getpid());
+  for (std::uint32_t i = 0; i < ranks; ++i) {
+    peers.push_back({"host", pid, static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))});
+  }
+  return peers;
+}
+
 // One rank, its memory, and what it can do.
 class Victim {
  public:
   Victim(Bytes& bytes, const Region& region, std::uint32_t rank)
       : bytes_(bytes),
-        engine_(region, rank, std::vector<Waiter::Peer>(region.geometry().ranks, {"host", 1, -1}),
-                true),
+        engine_(region, rank, this_process(region.geometry().ranks), true),
         messages_(region, engine_.waiter()) {
+    // Then it copies from whatever address a message names, in this very process.
+    engine_.set_lend(bytes.below(2) == 0 ? Lend::always : Lend::when_quicker);
     engine_.waiter().set_describe(
         kDeadline / 8, {[](const std::string& text, const std::vector<Sighting>& sightings, bool) {
                           std::string whole = text;

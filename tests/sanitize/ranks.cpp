@@ -8,6 +8,9 @@
 // is handed over by them; that is done by release and acquire on counters, which it does know. A
 // missed wake-up is no race but a delay of some milliseconds; tests/transports/test_waking.py looks
 // for those. Streaming stores are ordered by end_streaming(), which the processor alone needs.
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -77,10 +80,20 @@ Call broadcast(std::uint32_t rank, std::uint64_t count) {
   return bound(std::move(plan), count, "broadcast");
 }
 
+// All ranks are threads of it.
+std::vector<Waiter::Peer> this_process() {
+  std::vector<Waiter::Peer> peers;
+  const auto pid = static_cast<std::uint32_t>(::getpid());
+  for (std::uint32_t i = 0; i < kRanks; ++i) {
+    peers.push_back({"here", pid, static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))});
+  }
+  return peers;
+}
+
 struct Rank {
   Rank(const Region& region, std::uint32_t number)
       : number(number),
-        engine(region, number, std::vector<Waiter::Peer>(kRanks, {"here", 1, -1}), true),
+        engine(region, number, this_process(), true),
         messages(region, engine.waiter()) {}
 
   std::uint32_t number;
@@ -186,6 +199,11 @@ int main(int argc, char** argv) {
     std::vector<std::unique_ptr<Rank>> ranks;
     for (std::uint32_t i = 0; i < kRanks; ++i) ranks.push_back(std::make_unique<Rank>(region, i));
     on_all(ranks, [&](Rank& rank) { run_calls(rank, turns, false); });
+    on_all(ranks, [&](Rank& rank) {
+      rank.engine.set_lend(Lend::always);
+      run_calls(rank, turns, false);
+      if (rank.engine.lent() == 0) is_wrong("nothing was lent");
+    });
     on_all(ranks, [&](Rank& rank) { run_one_way(rank, 20 * turns); });
     // Calls in the background while messages move, as an asynchronous call does.
     on_all(ranks, [&](Rank& rank) {

@@ -32,23 +32,31 @@ FLOAT64_SUM = (3, 0, False)
 class Region:
     """A formatted region with both ranks in this process."""
 
-    def __init__(self):
+    def __init__(self, watched=False):
         self.descriptor = allocate(_native.region_bytes(**GEOMETRY), "test-region")
         _native.format_region(self.descriptor, **GEOMETRY)
-        people = [("here", os.getpid(), -1)] * 2
-        self.engines = [_native.Engine(self.descriptor, rank, people, True) for rank in (0, 1)]
+        watch = (lambda: os.pidfd_open(os.getpid())) if watched else lambda: -1
+        self.engines = [
+            _native.Engine(
+                self.descriptor, rank, [("here", os.getpid(), watch()) for _ in range(2)], True
+            )
+            for rank in (0, 1)
+        ]
 
     def bytes(self):
         return mmap.mmap(self.descriptor, 0)
+
+    def close(self):
+        for engine in self.engines:
+            engine.close()
+        os.close(self.descriptor)
 
 
 @pytest.fixture
 def region():
     made = Region()
     yield made
-    for engine in made.engines:
-        engine.close()
-    os.close(made.descriptor)
+    made.close()
 
 
 def exchange(rank, count, text="exchange", size=2, slot_bytes=128, item=8, op=FLOAT64_SUM):
@@ -172,6 +180,31 @@ def test_a_damaged_message_is_not_followed(region):
         assert other.result()[1].tolist() == [2.0] * 10  # what came to rank 1 was sound
     with pytest.raises(MismatchError, match="damaged message"):
         region.engines[1].check([])
+
+
+def test_a_lent_message_is_not_followed_where_nothing_is():
+    """As between processes: with descriptors that watch them, here the only one."""
+    made = Region(watched=True)
+    for engine in made.engines:
+        engine.lend = 2
+    calls = [exchange(rank, 10) for rank in (0, 1)]
+    found = both(lambda rank: run(made, rank, calls[rank], np.ones(10), np.zeros(10)))
+    assert [each.tolist() for each in found] == [[2.0] * 10] * 2
+    assert [engine.lent for engine in made.engines] == [1, 1]
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(both, lambda rank: rank and run(
+            made, 1, calls[1], np.ones(10), np.ones(10)))  # fmt: skip
+        with made.bytes() as memory:
+            head = struct.pack("=II", 2, 80)  # the second message, of 80 bytes
+            while (at := next((i for i in range(0, len(memory), 64)
+                               if memory[i : i + 8] == head), None)) is None:  # fmt: skip
+                pass
+            assert struct.unpack("=I", memory[at + 16 : at + 20]) == (0xFFFFFFFE,)
+            memory[at + 24 : at + 32] = struct.pack("=Q", 4096)
+        with pytest.raises(MismatchError, match=r"rank 1 .*damaged message"):
+            made.engines[0].execute(calls[0], np.ones(10), np.ones(10), 20.0, False)
+        assert isinstance(other.result()[1], MismatchError)  # rank 0 never had its own copied
+    made.close()
 
 
 def test_closing(region):

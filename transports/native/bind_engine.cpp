@@ -237,6 +237,15 @@ void register_engine(nb::module_& module) {
       .def_prop_ro("slot_bytes",
                    [](Rank& self) { return self.engine().region().geometry().slot_bytes; })
       .def_prop_rw(
+          "lend", [](Rank& self) { return static_cast<std::uint32_t>(self.engine().lend()); },
+          [](Rank& self, std::uint32_t when) {
+            if (when > static_cast<std::uint32_t>(Lend::always)) {
+              throw std::invalid_argument("lend is 0 (never), 1 (when quicker) or 2 (always)");
+            }
+            self.engine().set_lend(static_cast<Lend>(when));
+          })
+      .def_prop_ro("lent", [](Rank& self) { return self.engine().lent(); })
+      .def_prop_rw(
           "far_ns", [](Rank& self) { return self.engine().far_ns(); },
           [](Rank& self, std::uint32_t nanoseconds) { self.engine().set_far_ns(nanoseconds); })
       .def_prop_ro("slots", [](Rank& self) { return self.engine().region().geometry().slots; })

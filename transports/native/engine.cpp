@@ -38,9 +38,17 @@ Engine::Engine(const Region& region, std::uint32_t rank, const std::vector<Waite
       peer_outputs_(region.geometry().ranks),
       operands_((region.geometry().ranks + 1) * kMostWoven),
       block_operands_(region.geometry().ranks + 1),
-      results_(region.geometry().ranks + 1) {
+      results_(region.geometry().ranks + 1),
+      trials_(region, rank),
+      pulled_(region.geometry().ranks) {
   for (auto& slot : slots_) slot.readers.reserve(region.geometry().ranks);
   auto& standing = region_.standing(rank);
+  for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
+    // Without a pidfd the number may be one of another pid namespace.
+    const bool may =
+        peer != rank && peer < peers.size() && peers[peer].pidfd >= 0 && may_pull(peers[peer].pid);
+    region_.acks(rank, peer).may_pull.store(may, std::memory_order_relaxed);
+  }
   standing.pid.store(static_cast<std::uint32_t>(getpid()), std::memory_order_relaxed);
   standing.life.store(static_cast<std::uint32_t>(Life::running), std::memory_order_release);
 }
@@ -108,12 +116,14 @@ void Engine::or_tell_others(const Work& work) {
     work();
   } catch (const Failure&) {
     broken_.store(true, std::memory_order_relaxed);  // the others know, or need not
+    end_lending();
     throw;
   } catch (...) {
     broken_.store(true, std::memory_order_relaxed);
     // A signal's handler, say, whose exception the program may handle: the others must not wait.
     waiter_.report(FailureKind::aborted, "rank " + std::to_string(rank()) + " was interrupted in " +
                                              waiter_.call_of(rank()));
+    end_lending();
     throw;
   }
 }
@@ -150,7 +160,11 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
       fault_.is_due = false;
       steps_to_fault_ = std::max<std::uint64_t>(1, call.steps().size() * call.passes() / 2);
     }
-    run(call, input, output);
+    if (call.most_lent() >= least_lent_) {
+      run_long(call, input, output);
+    } else {
+      run(call, input, output);
+    }
     if (steps_to_fault_ != 0) [[unlikely]] {  // it had fewer steps than it might have had
       steps_to_fault_ = 0;
       meet_fault();

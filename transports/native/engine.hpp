@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "lending.hpp"
 #include "program.hpp"
 #include "region.hpp"
 #include "symmetric.hpp"
@@ -85,6 +86,11 @@ class Engine {
   // the caches: they are there sooner by way of memory.
   std::uint32_t far_ns() const { return far_ns_; }
   void set_far_ns(std::uint32_t nanoseconds) { far_ns_ = nanoseconds; }
+  // When long messages stay where they are for others to have them copied.
+  Lend lend() const { return lend_; }
+  void set_lend(Lend lend);
+  // Messages of this rank that were.
+  std::uint64_t lent() const { return lent_count_; }
   // In the middle of the next call sends this process a signal, or, if that is 0, ends it with a
   // code: for faults on purpose.
   void signal_in_middle(int number, int code) { fault_ = {true, number, code}; }
@@ -120,7 +126,8 @@ class Engine {
     const Call::Step* step;
     std::uint64_t bytes;  // of its message
     std::uint64_t fingerprint;
-    std::byte* outgoing;  // where its message is written; nullptr: it sends none
+    std::byte* outgoing;    // where its message is written; nullptr: it sends none, or lends it
+    const std::byte* lent;  // ... from here
     SlotPlace place;
     const std::byte** operands;  // what it has taken, and at own_at room for the own operand
   };
@@ -153,6 +160,8 @@ class Engine {
   template <class Work>
   void or_tell_others(const Work& work);
   void run(const Call& call, const std::byte* input, std::byte* output);
+  // ... lending what is quicker lent, until all that is lent has been copied.
+  void run_long(const Call& call, const std::byte* input, std::byte* output);
   void meet_fault();
   void step(const Call& call, const Call::Step& step, std::uint64_t turn, const std::byte* input,
             std::byte* output);
@@ -184,10 +193,24 @@ class Engine {
   void locate(const Call& call, const std::byte* input, const std::byte* output);
   Slot& next_slot(std::uint64_t bytes);
   bool is_released(const Message& message);
+  // Whether everybody whom a step sends to can have what lies at `from` copied.
+  bool may_lend(const Call& call, const Call::Step& step, const std::byte* input,
+                const std::byte* output) const;
+  // Of a call that has failed: what it lent may still be copied, by ranks that then see that it
+  // has.
+  void end_lending();
+  // Room for a message's descriptor at every peer.
+  void take_room(const std::uint32_t* targets, std::uint32_t count);
   // Room for a message of `bytes`: its slot, or where short ones are made.
   std::byte* take_slot(const std::uint32_t* targets, std::uint32_t count, std::uint64_t bytes,
                        std::uint32_t shift);
-  const std::byte* take(std::uint32_t peer, std::uint64_t bytes, std::uint64_t fingerprint);
+  // Where the message of a step's source is.
+  const std::byte* take(const Call& call, const Begun& begun, std::uint32_t source,
+                        std::uint64_t turn, std::byte* output);
+  // What is lent, copied: to where the step keeps it, if that is all it does with it.
+  const std::byte* pull_from(std::uint32_t peer, const Descriptor& descriptor, std::uint64_t bytes,
+                             const Call& call, const Call::Step& step, std::uint64_t turn,
+                             std::byte* output);
   void release(std::uint32_t peer);
   // Whether one of these is so far that a long message is better stored past the caches.
   bool is_any_far(const std::uint32_t* targets, std::uint32_t count);
@@ -215,6 +238,13 @@ class Engine {
   std::vector<const std::byte*> operands_;
   std::vector<const std::byte*> block_operands_;
   std::vector<std::byte*> results_;
+  Lend lend_ = Lend::when_quicker;
+  std::uint64_t least_lent_ = kLentBytes;
+  std::uint64_t lent_count_ = 0;
+  LendingTrials trials_;
+  bool lends_ = false;                                // in the running call
+  std::vector<Message> lent_;                         // in the running call
+  std::vector<std::unique_ptr<std::byte[]>> pulled_;  // for each peer, once it has lent
   std::unique_ptr<std::byte[]> scratch_;
   std::uint64_t scratch_bytes_ = 0;
   std::uint64_t number_ = 0;  // calls entered

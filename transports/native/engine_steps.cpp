@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 #include "engine.hpp"
 
@@ -143,27 +144,38 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
                                                           std::byte* output) {
   if (steps_to_fault_ != 0 && --steps_to_fault_ == 0) [[unlikely]]
     meet_fault();
-  Begun begun{&step, bytes, fingerprint_of(stamp_, step), nullptr, {}, operands};
+  Begun begun{&step, bytes, fingerprint_of(stamp_, step), nullptr, nullptr, {}, operands};
   const std::uint32_t target_count = step.targets_end - step.targets_begin;
   // The slot first, then the messages: see _fuse in collectives/lowering.py.
   if (target_count != 0) {
-    if (bytes >= kShiftedBytes) {
-      const Call::Item& item = call.items()[step.items_begin];
-      const std::uint64_t segment_at = turn * call.segment();
-      const std::byte* like = own_operand(item, segment_at, input, output, scratch_.get());
-      if (like == nullptr) like = kept_at(item, segment_at, output, scratch_.get());
-      begun.place.shift = reinterpret_cast<std::uintptr_t>(like) % kLine;
+    const Call::Item& item = call.items()[step.items_begin];
+    const std::uint64_t segment_at = turn * call.segment();
+    if (lends_ && bytes >= least_lent_ && may_lend(call, step, input, output)) [[unlikely]] {
+      begun.lent = kept_at(item, segment_at, output, scratch_.get());
+      if (begun.lent == nullptr) {
+        begun.lent = own_operand(item, segment_at, input, output, scratch_.get());
+      }
+      take_room(call.peers() + step.targets_begin, target_count);
+      for (std::uint32_t i = 0; i < target_count; ++i) {
+        const std::uint32_t peer = call.peers()[step.targets_begin + i];
+        lent_.push_back({peer, peers_[peer].reserved++});
+      }
+    } else {
+      if (bytes >= kShiftedBytes) {
+        const std::byte* like = own_operand(item, segment_at, input, output, scratch_.get());
+        if (like == nullptr) like = kept_at(item, segment_at, output, scratch_.get());
+        begun.place.shift = reinterpret_cast<std::uintptr_t>(like) % kLine;
+      }
+      if (bytes >= kFarBytes) {
+        begun.place.is_past_caches = is_any_far(call.peers() + step.targets_begin, target_count);
+      }
+      begun.outgoing =
+          take_slot(call.peers() + step.targets_begin, target_count, bytes, begun.place.shift);
+      begun.place.index = slot_;
     }
-    if (bytes >= kFarBytes) {
-      begun.place.is_past_caches = is_any_far(call.peers() + step.targets_begin, target_count);
-    }
-    begun.outgoing =
-        take_slot(call.peers() + step.targets_begin, target_count, bytes, begun.place.shift);
-    begun.place.index = slot_;
   }
   for (std::uint32_t i = 0; i < step.sources_end - step.sources_begin; ++i) {
-    operands[i + (i >= step.own_at)] =
-        take(call.peers()[step.sources_begin + i], bytes, begun.fingerprint);
+    operands[i + (i >= step.own_at)] = take(call, begun, i, turn, output);
   }
   return begun;
 }
@@ -206,10 +218,17 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
                                                 std::uint64_t at, std::uint64_t bytes,
                                                 std::uint64_t follows) {
   if (bytes == 0 || strand.out == nullptr) return;
-  std::byte* const out = strand.out + at;
-  std::byte* const also = strand.also == nullptr ? nullptr : strand.also + at;
+  std::byte* out = strand.out + at;
+  std::byte* also = strand.also == nullptr ? nullptr : strand.also + at;
   if (strand.count == 1) {
-    return copy_to_both(out, also, strand.operands[0] + at, bytes, {strand.stores, follows});
+    const std::byte* const from = strand.operands[0] + at;
+    if (out == from) [[unlikely]] {  // it is there already
+      if (also == nullptr) return;
+      out = std::exchange(also, nullptr);
+    } else if (also == from) [[unlikely]] {
+      also = nullptr;
+    }
+    return copy_to_both(out, also, from, bytes, {strand.stores, follows});
   }
   const std::byte* const* operands = strand.operands;
   if (at != 0) {
@@ -227,26 +246,33 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   const std::uint32_t target_count = begun.step->targets_end - begun.step->targets_begin;
   if (target_count != 0) {
     // Who is told may read, or overwrite, what this rank stored past the caches.
-    if (begun.place.is_past_caches || (call.streams() && call.is_one_sided())) end_streaming();
+    if (begun.place.is_past_caches ||
+        (call.streams() && (call.is_one_sided() || begun.lent != nullptr))) {
+      end_streaming();
+    }
     post(targets, target_count, begun);
   }
   for (std::uint32_t i = 0; i < source_count; ++i) release(sources[i]);
   if (source_count + target_count != 0) wake(sources, source_count, targets, target_count);
 }
 
-[[gnu::always_inline]] inline std::byte* Engine::take_slot(const std::uint32_t* targets,
-                                                           std::uint32_t count, std::uint64_t bytes,
-                                                           std::uint32_t shift) {
-  const auto& geometry = region_.geometry();
+[[gnu::always_inline]] inline void Engine::take_room(const std::uint32_t* targets,
+                                                     std::uint32_t count) {
   // A descriptor is free once the peer has released the message that lay in it before.
   for (std::uint32_t i = 0; i < count; ++i) {
     auto& peer = peers_[targets[i]];
-    const std::uint32_t wanted = peer.reserved - geometry.depth + 1;
+    const std::uint32_t wanted = peer.reserved - region_.geometry().depth + 1;
     if (reached(peer.known_released, wanted)) continue;  // spares a cache miss a message
     const auto& released = region_.acks(targets[i], rank()).released;
     waiter_.await(released, wanted, targets[i], "release by");
     peer.known_released = released.load(std::memory_order_acquire);
   }
+}
+
+[[gnu::always_inline]] inline std::byte* Engine::take_slot(const std::uint32_t* targets,
+                                                           std::uint32_t count, std::uint64_t bytes,
+                                                           std::uint32_t shift) {
+  take_room(targets, count);
   if (bytes <= kInlineBytes) {
     for (std::uint32_t i = 0; i < count; ++i) ++peers_[targets[i]].reserved;
     return inline_;
@@ -279,6 +305,11 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
     descriptor.number = static_cast<std::uint32_t>(number_);
     descriptor.slot = is_inline ? kInlineSlot : begun.place.packed();
     if (is_inline) std::memcpy(descriptor.payload, inline_, begun.bytes);
+    if (begun.lent != nullptr) [[unlikely]] {
+      descriptor.slot = kLentSlot;
+      const auto address = reinterpret_cast<std::uint64_t>(begun.lent);
+      std::memcpy(descriptor.payload, &address, sizeof address);
+    }
     // Release: descriptor and payload are complete for whoever sees the new sequence.
     descriptor.sequence.store(index + 1, std::memory_order_release);
   }
@@ -298,18 +329,22 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   }
 }
 
-[[gnu::always_inline]] inline const std::byte* Engine::take(std::uint32_t peer, std::uint64_t bytes,
-                                                            std::uint64_t fingerprint) {
+[[gnu::always_inline]] inline const std::byte* Engine::take(const Call& call, const Begun& begun,
+                                                            std::uint32_t source,
+                                                            std::uint64_t turn, std::byte* output) {
+  const std::uint32_t peer = call.peers()[begun.step->sources_begin + source];
   const std::uint32_t index = peers_[peer].taken++;
   const auto& descriptor = region_.descriptor(peer, rank(), index);
   waiter_.await(descriptor.sequence, index + 1, peer, "message from");
   // Read once: whatever else is written there later, we stay within the slot.
   const std::uint32_t length = __atomic_load_n(&descriptor.length, __ATOMIC_RELAXED);
   const std::uint32_t slot = __atomic_load_n(&descriptor.slot, __ATOMIC_RELAXED);
-  if (descriptor.fingerprint != fingerprint || length != bytes) {
-    fail_mismatch(peer, descriptor, bytes);
+  if (descriptor.fingerprint != begun.fingerprint || length != begun.bytes) {
+    fail_mismatch(peer, descriptor, begun.bytes);
   }
   if (slot == kInlineSlot && length <= kInlineBytes) return descriptor.payload;
+  if (slot == kLentSlot) [[unlikely]]
+    return pull_from(peer, descriptor, length, call, *begun.step, turn, output);
   const SlotPlace place = SlotPlace::unpacked(slot);
   if (place.index >= region_.geometry().slots || place.shift >= kLine ||
       length > region_.geometry().slot_bytes) {

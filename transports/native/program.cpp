@@ -253,6 +253,39 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
       weaves_ = are_independent(steps_[j], steps_[i]);
     }
   }
+  // Woven steps take several messages of a peer at once; what is copied has room for one.
+  if (!weaves_) find_lenders();
+}
+
+void Call::find_lenders() {
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
+    Step& step = steps_[i];
+    if (step.targets_begin == step.targets_end || step.items_end - step.items_begin != 1) continue;
+    const Item& item = items_[step.items_begin];
+    const bool is_sent_on = step.sources_begin != step.sources_end;  // what it takes is not kept
+    const Space space = item.write != Space::nowhere ? item.write : item.read;
+    const std::uint64_t at = item.write != Space::nowhere ? item.write_at : item.read_at;
+    if (item.write == Space::nowhere && is_sent_on) continue;
+    // Whoever it is lent to has to be in the call anyway: no rank waits that would not otherwise.
+    const bool are_heard =
+        std::all_of(peers_.begin() + step.targets_begin, peers_.begin() + step.targets_end,
+                    [&](std::uint32_t peer) {
+                      return std::count(silent_peers_.begin(), silent_peers_.end(), peer) == 0;
+                    });
+    if (!are_heard) continue;
+    if (space != Space::input && space != Space::output) continue;
+    // What average divides at the end is written once more.
+    step.lends = divide_ == nullptr || space == Space::input;
+    step.lends_apart = step.lends && divide_ != nullptr && in_place_;
+    for (std::size_t j = i + 1; step.lends && j < steps_.size(); ++j) {
+      for (auto k = steps_[j].items_begin; k < steps_[j].items_end; ++k) {
+        if (items_[k].write != Space::output || items_[k].write_at != at) continue;
+        if (space == Space::output) step.lends = false;
+        if (in_place_) step.lends_apart = true;
+      }
+    }
+    if (step.lends) most_lent_ = std::max(most_lent_, step.bytes);
+  }
 }
 
 bool Call::are_independent(const Step& one, const Step& other) const {

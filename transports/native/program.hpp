@@ -96,6 +96,8 @@ class Call {
     std::uint32_t peeks_begin, pokes_begin, reaches_end;
     std::uint32_t own_at;
     std::uint32_t delay;  // in wave w it is run for pass w - delay
+    bool lends;           // its message may stay in the array it is sent from
+    bool lends_apart;     // ... if input and output are not the same memory
     std::uint64_t bytes;  // of its message, all passes together
   };
   struct Output {
@@ -117,6 +119,8 @@ class Call {
   std::uint32_t longest_delay() const { return steps_.empty() ? 0 : steps_.back().delay; }
   // Messages of a rank that it may have on their way at once.
   std::uint32_t in_flight() const { return in_flight_; }
+  // Bytes of the longest message that may stay where it is, all passes together.
+  std::uint64_t most_lent() const { return most_lent_; }
   // Whether the steps of every wave are independent of each other, few, of one chunk each, and on
   // arrays that do not fit in the caches.
   bool weaves() const { return weaves_; }
@@ -147,6 +151,8 @@ class Call {
  private:
   // Whether two steps of one pass may be done in any order, or a little of each in turn.
   bool are_independent(const Step& one, const Step& other) const;
+  // Of each step, whether what it sends stays as it is in the input or output until the call ends.
+  void find_lenders();
 
   std::vector<Step> steps_;
   std::vector<Item> items_;
@@ -162,6 +168,7 @@ class Call {
   std::uint64_t passes_ = 1;
   std::uint32_t in_flight_ = 0;
   bool weaves_ = false;
+  std::uint64_t most_lent_ = 0;
   std::uint64_t segment_ = 0;
   std::uint64_t input_bytes_ = 0;
   std::uint64_t output_bytes_ = 0;

@@ -26,7 +26,8 @@ inline constexpr std::size_t kLine = 64;  // one cache line
 inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
-inline constexpr std::uint32_t kLayoutVersion = 5;
+inline constexpr std::uint32_t kLentSlot = 0xfffffffeu;
+inline constexpr std::uint32_t kLayoutVersion = 6;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -48,7 +49,8 @@ struct alignas(kLine) Descriptor {
   std::atomic<std::uint32_t> sequence;
   std::uint32_t length;  // bytes
   std::uint64_t fingerprint;
-  std::uint32_t slot;    // a SlotPlace; kInlineSlot: the payload is right here
+  std::uint32_t slot;    // a SlotPlace; kInlineSlot: the payload is right here; kLentSlot: here is
+                         // its address in the sender's memory, see lending.hpp
   std::uint32_t number;  // of the sender's call, for messages
   std::byte payload[kInlineBytes];
 };
@@ -83,6 +85,8 @@ struct alignas(kLine) AckLine {
   std::atomic<std::uint32_t> released;
   // Nanoseconds in which the reader gets a line that the sender has in its cache; 0: not known.
   std::atomic<std::uint32_t> distance;
+  // Whether the reader may have the kernel copy from the sender's memory.
+  std::atomic<std::uint32_t> may_pull;
 };
 
 // Text that one rank writes and others may read at any time: words, so that a torn read is old and
@@ -116,6 +120,13 @@ struct alignas(kLine) Waits {
   SharedText<12> what;                  // of point-to-point
 };
 
+// What a rank has found of a call: nanoseconds, with its long messages through slots and lent.
+struct Trial {
+  std::atomic<std::uint64_t> call;  // its fingerprint
+  std::atomic<std::uint64_t> least[2];
+};
+inline constexpr std::size_t kTrialPlaces = 64;
+
 struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> life;
   std::atomic<std::uint32_t> pid;
@@ -132,6 +143,7 @@ struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> in_queue;       // its program waits for an asynchronous call
   std::atomic<std::uint32_t> is_posting;     // messages of it are not all on their way
   std::atomic<std::uint32_t> is_untaken;     // ... or on it; shown while it waits for a message
+  Trial trials[kTrialPlaces];                // see lending.hpp
 };
 
 // Where the first trouble is written, for every rank to raise.

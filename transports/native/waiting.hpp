@@ -110,6 +110,7 @@ class Waiter {
   Waiter(const Region& region, std::uint32_t rank, const std::vector<Peer>& peers, bool crowded);
 
   std::uint32_t rank() const { return rank_; }
+  std::uint32_t pid_of(std::uint32_t peer) const { return pids_[peer]; }
   // Ends the waits of other threads; they throw `misuse`.
   void stop() { stopped_.store(true, std::memory_order_relaxed); }
   void set_interrupt(std::function<void()> check) { interrupt_ = std::move(check); }

@@ -1,0 +1,90 @@
+// Messages that stay where they are until the receiver has had them copied.
+#include <sched.h>
+
+#include <chrono>
+#include <limits>
+
+#include "engine.hpp"
+
+namespace transports {
+namespace {
+
+// Between the end of a process's memory and that of the process, which then is what is told.
+constexpr auto kEnding = std::chrono::milliseconds(100);
+
+}  // namespace
+
+void Engine::set_lend(Lend lend) {
+  lend_ = lend;
+  least_lent_ = lend == Lend::never    ? std::numeric_limits<std::uint64_t>::max()
+                : lend == Lend::always ? kInlineBytes + 1
+                                       : kLentBytes;
+}
+
+void Engine::run_long(const Call& call, const std::byte* input, std::byte* output) {
+  lends_ = lend_ == Lend::always || trials_.begin(call.fingerprint());
+  const auto began = std::chrono::steady_clock::now();
+  run(call, input, output);
+  for (const auto& message : lent_) {
+    waiter_.await(region_.acks(message.peer, rank()).released, message.index + 1, message.peer,
+                  "release by");
+  }
+  lent_count_ += lent_.size();
+  lent_.clear();
+  lends_ = false;
+  if (lend_ == Lend::always) return;
+  const auto took = std::chrono::steady_clock::now() - began;
+  trials_.end(static_cast<std::uint64_t>(took / std::chrono::nanoseconds(1)));
+}
+
+void Engine::end_lending() {
+  if (lent_.empty()) return;
+  // Whoever copies what the program writes to its arrays from here on sees the trouble, too.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  lent_.clear();
+}
+
+bool Engine::may_lend(const Call& call, const Call::Step& step, const std::byte* input,
+                      const std::byte* output) const {
+  if (!step.lends || (step.lends_apart && input == output)) return false;
+  for (auto i = step.targets_begin; i < step.targets_end; ++i) {
+    // Relaxed: it says nothing of other memory.
+    const auto& may = region_.acks(call.peers()[i], rank()).may_pull;
+    if (may.load(std::memory_order_relaxed) == 0) return false;
+  }
+  return true;
+}
+
+const std::byte* Engine::pull_from(std::uint32_t peer, const Descriptor& descriptor,
+                                   std::uint64_t bytes, const Call& call, const Call::Step& step,
+                                   std::uint64_t turn, std::byte* output) {
+  const auto* const word = reinterpret_cast<const std::uint64_t*>(descriptor.payload);
+  const std::uint64_t address = __atomic_load_n(word, __ATOMIC_RELAXED);
+  const std::uint64_t slot_bytes = region_.geometry().slot_bytes;
+  const Call::Item& item = call.items()[step.items_begin];
+  std::byte* into = nullptr;
+  if (step.sources_end - step.sources_begin == 1 && step.items_end - step.items_begin == 1 &&
+      item.read == Space::nowhere) {
+    into = kept_at(item, turn * call.segment(), output, scratch_.get());
+  }
+  if (into == nullptr) {
+    if (pulled_[peer] == nullptr) pulled_[peer] = std::make_unique<std::byte[]>(slot_bytes);
+    into = pulled_[peer].get();
+  }
+  // The expected length, which no step's is greater than a slot's.
+  Pulled pulled =
+      bytes <= slot_bytes ? pull(waiter_.pid_of(peer), address, into, bytes) : Pulled::refused;
+  // A rank that gave up says so before its program goes on and changes the array. And a number of
+  // a process is its own only while that lives.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  const auto began = std::chrono::steady_clock::now();
+  do {
+    waiter_.look_at_trouble();
+    if (waiter_.has_gone(peer)) waiter_.fail_lost(peer, "message from");
+    if (pulled == Pulled::done) return into;
+    sched_yield();
+  } while (std::chrono::steady_clock::now() - began < kEnding);
+  waiter_.fail(FailureKind::mismatch, waiter_.name_of(peer) + " posted a damaged message");
+}
+
+}  // namespace transports

@@ -1,0 +1,60 @@
+// Messages that are lent: what is sent stays in the sender's array, and the receiver has the kernel
+// copy it from there (process_vm_readv). One copy instead of two, but a dear one: on some machines
+// twice as quick as by way of a slot, on others half as quick, so that it is tried.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "region.hpp"
+
+namespace transports {
+
+// From here on a message may be lent: a call of the kernel takes as long as copying a few KiB.
+inline constexpr std::uint64_t kLentBytes = 32 * 1024;
+
+// When long messages are lent.
+enum class Lend : std::uint32_t { never = 0, when_quicker, always };
+
+// Finds out for each call whether lending is quicker: by doing it so many times without, then so
+// many times with, and by what took least, since nothing but the call itself makes it quick. What
+// was found holds for some hundred runs. Ranks tell each other what they have found and take what
+// is quicker for the slowest; since nobody is a run ahead of a rank it hears from, all know the
+// same.
+class LendingTrials {
+ public:
+  LendingTrials(const Region& region, std::uint32_t rank) : region_(region), rank_(rank) {}
+
+  // Whether the next run of the call with this fingerprint is to lend.
+  bool begin(std::uint64_t call);
+  // So long that run took.
+  void end(std::uint64_t nanoseconds);
+
+ private:
+  static constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
+  struct Entry {
+    std::uint64_t call = 0;
+    std::uint32_t runs = 0;  // begun
+    bool lends = false;
+    std::array<std::uint64_t, 2> least{kNever, kNever};  // without and with lending
+  };
+
+  bool is_lending_quicker(std::size_t place) const;
+
+  Region region_;
+  std::uint32_t rank_;
+  std::array<Entry, kTrialPlaces> entries_{};  // calls push each other out by chance: begin anew
+  std::size_t place_ = 0;                      // of the running call
+};
+
+enum class Pulled { done, refused, gone };
+
+// Copies `bytes` at `address` of another process, or of this one, to `into`. Of the user's own
+// processes those that may be traced allow it.
+Pulled pull(std::uint32_t pid, std::uint64_t address, std::byte* into, std::uint64_t bytes);
+// Whether that process would allow it.
+bool may_pull(std::uint32_t pid);
+
+}  // namespace transports
