@@ -128,6 +128,7 @@ class Communicator(Explaining):
             pid_namespace=pid_namespace(),
             stack_signal=ready.signal,
             stack_descriptor=ready.descriptor,
+            stack_file=ready.file,
         )
         connection = connect(
             me,

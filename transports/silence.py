@@ -70,7 +70,8 @@ class Describe:
         if who.pid_namespace != pid_namespace():
             return Found("runs in another container")
         try:
-            return ask(who.pid, Readiness(who.stack_signal, who.stack_descriptor))
+            ready = Readiness(who.stack_signal, who.stack_descriptor, who.stack_file)
+            return ask(who.pid, ready)
         except Exception as error:
             return Found(f"cannot be asked: {error}")
 

@@ -5,6 +5,10 @@ signal, which writes the stack of the main thread into that file. Whoever asks e
 sends the signal and reads what comes. The handler is plain C: it answers while the program
 computes in C, holds the interpreter's lock or sleeps. Of a process that cannot answer the kernel
 still says what it does.
+
+A number of a descriptor may come to mean another file: a program that closes all it has, as daemons
+do, or executes another, opens its own under the same numbers. So the file is known by what the
+kernel calls it, and no other is emptied, written to, or closed.
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 _PATIENCE = 0.5  # seconds for an answer; the machine may be busy
@@ -48,10 +54,12 @@ class Readiness:
     Attributes:
         signal: which signal; 0: it cannot be asked.
         descriptor: the number of its memory file, in that process.
+        file: which file that is (see `_identity`).
     """
 
     signal: int = 0
     descriptor: int = -1
+    file: str = ""
 
 
 class _Own:
@@ -79,7 +87,9 @@ class _Own:
             self._holders -= 1
             if self._holders == 0 and self._ready.signal:
                 faulthandler.unregister(self._ready.signal)
-                os.close(self._ready.descriptor)
+                with contextlib.suppress(OSError):  # the program has closed it
+                    if _identity(self._ready.descriptor) == self._ready.file:
+                        os.close(self._ready.descriptor)
                 self._ready = Readiness()
 
 
@@ -115,7 +125,13 @@ def _begin() -> Readiness:
     _LIBC.signal(number, ctypes.c_void_p(_SIG_IGN))
     # One thread's only: the stack of another may change while it is read.
     faulthandler.register(number, file=descriptor, all_threads=False)
-    return Readiness(number, descriptor)
+    return Readiness(number, descriptor, _identity(descriptor))
+
+
+def _identity(descriptor: int) -> str:
+    """What tells the file of a descriptor from all other files of this host, in every process."""
+    status = os.fstat(descriptor)
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,7 @@ def ask(pid: int, ready: Readiness) -> Found:
         try:
             text = _answer(pid, pidfd, ready)
         except OSError:
-            text = ""
+            return Found(f"{_STATES.get(state, 'does not answer')}, and cannot be asked")
     finally:
         os.close(pidfd)
     frames = tuple(
@@ -158,7 +174,7 @@ def ask(pid: int, ready: Readiness) -> Found:
 
 
 def _answer(pid: int, pidfd: int, ready: Readiness) -> str:
-    with Path(f"/proc/{pid}/fd/{ready.descriptor}").open("r+b", buffering=0) as file:
+    with _stack_file(pid, ready) as file:
         file.truncate(0)
         signal.pidfd_send_signal(pidfd, ready.signal)
         deadline = time.monotonic() + _PATIENCE
@@ -171,6 +187,21 @@ def _answer(pid: int, pidfd: int, ready: Readiness) -> str:
             if select.select([pidfd], [], [], _LOOK_EVERY)[0]:
                 break
         return os.pread(file.fileno(), _LONGEST_ANSWER, 0).decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _stack_file(pid: int, ready: Readiness) -> Iterator[FileIO]:
+    """The memory file of a process; an OSError if its number means another file by now."""
+    # Held before it is looked at, and only then opened, by what is held: so it stays the same one,
+    # and opening does nothing to a file that is not ours (a pipe or a device may wait, or act).
+    held = os.open(f"/proc/{pid}/fd/{ready.descriptor}", os.O_PATH)
+    try:
+        if _identity(held) != ready.file:
+            raise FileNotFoundError(f"descriptor {ready.descriptor} of process {pid} is another's")
+        with FileIO(f"/proc/self/fd/{held}", "r+b") as file:
+            yield file
+    finally:
+        os.close(held)
 
 
 def _would_answer(pid: int, ready: Readiness) -> bool:

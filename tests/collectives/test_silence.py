@@ -153,11 +153,11 @@ def ready_child(prepare):
     if child == 0:
         ready = be_ready()
         prepare(ready)
-        sit(lambda: os.write(writing, f"{ready.signal} {ready.descriptor}".encode()))
+        sit(lambda: os.write(writing, f"{ready.signal} {ready.descriptor} {ready.file}".encode()))
     os.close(writing)
-    number, descriptor = map(int, os.read(reading, 100).split())
+    number, descriptor, file = os.read(reading, 100).decode().split()
     os.close(reading)
-    return child, Readiness(number, descriptor)
+    return child, Readiness(int(number), int(descriptor), file)
 
 
 def sit(begin):

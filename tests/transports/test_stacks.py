@@ -1,9 +1,16 @@
-"""A process that was asked for its stack as it was ready no more."""
+"""A process that was asked for its stack as it was ready no more, or had other files by then."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from harness.processes import Ranks, open_descriptors, say, told
+
+from transports.stacks import Readiness, ask, be_ready, be_ready_no_more
 
 PROGRAM = """
 import os, threading
@@ -27,3 +34,42 @@ print(ready[0].signal == ready[1].signal > 0)
 def test_a_signal_that_comes_too_late_ends_nobody():
     ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr
+
+
+def with_another_file(path):
+    """Ready to be asked; then another file has the number of the one for stacks."""
+    ready = be_ready()
+    say(f"{ready.signal} {ready.descriptor} {ready.file}")
+    told()
+    other = os.open(path, os.O_RDWR)
+    os.dup2(other, ready.descriptor)
+    os.close(other)
+    say("another")
+    told()
+    be_ready_no_more()
+    return str(Path(f"/proc/self/fd/{ready.descriptor}").readlink())
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_no_file_but_the_one_for_stacks_is_touched(tmp_path, kind):
+    path = tmp_path / "precious"
+    if kind == "file":
+        path.write_bytes(b"x" * 1000)
+    else:
+        os.mkfifo(path)
+    before = len(open_descriptors())
+    with Ranks(with_another_file, 1, str(path)) as job:
+        number, descriptor, file = job.said(0).split()
+        ready = Readiness(int(number), int(descriptor), file)
+        assert any(
+            "in with_another_file" in frame for frame in ask(job.processes[0].pid, ready).frames
+        )
+        job.tell(0)
+        assert job.said(0) == "another"
+        found = ask(job.processes[0].pid, ready)
+        assert not found.frames and "cannot be asked" in found.state
+        job.tell(0)
+        assert job.outcome(0).value == str(path)  # and it has closed it no more than we emptied it
+        if kind == "file":
+            assert path.read_bytes() == b"x" * 1000
+    assert len(open_descriptors()) == before

@@ -50,6 +50,7 @@ class Introduction:
         pid_namespace: where its pid means something.
         stack_signal: asks it for its Python stack (see `transports.stacks`); 0 if none does.
         stack_descriptor: where it then stands, a file descriptor of its own.
+        stack_file: which file that is.
     """
 
     rank: int
@@ -62,6 +63,7 @@ class Introduction:
     pid_namespace: int = 0
     stack_signal: int = 0
     stack_descriptor: int = -1
+    stack_file: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
