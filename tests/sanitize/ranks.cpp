@@ -1,6 +1,6 @@
 // Ranks as threads of one process, over one region: thousands of calls of several plans, calls from
-// a background thread and point-to-point at once, for ThreadSanitizer and AddressSanitizer to
-// watch. Results are checked too.
+// a background thread and point-to-point at once, and a header that is written while it is checked,
+// for ThreadSanitizer and AddressSanitizer to watch. Results are checked too.
 //
 // ThreadSanitizer does not know fences (atomic_thread_fence, membarrier), and the kernels' stores
 // past the caches it does not see. In the engine fences order one thing only: that a rank which
@@ -186,6 +186,31 @@ void on_all(std::vector<std::unique_ptr<Rank>>& ranks, const Work& work) {
   for (auto& each : threads) each.join();
 }
 
+// Whoever can map a region can write its header while it is checked, with the very values, too. A
+// field that is not read by an atomic load, which is once, may be read again after the check.
+void attach_while_written(std::byte* memory, std::size_t bytes, int turns) {
+  Header& header = *reinterpret_cast<Header*>(memory);
+  std::thread writer([&] {
+    for (int turn = 0; turn < turns; ++turn) {
+      Geometry& theirs = header.geometry;
+      const auto write = [](auto& place, auto value) {
+        __atomic_store_n(&place, value, __ATOMIC_RELAXED);
+      };
+      write(header.version, kLayoutVersion);
+      write(theirs.ranks, kGeometry.ranks);
+      write(theirs.depth, kGeometry.depth);
+      write(theirs.slots, kGeometry.slots);
+      write(theirs.slot_bytes, kGeometry.slot_bytes);
+      write(theirs.lane_slots, kGeometry.lane_slots);
+      write(theirs.lane_bytes, kGeometry.lane_bytes);
+    }
+  });
+  for (int turn = 0; turn < turns; ++turn) {
+    if (Region::attach(memory, bytes).geometry().depth != kGeometry.depth) is_wrong("a header");
+  }
+  writer.join();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -218,6 +243,7 @@ int main(int argc, char** argv) {
     });
     std::printf("%llu calls a rank\n", static_cast<unsigned long long>(ranks[0]->engine.calls()));
   }
+  attach_while_written(memory, bytes, 100 * turns);
   std::free(memory);
   return 0;
 }

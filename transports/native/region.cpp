@@ -10,6 +10,23 @@ namespace {
 
 constexpr char kMagic[8] = {'c', 'o', 'l', 'l', 'e', 'c', 't', '\0'};
 
+// One load, which the compiler may not do again: what is checked is what is used, whoever writes
+// there meanwhile. Relaxed, since nothing else is read by its leave: the header was complete before
+// its descriptor was handed out.
+template <class T>
+T read_once(const T& place) {
+  return __atomic_load_n(&place, __ATOMIC_RELAXED);
+}
+
+Geometry read_once(const Geometry& place) {
+  return {.ranks = read_once(place.ranks),
+          .depth = read_once(place.depth),
+          .slots = read_once(place.slots),
+          .slot_bytes = read_once(place.slot_bytes),
+          .lane_slots = read_once(place.lane_slots),
+          .lane_bytes = read_once(place.lane_bytes)};
+}
+
 }  // namespace
 
 template <std::size_t Words>
@@ -72,12 +89,13 @@ Region Region::attach(std::byte* base, std::size_t bytes) {
   if (bytes < sizeof(Header) || std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) {
     throw std::runtime_error("the shared memory was not formatted by this package");
   }
-  if (header.version != kLayoutVersion) {
-    throw std::runtime_error(
-        "the shared memory has layout version " + std::to_string(header.version) + ", expected " +
-        std::to_string(kLayoutVersion) + ": the ranks run different versions of this package");
+  const std::uint32_t version = read_once(header.version);
+  if (version != kLayoutVersion) {
+    throw std::runtime_error("the shared memory has layout version " + std::to_string(version) +
+                             ", expected " + std::to_string(kLayoutVersion) +
+                             ": the ranks run different versions of this package");
   }
-  const Geometry geometry = header.geometry;  // copied once: what peers write later does not count
+  const Geometry geometry = read_once(header.geometry);
   if (geometry.fault() != nullptr || !geometry.fits(bytes)) {
     throw std::runtime_error("the shared memory's header does not fit its size");
   }
