@@ -28,7 +28,7 @@ from collectives.selection import SelectionTable
 from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
-from transports.errors import CollectiveError, CollectiveTimeout, PeerLostError
+from transports.errors import AbortedError, CollectiveError, CollectiveTimeout, PeerLostError
 from transports.rendezvous.awaiting import Look
 from transports.rendezvous.identity import host_identity, pid_namespace
 from transports.rendezvous.local import Introduction
@@ -271,17 +271,18 @@ class Communicator(Explaining):
         members = sorted(
             (other_key, rank) for rank, (other, other_key) in enumerate(everyone) if other == color
         )
-        half = Communicator(
-            rank=members.index((key, self.rank)),
-            size=len(members),
-            job=f"{self._job}/{self._splits}.{min(rank for _, rank in members)}",
-            secret=self._secret,
-            geometry=self._geometry,
-            table=self._table,
-            timeout=self.timeout,
-            host_id=self._host_id,
-            look=lambda: self._engine.check([rank for _, rank in members]),
-        )
+        with self._meeting([rank for _, rank in members]) as look:
+            half = Communicator(
+                rank=members.index((key, self.rank)),
+                size=len(members),
+                job=f"{self._job}/{self._splits}.{min(rank for _, rank in members)}",
+                secret=self._secret,
+                geometry=self._geometry,
+                table=self._table,
+                timeout=self.timeout,
+                host_id=self._host_id,
+                look=look,
+            )
         self._share_with(half, tuple(rank for _, rank in members))
         return half
 
@@ -319,8 +320,8 @@ class Communicator(Explaining):
                     look=lambda: self._look_at(left),  # noqa: B023 - called in this turn only
                     descent=descent,
                 )
-            except PeerLostError:
-                continue  # one less
+            except (PeerLostError, AbortedError):
+                continue  # one less, or who led the meeting was interrupted in it
             except CollectiveTimeout as error:
                 text = f"shrink: {error}; these ranks, counted anew, were {str(left)[1:-1]} before"
                 raise CollectiveTimeout(text) from None

@@ -10,13 +10,14 @@ have dropped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import operator
 import os
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from collectives.arrays import Array
 from collectives.messages import Messages
 from transports import _native
 from transports.errors import CollectiveError
+from transports.rendezvous.awaiting import Look
 from transports.rendezvous.local import Introduction, meet
 from transports.shm.memory import allocate
 
@@ -155,17 +157,12 @@ class Symmetric(Messages):
         self, job: str, descriptor: int, nbytes: int
     ) -> tuple[_native.SymmetricBlock | None, Exception | None]:
         """The memory that rank 0 has made, or why this rank could not map it."""
-        try:
+        with self._meeting(range(self.size)) as look:
             meeting = meet(
                 self._me, job=job, secret=self._secret, settings={},
                 offer=lambda ranks: os.dup(descriptor), timeout=self.timeout,
-                look=lambda: self._engine.check(range(self.size)), silence=self._silence,
+                look=look, silence=self._silence,
             )  # fmt: skip
-        except CollectiveError:
-            self._engine.check(
-                range(self.size)
-            )  # what ended it for others says more than that they have gone
-            raise
         try:
             return _native.SymmetricBlock(meeting.descriptor, self.size, nbytes), None
         except (OSError, ValueError) as error:
@@ -175,6 +172,19 @@ class Symmetric(Messages):
             for pidfd in meeting.pidfds:
                 if pidfd >= 0:
                     os.close(pidfd)
+
+    @contextlib.contextmanager
+    def _meeting(self, ranks: Sequence[int]) -> Iterator[Look]:
+        """While `ranks` of this communicator meet: what to look at meanwhile, and whom to blame."""
+
+        def look() -> None:
+            self._engine.check(ranks)
+
+        try:
+            yield look
+        except CollectiveError:
+            look()  # what ended it for others says more than that they have gone
+            raise
 
     def _view(self, block: _Block) -> Array:
         owner = _Owner(block.memory)

@@ -79,11 +79,16 @@ def lost_in_the_meeting(second):
     if comm.rank == 0:
         if second == "before":
             os._exit(9)
-        if second == "welcomes":  # all have come, and none has heard that they may go on
+        if second in (
+            "welcomes",
+            "raises",
+        ):  # all have come, and none has heard that they may go on
             import transports.rendezvous.local as local
 
             def say_and_end(connection, note):
                 if "go" in note:
+                    if second == "raises":
+                        raise KeyboardInterrupt
                     os._exit(9)
                 original(connection, note)
 
@@ -105,7 +110,7 @@ def lost_in_the_meeting(second):
             continue
 
 
-@pytest.mark.parametrize("second", ["never", "before", "welcomes", "some go"])
+@pytest.mark.parametrize("second", ["never", "before", "welcomes", "raises", "some go"])
 def test_who_leads_the_meeting_is_lost_too(second):
     with Ranks(lost_in_the_meeting, 4, second) as job:
         left = [0, 1, 2] if second == "never" else [1, 2]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 from harness.batches import Batch
 from harness.errors import raising, refused, still_works
+from harness.processes import Ranks, say, told
 
 import collectives
 
@@ -92,3 +96,48 @@ def test_wrong_types_are_refused(comm):
     ):  # fmt: skip
         refused(comm, TypeError, [*words, "must be an integer"],
                 lambda c=color, k=key: comm.split(c, k))  # fmt: skip
+
+
+def split_without(end):
+    """Rank 2 comes to no rendezvous of a split, for which rank 0 waits."""
+    with collectives.init(timeout=30) as comm:
+        comm.barrier()
+        if comm.rank == 2:
+            import collectives.communicator as within
+
+            def stay_away(**arguments):
+                say("away")
+                told()
+                if end == "exit":
+                    os._exit(9)
+                return original(**arguments)
+
+            original, within.Communicator = within.Communicator, stay_away
+        if comm.rank == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        say("splits")
+        comm.split(0)
+
+
+def test_a_member_that_ends_in_it_is_the_one_that_is_named():
+    with Ranks(split_without, 3, "exit") as job:
+        assert [job.said(rank) for rank in (0, 1, 2, 2)] == ["splits"] * 3 + ["away"]
+        job.tell(2)
+        pid = job.processes[2].pid
+        for rank in (0, 1):
+            outcome = job.outcome(rank)
+            assert outcome.error == "PeerLostError", outcome
+            assert f"rank 2 (pid {pid} on " in outcome.text, outcome
+            assert "ended (exit code 9)" in outcome.text, outcome
+
+
+def test_who_is_interrupted_in_it_has_not_ended():
+    with Ranks(split_without, 3, "late") as job:
+        assert [job.said(rank) for rank in (0, 1, 2, 2)] == ["splits"] * 3 + ["away"]
+        job.kill(0, signal.SIGINT)
+        assert job.outcome(0).error == "KeyboardInterrupt"
+        outcome = job.outcome(1)
+        assert outcome.error == "AbortedError", outcome
+        assert outcome.text.startswith("rank 0 raised KeyboardInterrupt"), outcome
+        job.tell(2)
+        assert job.outcome(2).error == "AbortedError"

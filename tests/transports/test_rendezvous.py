@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 from harness.processes import Ranks, open_descriptors, say, told
 
-from transports.errors import CollectiveError, CollectiveTimeout, MismatchError, PeerLostError
+from transports.errors import (
+    AbortedError,
+    CollectiveError,
+    CollectiveTimeout,
+    MismatchError,
+    PeerLostError,
+)
 from transports.rendezvous import local, notes
 from transports.rendezvous.awaiting import Waiting, address
 from transports.rendezvous.identity import host_identity
@@ -47,8 +53,10 @@ def no_descriptor_stays_open():
     assert not {number: what for number, what in left.items() if number not in before}
 
 
-def arrive(who, job, secret=SECRET, settings=None, timeout=20.0, make=offer):
-    return meet(who, job=job, secret=secret, settings=settings or {}, offer=make, timeout=timeout)
+def arrive(who, job, secret=SECRET, settings=None, make=offer, timeout=20.0, **more):
+    return meet(
+        who, job=job, secret=secret, settings=settings or {}, offer=make, timeout=timeout, **more
+    )
 
 
 def connected(job):
@@ -211,6 +219,73 @@ def test_garbage_on_the_socket_disturbs_nobody(job):
 
     found = gather(lambda: arrive(introduction(0, 2), job), disturb)
     assert not any(isinstance(each, Exception) for each in found), found
+
+
+def test_who_connects_and_says_nothing_holds_up_nobody(job):
+    """A rank that stands still, or any process of the user; as long as all others take to come."""
+
+    def disturb():
+        with connected(job), connected(job):
+            return arrive(introduction(1, 2), job)
+
+    found = gather(lambda: arrive(introduction(0, 2), job), disturb)
+    assert not any(isinstance(each, Exception) for each in found), found
+
+
+@pytest.mark.parametrize(
+    "error, kind, words",
+    [
+        (PeerLostError("rank 2 has ended"), PeerLostError, "rank 2 has ended"),
+        (AbortedError("rank 2 raised"), AbortedError, "rank 2 raised"),
+        (MismatchError("no such call"), MismatchError, "no such call"),
+        (CollectiveTimeout("too late"), CollectiveTimeout, "too late"),
+        (OSError("no"), AbortedError, "rank 0 raised OSError in the rendezvous: no"),
+        (ZeroDivisionError(), AbortedError, "rank 0 raised ZeroDivisionError in the rendezvous"),
+    ],
+)
+def test_what_ends_it_for_rank_0_is_told_to_who_is_there(job, error, kind, words):
+    has_come = threading.Event()
+
+    def look_and_raise():
+        if has_come.is_set():
+            raise error
+
+    def look_once_there():
+        if connections(job):
+            has_come.set()
+
+    found = gather(
+        lambda: arrive(introduction(0, 3), job, look=look_and_raise),
+        lambda: arrive(introduction(1, 3), job, look=look_once_there),
+    )
+    assert found[0] is error
+    assert type(found[1]) is kind and str(found[1]) == words
+
+
+def test_a_rank_that_is_there_looks_what_else_may_end_it(job):
+    def look():
+        if connections(job):
+            raise PeerLostError("rank 2 has ended")
+
+    found = gather(
+        lambda: arrive(introduction(0, 3), job, timeout=1),
+        lambda: arrive(introduction(1, 3), job, look=look),
+    )
+    assert isinstance(found[0], CollectiveTimeout) and "2 of 3 did not come" in str(found[0])
+    assert isinstance(found[1], PeerLostError) and str(found[1]) == "rank 2 has ended"
+
+
+def test_a_rank_0_that_stands_still_is_told_of_and_waited_for_until_the_deadline(
+    job, monkeypatch, capsys
+):
+    monkeypatch.setattr(local, "GRACE_SECONDS", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address(job))
+        listener.listen()
+        (error,) = gather(lambda: arrive(introduction(1, 2), job, timeout=1, silence=0.2))
+    assert isinstance(error, CollectiveTimeout)
+    assert "rank 0 did not answer in the rendezvous in 1 s" in str(error)
+    assert "s in the rendezvous for rank 0, which is there and says" in capsys.readouterr().err
 
 
 def test_memory_that_cannot_be_had_is_told_to_all(job):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from typing import Self
 
 from transports.reminder import Reminder
 from transports.telling import tell
+
+LOOK_SECONDS = 0.1  # between looks at what else may end the waiting
+GRACE_SECONDS = 5.0  # longer than one's own deadline, for rank 0 to say who is missing
 
 Look = Callable[[], None]
 """Raises if something else has ended the waiting."""
@@ -36,6 +40,7 @@ class Waiting:
         self._job = job
         self._deadline = time.monotonic() + timeout
         self._look = look
+        self._silence = silence
         self._reminder = Reminder(silence)
         self._speaker: socket.socket | None = None
 
@@ -48,8 +53,7 @@ class Waiting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._speaker is not None:
-            self._speaker.close()
+        self._fall_silent()
 
     @property
     def left(self) -> float:
@@ -60,7 +64,33 @@ class Waiting:
         """Look at what else may end it; now and then say `text`, with the seconds for its {}."""
         self._look()
         if (waited := self._reminder.due()) and self._speaks_for_all():
-            tell(f"{text.format(f'{waited:.3g}')} to the rendezvous")
+            tell(text.format(f"{waited:.3g}"))
+
+    def until_readable(self, connection: socket.socket, text: str, grace: float = 0) -> None:
+        """Wait for something to hear, looking as `look` does.
+
+        Raises:
+            TimeoutError: `grace` seconds after the deadline.
+        """
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
+        while True:
+            self.look(text)
+            seconds = self.left + grace
+            if poll.poll(1000 * max(0.0, min(seconds, LOOK_SECONDS))):
+                return
+            if seconds <= 0:
+                raise TimeoutError
+
+    def has_met_rank_zero(self) -> None:
+        """From now on rank 0 says what all wait for; this one speaks again if that is silent."""
+        self._fall_silent()
+        self._reminder = Reminder(2 * self._silence)
+
+    def _fall_silent(self) -> None:
+        if self._speaker is not None:
+            self._speaker.close()
+            self._speaker = None
 
     def _speaks_for_all(self) -> bool:
         """Whether this rank says what all of the job wait for: the first that takes the name."""

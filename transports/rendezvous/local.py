@@ -25,14 +25,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from transports.errors import CollectiveTimeout, MismatchError, PeerLostError
-from transports.rendezvous.awaiting import Look, Waiting, address
+from transports.rendezvous.awaiting import GRACE_SECONDS, Look, Waiting, address
+from transports.rendezvous.door import Door
 from transports.rendezvous.notes import hear, hear_rank_zero, is_proof, proof_of, say, user_of
 
 _RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
-_HANDSHAKE_SECONDS = 20.0  # for one answer of a rank that is connected
-_LOOK_SECONDS = 0.1  # between looks at what else may end the waiting
-_GRACE_SECONDS = 5.0  # longer than one's own deadline, for rank 0 to say who is missing
-_LONGEST_HELLO = 1 << 16  # of somebody who has yet to show that he knows the secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,99 +132,72 @@ def _receive_everyone(
     offer: Offer,
     waiting: Waiting,
 ) -> Meeting:
-    with contextlib.ExitStack() as stack:
-        guests: dict[int, tuple[Introduction, socket.socket, str]] = {}
-        if me.size > 1:
-            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            try:
-                listener.bind(address(job))
-            except OSError as error:
-                raise MismatchError(
-                    f"another rank 0 of job {job!r} is already waiting on this host ({error})"
-                ) from None
-            listener.listen(me.size)
-            while len(guests) < me.size - 1:
-                connection = stack.enter_context(_accept(listener, waiting, guests, me))
-                guest = _greet(connection, secret)
-                if guest is None:
-                    connection.close()
-                    continue
-                hello, answer = guest
-                problem = _problem_with(hello, me, guests)
-                if problem:
-                    connections = [connection, *(c for _, c, _ in guests.values())]
-                    _refuse(connections, problem)
-                    raise MismatchError(problem)
-                guests[hello.rank] = (hello, connection, answer)
-            listener.close()  # whoever comes now belongs to another rendezvous
-        ranks = (me, *(guests[rank][0] for rank in sorted(guests)))
+    with Door(secret, waiting) as door, contextlib.ExitStack() as held:
+        guests = _let_in(me, job, door, waiting)
+        ranks = (me, *(guests[rank].introduction for rank in sorted(guests)))
         try:
             descriptor = offer(ranks)
         except (OSError, MemoryError) as error:
-            _refuse([c for _, c, _ in guests.values()], f"rank 0 has no shared memory: {error}")
+            door.refuse(MismatchError(f"rank 0 has no shared memory: {error}"))
             raise
-        held = stack.enter_context(contextlib.ExitStack())
         held.callback(os.close, descriptor)
         welcome = {"ranks": [asdict(rank) for rank in ranks], "settings": settings}
-        try:
-            for rank, (_, connection, answer) in guests.items():
-                with _losing(rank):
-                    say(connection, {**welcome, "proof": proof_of(secret, "rank 0", answer)})
-                    socket.send_fds(connection, [b"d"], [descriptor])
-            pidfds = _watch(ranks, me)
-            held.callback(_close_all, pidfds)
-            for word in ("ready", "go"):
-                for rank, (_, connection, _) in guests.items():
-                    with _losing(rank):
-                        if word == "ready":
-                            hear(connection, word)
-                        else:
-                            say(connection, {word: True})
-        except PeerLostError as error:
-            _refuse([c for _, c, _ in guests.values()], str(error))
-            raise
+        for rank, guest in guests.items():
+            with _losing(rank, waiting):
+                proof = proof_of(secret, "rank 0", guest.challenge)
+                say(guest.connection, {**welcome, "proof": proof})
+                socket.send_fds(guest.connection, [b"d"], [descriptor])
+        pidfds = _watch(ranks, me)
+        held.callback(_close_all, pidfds)
+        for rank, guest in guests.items():
+            text = f"rank 0 has waited {{}} s for rank {rank} to answer in the rendezvous"
+            with _losing(rank, waiting):
+                waiting.until_readable(guest.connection, text)
+                hear(guest.connection, "ready")
+        # Who has heard this may leave those it came from: nothing else is looked at from here on.
+        for rank, guest in guests.items():
+            with _losing(rank, waiting):
+                say(guest.connection, {"go": True})
         held.pop_all()  # the caller's from here on
         return Meeting(ranks=ranks, settings=settings, descriptor=descriptor, pidfds=pidfds)
 
 
-def _accept(
-    listener: socket.socket, waiting: Waiting, guests: dict[int, Any], me: Introduction
-) -> socket.socket:
-    missing = _listed([rank for rank in range(1, me.size) if rank not in guests])
-    while True:
-        waiting.look(f"rank 0 has waited {{}} s for {missing} of {me.size} to come")
-        listener.settimeout(max(0.001, min(waiting.left, _LOOK_SECONDS)))
+@dataclass(frozen=True)
+class _Guest:
+    introduction: Introduction
+    connection: socket.socket
+    challenge: str
+
+
+def _let_in(me: Introduction, job: str, door: Door, waiting: Waiting) -> dict[int, _Guest]:
+    guests: dict[int, _Guest] = {}
+    if me.size > 1:
         try:
-            connection, _ = listener.accept()
-            break
-        except TimeoutError:
-            if waiting.left > 0:
-                continue
-        text = f"{missing} of {me.size} did not come to the rendezvous in {waiting.timeout:g} s"
-        _refuse([c for _, c, _ in guests.values()], text)
-        raise CollectiveTimeout(text)
-    connection.settimeout(max(0.001, min(_HANDSHAKE_SECONDS, waiting.left)))
-    return connection
-
-
-def _greet(connection: socket.socket, secret: str) -> tuple[Introduction, str] | None:
-    """The introduction of who connected, and its challenge; None if it does not belong here."""
-    if user_of(connection) != os.getuid():
-        return None
-    challenge = secrets.token_hex(16)
-    try:
-        say(connection, {"challenge": challenge})
-        hello = hear(connection, "hello", _LONGEST_HELLO)
-    except (OSError, EOFError, ValueError):
-        return None
-    if not is_proof(hello.get("proof"), secret, "rank", challenge):
-        with contextlib.suppress(OSError):
-            say(connection, {"refusal": "the job's secret is another one", "secret": False})
-        return None
-    try:
-        return _introduced(hello["hello"]), str(hello["challenge"])
-    except (KeyError, TypeError, ValueError):
-        return None
+            door.open(address(job), me.size)
+        except OSError as error:
+            raise MismatchError(
+                f"another rank 0 of job {job!r} is already waiting on this host ({error})"
+            ) from None
+    while len(guests) < me.size - 1:
+        missing = _listed([rank for rank in range(1, me.size) if rank not in guests])
+        found = door.next_hello(
+            f"rank 0 has waited {{}} s for {missing} of {me.size} to come to the rendezvous"
+        )
+        if found is None:
+            raise CollectiveTimeout(
+                f"{missing} of {me.size} did not come to the rendezvous in {waiting.timeout:g} s"
+            )
+        connection, note = found
+        try:
+            guest = _Guest(_introduced(note["hello"]), connection, str(note["challenge"]))
+        except (KeyError, TypeError, ValueError):
+            door.turn_away(connection)
+            continue
+        if problem := _problem_with(guest.introduction, me, guests):
+            raise MismatchError(problem)
+        guests[guest.introduction.rank] = guest
+    door.shut()  # whoever comes now belongs to another rendezvous
+    return guests
 
 
 def _introduced(said: dict[str, Any]) -> Introduction:
@@ -238,9 +208,7 @@ def _introduced(said: dict[str, Any]) -> Introduction:
     return Introduction(**fields)
 
 
-def _problem_with(
-    hello: Introduction, me: Introduction, guests: dict[int, tuple[Introduction, Any, str]]
-) -> str | None:
+def _problem_with(hello: Introduction, me: Introduction, guests: dict[int, _Guest]) -> str | None:
     """Why `hello` cannot be a rank of this job, or None."""
     who = f"rank {hello.rank} (pid {hello.pid} on {hello.host})"
     if hello.version != me.version:
@@ -250,16 +218,12 @@ def _problem_with(
     if not 0 < hello.rank < me.size:
         return f"{who}: expected a rank in 1..{me.size - 1}, found {hello.rank}"
     if hello.rank in guests:
-        return f"{who} and pid {guests[hello.rank][0].pid} both say that they are that rank"
+        return (
+            f"{who} and pid {guests[hello.rank].introduction.pid} both say that they are that rank"
+        )
     if hello.host_id != me.host_id:
         return f"{who} is on another host than rank 0; shared memory ends at the host"
     return None
-
-
-def _refuse(connections: list[socket.socket], text: str) -> None:
-    for connection in connections:
-        with contextlib.suppress(OSError):
-            say(connection, {"refusal": text})
 
 
 # --- every other rank
@@ -269,24 +233,24 @@ def _report_to_rank_zero(me: Introduction, job: str, secret: str, waiting: Waiti
     with _connect(job, me.rank, waiting) as connection:
         if user_of(connection) != os.getuid():
             raise PermissionError(f"rank 0 of job {job!r} runs under another user")
-        with _losing(0):
+        waiting.has_met_rank_zero()
+        # The deadline is rank 0's to declare, since it knows who is missing. It answers a hello
+        # only when all are there; until then what else may end the meeting is looked at here, too.
+        connection.settimeout(max(0.001, waiting.left) + GRACE_SECONDS)
+        text = (
+            f"rank {me.rank}, and maybe others, have waited {{}} s in the rendezvous for rank 0, "
+            "which is there and says nothing"
+        )
+        with _losing(0, waiting):
+            waiting.until_readable(connection, text, GRACE_SECONDS)
             challenge = secrets.token_hex(16)
             asked = str(hear_rank_zero(connection, "challenge")["challenge"])
             proof = proof_of(secret, "rank", asked)
             hello = {"hello": asdict(me), "proof": proof, "challenge": challenge}
-            say(connection, hello)
-            # Rank 0 answers only when all are there, so this may take as long as the timeout.
-            # The deadline is rank 0's to declare, since it knows who is missing.
-            connection.settimeout(max(0.001, waiting.left) + _GRACE_SECONDS)
-            try:
-                welcome = hear_rank_zero(connection, "ranks")
-            except CollectiveTimeout:
-                raise
-            except TimeoutError:
-                raise CollectiveTimeout(
-                    f"rank 0 is there, but some other rank is not, after {waiting.timeout:g} s"
-                ) from None
-            connection.settimeout(_HANDSHAKE_SECONDS)
+            with contextlib.suppress(BrokenPipeError):  # what is to be heard says why
+                say(connection, hello)
+            waiting.until_readable(connection, text, GRACE_SECONDS)
+            welcome = hear_rank_zero(connection, "ranks")
             if not is_proof(welcome.get("proof"), secret, "rank 0", challenge):
                 raise PermissionError(f"rank 0 of job {job!r} does not know the job's secret")
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
@@ -298,7 +262,7 @@ def _report_to_rank_zero(me: Introduction, job: str, secret: str, waiting: Waiti
             fields = ({**rank, "cores": tuple(rank["cores"])} for rank in welcome["ranks"])
             ranks = tuple(Introduction(**each) for each in fields)
             pidfds = _watch(ranks, me)
-            with _losing(0):
+            with _losing(0, waiting):
                 say(connection, {"ready": True})
                 hear_rank_zero(connection, "go")
         except BaseException:
@@ -312,9 +276,12 @@ def _report_to_rank_zero(me: Introduction, job: str, secret: str, waiting: Waiti
 def _connect(job: str, rank: int, waiting: Waiting) -> socket.socket:
     pause, longest = _RETRY_SECONDS
     while True:
-        waiting.look(f"rank {rank}, and maybe others, have waited {{}} s for rank 0 to come")
+        waiting.look(
+            f"rank {rank}, and maybe others, have waited {{}} s for rank 0 to come "
+            "to the rendezvous"
+        )
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(_HANDSHAKE_SECONDS)  # a full backlog is refused, not waited for
+        connection.settimeout(1.0)  # a full backlog is refused, not waited for
         try:
             connection.connect(address(job))
         except (ConnectionRefusedError, FileNotFoundError, BlockingIOError):
@@ -362,15 +329,15 @@ def _watch(ranks: tuple[Introduction, ...], me: Introduction) -> list[int]:
 
 
 @contextlib.contextmanager
-def _losing(rank: int) -> Iterator[None]:
+def _losing(rank: int, waiting: Waiting) -> Iterator[None]:
     """Turn a broken connection into the loss of `rank`."""
     try:
         yield
     except (ConnectionError, EOFError, ValueError) as error:
         raise PeerLostError(f"rank {rank} ended during the rendezvous ({error})") from None
-    except CollectiveTimeout:
+    except CollectiveTimeout:  # what is looked at meanwhile has ended it
         raise
     except TimeoutError:
         raise CollectiveTimeout(
-            f"rank {rank} did not answer in the rendezvous for {_HANDSHAKE_SECONDS:g} s"
+            f"rank {rank} did not answer in the rendezvous in {waiting.timeout:g} s"
         ) from None

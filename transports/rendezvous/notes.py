@@ -9,10 +9,14 @@ import socket
 import struct
 from typing import Any
 
-from transports.errors import CollectiveTimeout, MismatchError, PeerLostError
+from transports.errors import AbortedError, CollectiveTimeout, MismatchError, PeerLostError
 
 LONGEST_NOTE = 1 << 24
 _UCRED = struct.Struct("3i")
+_LENGTH = struct.Struct("!I")
+_KINDS = {
+    kind.__name__: kind for kind in (AbortedError, CollectiveTimeout, MismatchError, PeerLostError)
+}
 
 
 def user_of(connection: socket.socket) -> int:
@@ -38,27 +42,74 @@ def is_proof(shown: object, secret: str, role: str, challenge: str) -> bool:
 def say(connection: socket.socket, note: dict[str, Any]) -> None:
     """Send one note."""
     data = json.dumps(note).encode()
-    connection.sendall(struct.pack("!I", len(data)) + data)
+    connection.sendall(_LENGTH.pack(len(data)) + data)
 
 
-def hear(connection: socket.socket, wanted: str, longest: int = LONGEST_NOTE) -> dict[str, Any]:
+class Arriving:
+    """A note as it comes, piece by piece."""
+
+    def __init__(self, wanted: str, longest: int = LONGEST_NOTE) -> None:
+        """It must hold `wanted` ("": anything), and be no longer than `longest`."""
+        self._wanted = wanted
+        self._longest = longest
+        self._data = bytearray()
+
+    def read_from(self, connection: socket.socket) -> dict[str, Any] | None:
+        """The note; None if the connection does not block and has no more of it for now.
+
+        Raises:
+            EOFError: the connection ended.
+            ValueError: it is something else.
+        """
+        while missing := self._missing():
+            try:
+                part = connection.recv(missing)
+            except BlockingIOError:
+                return None
+            if not part:
+                raise EOFError("the connection ended")
+            self._data += part
+        return self._whole()
+
+    def _missing(self) -> int:
+        if len(self._data) < _LENGTH.size:
+            return _LENGTH.size - len(self._data)
+        (length,) = _LENGTH.unpack(self._data[: _LENGTH.size])
+        if length > self._longest:
+            raise ValueError(f"a note of {length} bytes")
+        return int(length) + _LENGTH.size - len(self._data)
+
+    def _whole(self) -> dict[str, Any]:
+        try:
+            note: dict[str, Any] = json.loads(self._data[_LENGTH.size :])
+        except RecursionError:
+            raise ValueError("a note without end") from None
+        if not isinstance(note, dict):
+            raise ValueError(f"expected {self._wanted}, found a note of another kind")
+        if self._wanted and self._wanted not in note:
+            raise ValueError(f"expected {self._wanted}, found {sorted(note)}")
+        return note
+
+
+def hear(connection: socket.socket, wanted: str) -> dict[str, Any]:
     """The next note, which must hold `wanted`.
 
     Raises:
+        EOFError: the connection ended.
         ValueError: it is something else.
     """
-    (length,) = struct.unpack("!I", _exactly(connection, 4))
-    if length > longest:
-        raise ValueError(f"a note of {length} bytes")
-    try:
-        note: dict[str, Any] = json.loads(_exactly(connection, length))
-    except RecursionError:
-        raise ValueError("a note without end") from None
-    if not isinstance(note, dict):
-        raise ValueError(f"expected {wanted}, found a note of another kind")
-    if wanted and wanted not in note:
-        raise ValueError(f"expected {wanted}, found {sorted(note)}")
+    note = Arriving(wanted).read_from(connection)
+    assert note is not None, "it blocks"
     return note
+
+
+def refusal_of(error: BaseException) -> dict[str, Any]:
+    """What rank 0 says to those who are there when this ends the meeting."""
+    kind = type(error).__name__
+    if kind in _KINDS:
+        return {"refusal": str(error), "kind": kind}
+    said = f"rank 0 raised {kind} in the rendezvous" + (f": {error}" if str(error) else "")
+    return {"refusal": said, "kind": AbortedError.__name__}
 
 
 def hear_rank_zero(connection: socket.socket, wanted: str) -> dict[str, Any]:
@@ -74,18 +125,7 @@ def hear_rank_zero(connection: socket.socket, wanted: str) -> dict[str, Any]:
         text = str(note["refusal"])
         if note.get("secret") is False:
             raise PermissionError(f"rank 0 refuses this rank: {text}")
-        kinds = {"did not come": CollectiveTimeout, "ended during": PeerLostError}
-        raise next((kind for words, kind in kinds.items() if words in text), MismatchError)(text)
+        raise _KINDS.get(str(note.get("kind")), MismatchError)(text)
     if wanted not in note:
         raise ValueError(f"expected {wanted}, found {sorted(note)}")
     return note
-
-
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < length:
-        part = connection.recv(length - len(parts))
-        if not part:
-            raise EOFError("the connection ended")
-        parts += part
-    return bytes(parts)
