@@ -57,6 +57,10 @@ class Failure:
         """One line without its end: who, and how it ended."""
         return f"rank {self.rank} (pid {self.pid}) failed first, {ending(self.code)}"
 
+    def brief(self) -> str:
+        """The same, whoever else has failed before."""
+        return f"rank {self.rank} (pid {self.pid}) failed, {ending(self.code)}"
+
 
 def ending(code: int) -> str:
     """How a process ended, in words, from its exit code or minus its signal."""

@@ -41,6 +41,7 @@ def run_job(
     bind: bool = True,
     threads: int | None = None,
     max_restarts: int = 0,
+    keep_going: bool = False,
     log_directory: Path | None = None,
     prefix: bool = True,
     all_tracebacks: bool = False,
@@ -57,6 +58,7 @@ def run_job(
         threads: OMP_NUM_THREADS of each rank; by default the user's own setting, else cores //
         ranks.
         max_restarts: how often all ranks are started anew after one has failed.
+        keep_going: leave the others running when a rank fails, as they may go on without it.
         log_directory: write what rank r prints to `rank-r.log` in this folder, too.
         prefix: begin every line with the rank that wrote it.
         all_tracebacks: show those of all failed ranks whole, not only what differs.
@@ -68,8 +70,8 @@ def run_job(
         that of the last start.
 
     Raises:
-        ValueError: ranks or threads below one, restarts below zero, or more ranks than this machine
-        can start.
+        ValueError: ranks or threads below one, restarts below zero, more ranks than this machine
+        can start, or restarts of a job that is to keep going.
         FileNotFoundError: no such program.
         OSError: the log folder cannot be made.
     """
@@ -81,6 +83,11 @@ def run_job(
         memory=INTERPRETER_BYTES if command[0] == sys.executable else 0,
         descriptors=DESCRIPTORS_PER_RANK + (log_directory is not None),
     )
+    if keep_going and max_restarts:
+        raise ValueError(
+            "ranks either go on without one that has failed or are all started anew: expected one "
+            f"of keeping going and restarts, found both ({max_restarts} restarts)"
+        )
     _occupy_closed_streams()
     words = [find_program(command[0]), *command[1:]]
     base = {**os.environ, **(environment or {})}
@@ -99,6 +106,7 @@ def run_job(
         console=console,
         log_directory=log_directory,
         all_tracebacks=all_tracebacks,
+        keep_going=keep_going,
     )
     stop = StopRequest()
     jobs: list[Job] = []
@@ -131,6 +139,7 @@ class _Start:
     console: Console
     log_directory: Path | None
     all_tracebacks: bool
+    keep_going: bool
 
 
 def _run_once(
@@ -165,7 +174,7 @@ def _run_once(
         ) as report:
             start.console.show_notice(notice)
             with job:
-                Watch(job, report, stop).until_end()
+                Watch(job, report, stop, keep_going=start.keep_going).until_end()
             return _conclude(report, stop)
 
 

@@ -1,7 +1,8 @@
 """Watches a job until every rank has ended, and ends it when one fails or somebody asks.
 
 Ending is a plan of signals in time. After a failure the other ranks get a short grace in which they
-say themselves what they miss; Ctrl-C and SIGTERM are handed on first, then enforced.
+say themselves what they miss, unless they are to go on without it; Ctrl-C and SIGTERM are handed on
+first, then enforced.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import FrameType
 
 from launch.processes import Ended, Job, Output
 from launch.report import Report
+from launch.tracebacks import listed
 
 GRACE = 1.5  # seconds after the first failure until the others are asked to end
 ASKED = 2.0  # seconds from that until they are killed
@@ -100,11 +102,15 @@ class Watch:
         report: Report,
         stop: StopRequest | None = None,
         deadline: float | None = None,
+        *,
+        keep_going: bool = False,
     ) -> None:
+        """With `keep_going`, the failure of a rank leaves the others running."""
         self._job = job
         self._report = report
         self._stop = stop
         self._deadline = deadline
+        self._keep_going = keep_going
         self._plan: list[tuple[float, int]] = []  # (when, signal), in order
         self._ending = False  # whether a signal of ours may be what ends a rank
         self._stopped = 0
@@ -140,7 +146,12 @@ class Watch:
             self._report.take_output(event, now)
             return
         failure = self._report.take_end(event, now, self._ending)
-        if failure and not self._plan and not self._ending:
+        if not failure or self._plan or self._ending:
+            return
+        if self._keep_going:
+            if self._job.running:
+                self._report.notice(f"{failure.brief()}; {listed(self._job.running)} may go on")
+        else:
             self._plan = [(now + GRACE, signal.SIGTERM), (now + GRACE + ASKED, signal.SIGKILL)]
 
     def _heed_stop(self, now: float) -> None:

@@ -26,8 +26,9 @@ Python files run in this very interpreter, as `python script.py` does. Every ran
 environment variables (RANK, WORLD_SIZE, MASTER_ADDR, ...) and what `collectives.init()` needs.
 The exit code is that of the rank that failed first, 128 + signal if a signal ended it.
 
-With --max-restarts K all ranks are started anew when one has failed, at most K times; they find in
-TORCHELASTIC_RESTART_COUNT how often that was. Ctrl-C ends it all."""
+When a rank fails, the others are ended soon after. With --keep-going they are left to themselves:
+comm.shrink() goes on with those that are left. With --max-restarts K all ranks are started anew, at
+most K times; they find in TORCHELASTIC_RESTART_COUNT how often that was. Ctrl-C ends it all."""
 
 
 OPTIONS_WITH_VALUE = (
@@ -62,6 +63,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="K",
         help="start all ranks anew after a failure, at most K times (default 0)",
+    )
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="leave the other ranks running when one fails; the exit code tells of it all the same",
     )
     parser.add_argument(
         "--inject",
@@ -108,6 +114,7 @@ def execute(arguments: argparse.Namespace) -> int:
             bind=not arguments.no_bind,
             threads=arguments.threads,
             max_restarts=arguments.max_restarts,
+            keep_going=arguments.keep_going,
             log_directory=arguments.log_dir,
             prefix=not arguments.no_prefix,
             all_tracebacks=arguments.tracebacks == "all",
