@@ -50,7 +50,7 @@ class Describe:
 
     def place(self, rank: int) -> str:
         """Where in its program a rank that is in a call has made it: "train.py:91", or ""."""
-        if self._ranks[rank].pid == os.getpid():
+        if self._is_here(rank):
             frames = tuple(
                 f"{summary.filename}:{summary.lineno}" for summary in reversed(extract_stack())
             )
@@ -65,6 +65,11 @@ class Describe:
         """Whether the program has one thread; those of asynchronous calls do not count."""
         return sum(not each.name.startswith(QUEUE) for each in threading.enumerate()) == 1
 
+    def _is_here(self, rank: int) -> bool:
+        """Whether a rank is this very process; a number means something in its name space only."""
+        who = self._ranks[rank]
+        return who.pid == os.getpid() and who.pid_namespace == pid_namespace()
+
     def _ask(self, rank: int) -> Found:
         who = self._ranks[rank]
         if who.pid_namespace != pid_namespace():
@@ -76,7 +81,7 @@ class Describe:
             return Found(f"cannot be asked: {error}")
 
     def _stack_lines(self, rank: int) -> list[str]:
-        if self._ranks[rank].pid == os.getpid():
+        if self._is_here(rank):
             return [f"{_INDENT}it is a thread of this process"]
         found = self._ask(rank)
         if found.frames:

@@ -70,13 +70,16 @@ class _Own:
         self._holders = 0
         self._process = 0
         self._ready = Readiness()
+        self._signal = 0  # the last one, ignored since it was given back
 
     def take(self) -> Readiness:
         with self._lock:
             if self._process != os.getpid():  # a child of fork begins anew
+                self._free()
                 self._holders, self._process = 0, os.getpid()
             if self._holders == 0:
-                self._ready = _begin()
+                self._ready = _begin(self._signal)
+                self._signal = self._ready.signal or self._signal
             self._holders += 1
             return self._ready
 
@@ -85,12 +88,16 @@ class _Own:
             if self._process != os.getpid() or self._holders == 0:
                 return
             self._holders -= 1
-            if self._holders == 0 and self._ready.signal:
-                faulthandler.unregister(self._ready.signal)
-                with contextlib.suppress(OSError):  # the program has closed it
-                    if _identity(self._ready.descriptor) == self._ready.file:
-                        os.close(self._ready.descriptor)
-                self._ready = Readiness()
+            if self._holders == 0:
+                self._free()
+
+    def _free(self) -> None:
+        if self._ready.signal:
+            faulthandler.unregister(self._ready.signal)
+            with contextlib.suppress(OSError):  # the program has closed it
+                if _identity(self._ready.descriptor) == self._ready.file:
+                    os.close(self._ready.descriptor)
+        self._ready = Readiness()
 
 
 _OWN = _Own()
@@ -106,10 +113,17 @@ def be_ready_no_more() -> None:
     _OWN.give_back()
 
 
-def _begin() -> Readiness:
+def _begin(before: int) -> Readiness:
+    """Ready with a signal that is nobody's; `before` is the one we had, which is ours still."""
+    # As the kernel knows it: Python knows of its own handlers only. A signal that is blocked may
+    # be waited for by other means.
+    known = _signals("self")
+    if not known:
+        return Readiness()
+    used = known["SigCgt"] | known["SigBlk"] | known["SigIgn"] & ~_bit(before)
     # The last of the real-time signals first: programs that use any begin with the first.
     for number in range(signal.SIGRTMAX, signal.SIGRTMIN, -1):
-        if signal.getsignal(number) == signal.SIG_DFL:
+        if not used & _bit(number):
             break
     else:
         return Readiness()
@@ -121,7 +135,7 @@ def _begin() -> Readiness:
     fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
     # What `unregister` will restore: whoever has just seen that there is a handler may send the
     # signal a moment later, and its default would end the process. Not by Python's own `signal`,
-    # which is for the main thread, and after which the signal would not look free to us.
+    # which is for the main thread.
     _LIBC.signal(number, ctypes.c_void_p(_SIG_IGN))
     # One thread's only: the stack of another may change while it is read.
     faulthandler.register(number, file=descriptor, all_threads=False)
@@ -206,13 +220,23 @@ def _stack_file(pid: int, ready: Readiness) -> Iterator[FileIO]:
 
 def _would_answer(pid: int, ready: Readiness) -> bool:
     """Whether the signal has a handler there: without one, as after an exec, it would kill."""
-    if not ready.signal:
-        return False
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("SigCgt:"):
-                return bool(int(line.split()[1], 16) >> (ready.signal - 1) & 1)
-    return False
+    return bool(_signals(str(pid)).get("SigCgt", 0) & _bit(ready.signal))
+
+
+def _signals(process: str) -> dict[str, int]:
+    """The signals, a bit for each, that a process catches (SigCgt), ignores (SigIgn), blocks."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_bytes().splitlines()
+    except OSError:
+        return {}
+    fields = (line.decode(errors="replace").partition(":") for line in lines)
+    return {
+        name: int(text, 16) for name, _, text in fields if name in ("SigCgt", "SigIgn", "SigBlk")
+    }
+
+
+def _bit(number: int) -> int:
+    return 1 << number >> 1  # none for 0
 
 
 def _state_of(pid: int) -> str:

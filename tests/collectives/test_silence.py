@@ -221,10 +221,13 @@ def test_what_cannot_be_asked_is_said():
 
     here = Introduction(rank=0, size=3, pid=os.getpid(), host="h", host_id="i", version="1",
                         pid_namespace=pid_namespace())  # fmt: skip
-    words = Describe([here, replace(here, pid=1, pid_namespace=7), replace(here, pid=0)])
+    # In another container the very same number is another process.
+    words = Describe([here, replace(here, pid_namespace=7), replace(here, pid=0)])
     seen = [(rank, f"rank {rank}", "is away", True) for rank in range(3)]
-    text = words.wait("A wait", seen, False)
-    assert "thread of this process" in text
-    assert "another container" in text
-    assert "has ended" in text
+    said = [line for line in words.wait("A wait", seen, False).splitlines() if line[:4] == "    "]
+    assert said == [
+        "    it is a thread of this process", "    it runs in another container",
+        "    it has ended",
+    ]  # fmt: skip
+    assert words.place(1) == ""
     assert words.place(0).endswith(".py:" + words.place(0).rpartition(":")[2])

@@ -36,6 +36,66 @@ def test_a_signal_that_comes_too_late_ends_nobody():
     assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr
 
 
+OCCUPY = """
+import ctypes, os, signal, threading
+from transports.stacks import be_ready, be_ready_no_more
+
+libc = ctypes.CDLL(None)
+libc.signal.restype = ctypes.c_void_p
+hits = 0
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def handler(number):
+    global hits
+    hits += 1
+
+def hit():
+    os.kill(os.getpid(), signal.SIGRTMAX)
+
+libc.signal(signal.SIGRTMAX, handler)  # in C: Python does not know of it
+libc.signal(signal.SIGRTMAX - 1, ctypes.c_void_p(1))  # ignored
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMAX - 2])  # waited for, with sigwait
+hit()
+for _ in range(2):
+    ready = be_ready()
+    hit()
+    be_ready_no_more()
+    hit()
+    print(hits, signal.SIGRTMAX - ready.signal)
+"""
+
+
+def test_a_signal_that_is_in_use_is_left_alone():
+    ended = subprocess.run([sys.executable, "-c", OCCUPY], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "3 3\n5 3\n"), ended.stderr
+
+
+FORK = """
+import os, signal
+from transports.stacks import ask, be_ready, be_ready_no_more
+
+def sit():
+    child = be_ready()
+    os.write(writing, b"%d %d" % (child.signal, child.file == parent.file))
+    signal.pause()
+
+parent = be_ready()
+reading, writing = os.pipe()
+pid = os.fork()
+if pid == 0:
+    sit()
+number, is_same_file = map(int, os.read(reading, 100).split())
+print(number == parent.signal, is_same_file)
+os.kill(pid, signal.SIGKILL)
+os.waitpid(pid, 0)
+"""
+
+
+def test_a_forked_child_has_a_file_of_its_own():
+    ended = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "True 0\n"), ended.stderr
+
+
 def with_another_file(path):
     """Ready to be asked; then another file has the number of the one for stacks."""
     ready = be_ready()
