@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from launch.allowances import CONTROL_GROUPS, core_time
+from transports.allowances import CONTROL_GROUPS, core_time
 
 Place = tuple[int, int]  # (package, physical core)
 

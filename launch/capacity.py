@@ -10,7 +10,7 @@ import os
 import resource
 from pathlib import Path
 
-from launch.allowances import available_memory, group_folders, number_in
+from transports.allowances import available_memory, group_folders, number_in
 
 SYSTEM = Path("/proc")
 

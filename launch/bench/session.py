@@ -18,7 +18,6 @@ from rich.text import Text
 from collectives.bench.cases import Case
 from collectives.bench.libraries.limit import METHODS, SHARED_BYTES
 from collectives.bench.overlap import OVERLAP
-from launch.allowances import available_memory
 from launch.bench.agenda import Agenda
 from launch.bench.contenders import (
     OURS,
@@ -35,6 +34,7 @@ from launch.bench.results import Comparison, Result
 from launch.bench.table import Table
 from launch.bench.turns import Entry
 from launch.binding import rank_cores, rank_threads
+from transports.allowances import available_memory
 from transports.caches import last_level_cache_bytes
 
 _ROOM = 1.25  # libraries take memory besides the arrays

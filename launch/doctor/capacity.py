@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from launch.allowances import available_memory, core_time, memory_left
 from launch.doctor.asking import NoAnswer
 from launch.doctor.findings import Finding, fine, problem, size_text, warning
 from launch.doctor.installation import Runtime, value_of
+from transports.allowances import available_memory, core_time, memory_left
 
 
 def check_cores() -> list[Finding]:

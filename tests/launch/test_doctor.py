@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from launch import allowances
 from launch.command_line import main
 from launch.doctor import asking, capacity, examination, gpus, installation, ray_cluster, system
 from launch.doctor.asking import NoAnswer
 from launch.doctor.findings import size_text
+from transports import allowances
 
 
 def brief(finding: dict) -> tuple[str, str]:

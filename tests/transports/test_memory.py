@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from harness.processes import open_descriptors
 
+from transports.allowances import CONTROL_GROUPS
 from transports.shm import memory
 
 
@@ -80,3 +84,48 @@ def test_the_descriptor_is_closed_whatever_happens(monkeypatch, error, kind):
     if kind is MemoryError:
         assert "4096 bytes of shared memory cannot be had" in str(caught.value)
     assert len(open_descriptors()) == descriptors
+
+
+LIMIT, WANTED = 100_000_000, 300_000_000
+IN_A_GROUP = f"""
+import os, sys
+from pathlib import Path
+from transports.shm.memory import allocate
+
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+os.close(allocate({LIMIT} // 4))
+try:
+    allocate({WANTED})
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def limited_group():
+    """A control group of this machine that may take so many bytes."""
+    version_1 = CONTROL_GROUPS / "memory" / "memory.limit_in_bytes"
+    root = version_1.parent if version_1.exists() else CONTROL_GROUPS
+    group = root / f"collectives-test-{os.getpid()}"
+    try:
+        if not version_1.exists():
+            (root / "cgroup.subtree_control").write_text("+memory")
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no privilege: needs a control group ({error})")
+    try:
+        name = version_1.name if version_1.exists() else "memory.max"
+        (group / name).write_text(str(LIMIT))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def test_a_container_has_no_more_than_its_limit(limited_group):
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_A_GROUP, str(limited_group)], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended
+    assert f"{WANTED} bytes of shared memory cannot be had" in ended.stdout
+    (left, where) = re.findall(r"(\d+) are left, says (.*)", ended.stdout)[0]
+    assert 0 < int(left) < LIMIT and where.startswith(str(limited_group))

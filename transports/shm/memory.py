@@ -12,7 +12,8 @@ import errno
 import fcntl
 import os
 import tempfile
-from pathlib import Path
+
+from transports.allowances import available_memory
 
 
 def allocate(size: int, name: str = "collectives") -> int:
@@ -21,10 +22,10 @@ def allocate(size: int, name: str = "collectives") -> int:
     Raises:
         MemoryError: there is not as much; the text says how much was asked for.
     """
-    room = available_bytes()
+    room, where = available_memory()
     if size > room:  # else the kernel would hand out page after page and kill somebody at the end
         raise MemoryError(
-            f"{size} bytes of shared memory cannot be had: this machine has {room} left"
+            f"{size} bytes of shared memory cannot be had: {room} are left, says {where}"
         )
     try:
         descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -48,16 +49,6 @@ def allocate(size: int, name: str = "collectives") -> int:
             os.close(descriptor)
         raise
     return descriptor
-
-
-def available_bytes(*, swap: bool = True) -> int:
-    """Memory that this machine can still give, with its swap or without."""
-    fields = dict(
-        line.split(":", 1)
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    )
-    names = ("MemAvailable", "SwapFree") if swap else ("MemAvailable",)
-    return sum(int(fields[name].split()[0]) * 1024 for name in names)
 
 
 def _unlinked_file(name: str) -> int:

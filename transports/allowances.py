@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transports.shm.memory import available_bytes
-
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
@@ -49,18 +47,30 @@ def core_time(root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP) -> flo
 
 
 def memory_left(
-    root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP
+    root: Path = CONTROL_GROUPS, membership: Path = MEMBERSHIP, swap: int = 0
 ) -> tuple[int, Path] | None:
-    """Bytes that the groups of this process may still take, and by whose limit, if there is one."""
+    """Bytes that the groups of this process may still take, and by whose limit, if there is one.
+
+    Args:
+        root: where control groups are mounted.
+        membership: what the kernel says of this process.
+        swap: bytes of it that the machine has left; they count as far as a group may use them.
+    """
     found = []
     for group in group_folders("memory", root, membership):
-        for most, used in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),  # version 1
-        ):
-            allowed, taken = number_in(group / most), number_in(group / used)
-            if allowed is not None and taken is not None:
-                found.append((max(0, allowed - taken + _page_cache(group)), group / most))
+        cache = _page_cache(group)
+        if (left := _left(group, "memory.max", "memory.current")) is not None:
+            swappable = _left(group, "memory.swap.max", "memory.swap.current")
+            more = swap if swappable is None else min(swap, max(0, swappable))
+            found.append((max(0, left + cache) + more, group / "memory.max"))
+        # Version 1, whose second limit is one of both together.
+        left = _left(group, "memory.limit_in_bytes", "memory.usage_in_bytes")
+        if left is not None:
+            both = _left(group, "memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes")
+            left = max(0, left + cache) + swap
+            if both is not None:
+                left = min(left, max(0, both + cache))
+            found.append((left, group / "memory.limit_in_bytes"))
     return min(found, default=None)
 
 
@@ -69,14 +79,24 @@ def available_memory(
 ) -> tuple[int, str]:
     """Bytes that processes may still take, and who says so: the machine, or a control group.
 
-    With `swap`, the machine's counts too, for a group as well.
+    With `swap`, the machine's counts too, for a group as far as it may use it.
     """
     available = available_bytes(swap=swap)
     found = [(available, "the machine")]
-    if (left := memory_left(root, membership)) is not None:
-        more = available - available_bytes(swap=False) if swap else 0
-        found.append((left[0] + max(0, more), str(left[1])))
+    more = max(0, available - available_bytes(swap=False)) if swap else 0
+    if (left := memory_left(root, membership, more)) is not None:
+        found.append((left[0], str(left[1])))
     return min(found)
+
+
+def available_bytes(*, swap: bool = True) -> int:
+    """Memory that the machine can still give, with its swap or without."""
+    fields = dict(
+        line.split(":", 1)
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    )
+    names = ("MemAvailable", "SwapFree") if swap else ("MemAvailable",)
+    return sum(int(fields[name].split()[0]) * 1024 for name in names)
 
 
 def number_in(path: Path) -> int | None:
@@ -85,6 +105,12 @@ def number_in(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _left(group: Path, most: str, used: str) -> int | None:
+    """What a limit leaves, below zero if it was lowered; None where there is none."""
+    allowed, taken = number_in(group / most), number_in(group / used)
+    return None if allowed is None or taken is None else allowed - taken
 
 
 def _core_time_of(group: Path) -> float | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launch import allowances
-from launch.allowances import available_memory, core_time, group_folders, memory_left
+from transports import allowances
+from transports.allowances import available_memory, core_time, group_folders, memory_left
 
 
 @pytest.fixture
@@ -51,6 +51,35 @@ def test_a_group_outside_of_what_is_mounted_is_the_root(tmp_path):
     (tmp_path / "membership").write_text("0::/../../system.slice\n")
     assert group_folders("memory", tmp_path, tmp_path / "membership") == [tmp_path]
     assert group_folders("memory", tmp_path, tmp_path / "absent") == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({}, 1000 + 600),
+        ({"memory.swap.max": "max", "memory.swap.current": "0"}, 1000 + 600),
+        ({"memory.swap.max": "0", "memory.swap.current": "0"}, 1000),
+        ({"memory.swap.max": "500", "memory.swap.current": "300"}, 1000 + 200),
+        ({"memory.swap.max": "100", "memory.swap.current": "300"}, 1000),
+        ({"memory.max": "max"}, None),
+    ],
+)
+def test_swap_counts_as_far_as_a_group_may_use_it(tmp_path, files, left):
+    for name, text in ({"memory.max": "5000", "memory.current": "4000"} | files).items():
+        (tmp_path / name).write_text(text)
+    found = memory_left(tmp_path, tmp_path / "absent", 600)
+    assert found == (None if left is None else (left, tmp_path / "memory.max"))
+
+
+@pytest.mark.parametrize(("both", "left"), [(None, 1600), (4100, 100), (4000, 0), (9000, 1600)])
+def test_swap_and_memory_have_one_limit_in_version_1(tmp_path, both, left):
+    names = {"memory.limit_in_bytes": 5000, "memory.usage_in_bytes": 4000}
+    if both is not None:
+        names |= {"memory.memsw.limit_in_bytes": both, "memory.memsw.usage_in_bytes": 4000}
+    for name, number in names.items():
+        (tmp_path / name).write_text(str(number))
+    found = memory_left(tmp_path, tmp_path / "absent", 600)
+    assert found == (left, tmp_path / "memory.limit_in_bytes")
 
 
 @pytest.mark.parametrize(
