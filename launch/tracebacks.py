@@ -18,8 +18,8 @@ from transports.telling import OUR_FOLDERS
 # A line that names an error of ours, by whatever path it was imported; the marks before it are
 # those of an exception group.
 _OURS = re.compile(
-    rb"[\s|+]*(?:\w+\.)*"
-    rb"((PeerLostError|AbortedError|MismatchError|CollectiveTimeout)(?::.*|\s*))$"
+    rb"(?P<margin>[\s|+]*)(?:\w+\.)*"
+    rb"(?P<error>(?P<name>PeerLostError|AbortedError|MismatchError|CollectiveTimeout)(?::.*|\s*))$"
 )
 _CONSEQUENCES = (b"PeerLostError", b"AbortedError")
 _FRAME = re.compile(rb'[\s|+]*File "(.+)", line (\d+)')
@@ -68,14 +68,17 @@ def told(traceback: Sequence[bytes]) -> Told:
     """Reads a traceback as it was printed, with whatever follows it."""
     for at, line in enumerate(traceback):
         if match := _OURS.match(line):
-            error, name = match[1].strip(), match[2]
-            end = _end_of_quotation(traceback, at + 1) if name == b"AbortedError" else at + 1
+            error, name = match["error"].strip(), match["name"]
+            if name == b"AbortedError":
+                end = _end_of_quotation(traceback, at + 1)
+            else:
+                end = _end_of_text(traceback, at + 1, match["margin"])
             return Told(
                 error=error.removesuffix(b":"),
                 where=_user_line(traceback[:at]),
                 ours=True,
                 consequence=name in _CONSEQUENCES,
-                quoted=tuple(traceback[at + 1 : end]),
+                quoted=tuple(traceback[at + 1 : end]) if name == b"AbortedError" else (),
                 rest=_without_margins(traceback[end:]),
             )
     at = _last_error(traceback)
@@ -138,6 +141,13 @@ def listed(ranks: Iterable[int]) -> str:
 def _identity(traceback: Sequence[bytes], says: Told) -> object:
     """What makes two tracebacks the same: for an error of ours its text, else every byte."""
     return says.error if says.ours else tuple(traceback)
+
+
+def _end_of_text(traceback: Sequence[bytes], begin: int, margin: bytes) -> int:
+    """Where the text of another error of ours ends: its further lines are indented."""
+    further = margin + b"  "
+    after = (at for at in range(begin, len(traceback)) if not traceback[at].startswith(further))
+    return next(after, len(traceback))
 
 
 def _end_of_quotation(traceback: Sequence[bytes], begin: int) -> int:

@@ -95,6 +95,46 @@ def test_what_a_rank_says_after_its_consequence_is_not_lost():
         ]
 
 
+WAITED = """transports.errors.CollectiveTimeout: barrier #3: rank 0 has waited 9 s for rank 1
+  rank 1 (pid 7 on host) is in no collective
+    its Python stack, the innermost first:
+      train.py:91 in evaluate"""
+
+
+def test_further_lines_of_an_error_belong_to_it():
+    says = told(raised(WAITED, after="\nbye"))
+    assert says.error == b"CollectiveTimeout: barrier #3: rank 0 has waited 9 s for rank 1"
+    assert (says.quoted, says.rest) == ((), (b"bye",))
+    margin = "\n".join(f"  | {line}" for line in WAITED.splitlines())
+    assert told(lines(f"{margin}\n  +----\nbye")).rest == (b"bye",)
+    # Of several ranks that say the same, all of it is shown once, and after that no part of it.
+    tracebacks = {
+        0: raised(WAITED),
+        1: raised(WAITED),
+        2: raised(WAITED, after=f"{HEADER}\nOSError"),
+    }
+    shown = shorten(tracebacks, (), cause_known=False)
+    assert shown.whole == [(0, raised(WAITED)), (2, (HEADER.encode(), b"OSError"))]
+    shown = shorten({1: raised(WAITED)}, raised(WAITED), cause_known=True)
+    assert shown == Shortened([], ["rank 1 raised it too at /user/train.py:14: CollectiveTimeout"])
+
+
+CIRCLE = """
+    import collectives, numpy as np
+    with collectives.init(timeout=30) as comm:
+        comm.recv(np.zeros(4), source=1 - comm.rank)
+"""
+
+
+def test_a_circle_is_told_once(launcher, program):
+    done = launcher("run", "-n", 2, program(CIRCLE))
+    assert done.returncode == 1
+    assert done.stderr.count("the ranks wait for each other") == 1, done.stderr
+    for rank in (0, 1):
+        waits = rf"rank {rank} \(pid \d+ on .*\) waits to receive"
+        assert len(re.findall(waits, done.stderr)) == 1, done.stderr
+
+
 def test_a_quoted_chain_is_quoted_whole():
     chain = f"{CAUSE}\n{FOLLOWED}{HEADER}\nRuntimeError: in the data"
     says = told(raised(f"AbortedError: rank 1 raised RuntimeError:\n{chain}\n", after="\nbye"))
