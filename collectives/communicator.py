@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import operator
 import os
 import socket
-import sys
 import time
 import traceback
 import weakref
@@ -22,6 +20,7 @@ from collectives.cost.work import Room
 from collectives.descent import Descent
 from collectives.explaining import Explaining
 from collectives.faults import Fault, FaultyEngine
+from collectives.process import look_after, not_the_rank
 from collectives.proof import ProofError, verify
 from collectives.schedule import Algorithm, ScheduleError
 from collectives.selection import SelectionTable
@@ -35,46 +34,8 @@ from transports.rendezvous.local import Introduction
 from transports.shm.connection import Geometry, connect
 from transports.silence import QUEUE
 from transports.stacks import be_ready, be_ready_no_more
-from transports.telling import tell
 
 _LONGEST_TRACEBACK = 3000  # characters, of at most 4 bytes, that every rank can be told
-_EXIT_SECONDS = 5.0
-_ALIVE: weakref.WeakSet[Communicator] = weakref.WeakSet()
-
-
-def _forsake_in_child() -> None:
-    """A forked child holds copies of the parent's communicators; it must not speak for it."""
-    for each in _ALIVE:
-        each._engine.forsake()
-
-
-def _close_at_exit() -> None:
-    """Threads of ours that still run must have ended before the interpreter goes away."""
-    for each in list(_ALIVE):
-        try:
-            each.close()
-        except CollectiveError as error:  # too late to raise it
-            tell(f"{type(error).__name__}: {error}")
-        each._queue.join(_EXIT_SECONDS)
-
-
-def _watch_for_uncaught() -> None:
-    """From now on an exception that ends the script reaches the other ranks, too."""
-    if getattr(sys.excepthook, "tells_other_ranks", False):
-        return
-    before = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        for each in list(_ALIVE):
-            each.abort(error)
-        before(kind, error, trace)
-
-    hook.tells_other_ranks = True  # type: ignore[attr-defined]
-    sys.excepthook = hook
-
-
-os.register_at_fork(after_in_child=_forsake_in_child)
-atexit.register(_close_at_exit)
 
 
 class Communicator(Explaining):
@@ -185,8 +146,7 @@ class Communicator(Explaining):
         self._calls = Calls(
             rank, size, self.hosts, self._table, self._room, settings.cache_bytes(), prove
         )
-        _ALIVE.add(self)
-        _watch_for_uncaught()
+        look_after(self)
 
     def __repr__(self) -> str:
         state = ", closed" if self._engine.closed else ""
@@ -298,8 +258,10 @@ class Communicator(Explaining):
 
         Raises:
             CollectiveTimeout: a rank that lives did not come; the text names it.
-            CollectiveError: this communicator is closed.
+            CollectiveError: this communicator is closed, or this process is a forked child.
         """
+        if os.getpid() != self._me.pid:
+            raise CollectiveError(not_the_rank(self.rank))
         if self._engine.closed:
             raise CollectiveError("the communicator is closed")
         seconds = self.timeout if timeout is None else check_timeout(timeout)

@@ -7,6 +7,7 @@ takes its place in the queue.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -31,6 +32,7 @@ class Work:
         """
         self._text = text
         self._awaited = awaited
+        self._process = os.getpid()
         self._finished = threading.Event()
         self._result: Any = None
         self._error: BaseException | None = None
@@ -47,7 +49,8 @@ class Work:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         # Not for longer: a signal that comes just before the wait does not end it.
-        if not self._finished.wait(_LOOK_EVERY if timeout is None else min(timeout, _LOOK_EVERY)):
+        brief = _LOOK_EVERY if timeout is None else min(timeout, _LOOK_EVERY)
+        if not self.done() and not self._finished.wait(brief):
             self._awaited(1)
             try:
                 self._wait_on(timeout, deadline)
@@ -58,7 +61,7 @@ class Work:
         return self._result
 
     def _wait_on(self, timeout: float | None, deadline: float | None) -> None:
-        while not self._finished.is_set():
+        while not self.done():
             left = math.inf if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise CollectiveTimeout(
@@ -67,8 +70,19 @@ class Work:
             self._finished.wait(min(left, _LOOK_EVERY))
 
     def done(self) -> bool:
-        """Whether the call has ended, well or not."""
-        return self._finished.is_set()
+        """Whether the call has ended, well or not.
+
+        Raises:
+            CollectiveError: it had not when this process was forked, in which nothing runs it.
+        """
+        if self._finished.is_set():  # without a lock, which a thread of the parent may have held
+            return True
+        if os.getpid() != self._process:
+            raise CollectiveError(
+                f"{self._text} had not ended when this process was forked from the rank that runs "
+                "it: only that rank can wait for it"
+            )
+        return False
 
     def finish(self, result: Any = None, error: BaseException | None = None) -> None:
         """Called by whoever ran the call."""
@@ -98,6 +112,7 @@ class WorkQueue:
         self._thread: threading.Thread | None = None
         self._unfinished = 0
         self._closed = False
+        self._refusal = "the communicator is closed"
 
     @property
     def idle(self) -> bool:
@@ -113,7 +128,7 @@ class WorkQueue:
         work = Work(text, self._awaited)
         with self._lock:
             if self._closed:
-                raise CollectiveError("the communicator is closed")
+                raise CollectiveError(self._refusal)
             self._jobs.append((work, job))
             self._unfinished += 1
             self._count(1)
@@ -133,6 +148,17 @@ class WorkQueue:
                 self._count(-1)
                 work.finish(error=CollectiveError("the communicator was closed before this call"))
             self._changed.notify()
+
+    def forsake(self, refusal: str) -> None:
+        """In a child of fork: nothing runs here any more; what is submitted is refused."""
+        # The thread did not come along, and any thread of the parent may have held the lock.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._thread = None
+        self._jobs.clear()  # their works know by themselves
+        self._unfinished = 0
+        self._closed = True
+        self._refusal = refusal
 
     def join(self, timeout: float) -> None:
         """After `close`: wait for the running call's end, at most `timeout` seconds."""

@@ -256,17 +256,18 @@ def test_a_call_that_was_interrupted_leaves_the_communicator_broken():
         assert job.outcome(1).error in ("PeerLostError", "AbortedError")
 
 
-def barrier_of_a_child(comm):
-    """What a forked child hears, which has our communicators, but is not our rank."""
+def child_hears(call):
+    """What `call` raises in a forked child, which has our communicators, but is not our rank."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.alarm(10)  # ends a call that waits for ever
         try:
-            comm.barrier()
+            call()
         except collectives.CollectiveError as error:
             os.write(writing, str(error).encode())
         os._exit(0)
-    os.waitpid(child, 0)
+    assert os.waitpid(child, 0)[1] == 0, "the child's call never ended"
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         return pipe.read().decode()
@@ -275,7 +276,7 @@ def barrier_of_a_child(comm):
 def descend():
     with collectives.init(timeout=60) as comm:
         comm.barrier()
-        text = barrier_of_a_child(comm) if comm.rank == 0 else ""
+        text = child_hears(comm.barrier) if comm.rank == 0 else ""
         comm.barrier()
         return text
 
@@ -297,7 +298,7 @@ def descend_in_a_call():
         if comm.rank == 0:
             while comm._engine.calls == 0:
                 time.sleep(0.001)
-            text = barrier_of_a_child(comm)
+            text = child_hears(comm.barrier)
             say("forked")
         thread.join()
         comm.barrier()
@@ -310,3 +311,77 @@ def test_a_child_forked_in_a_call_is_not_the_rank():
         job.tell(1)
         assert "forked" in job.outcome(0).value
         assert job.outcome(1).value == ""
+
+
+def descend_beside_asynchronous_calls():
+    """What children hear that are forked while one asynchronous call runs and another waits."""
+    with collectives.init(timeout=60) as comm:
+        x = np.ones(4)
+        past = comm.allreduce(x, async_op=True)
+        past.wait()
+        found = {}
+        if comm.rank == 0:
+            before = comm._engine.calls
+            works = [comm.allreduce(x, async_op=True) for _ in range(2)]
+            while comm._engine.calls == before:
+                time.sleep(0.001)
+            calls = {
+                "blocking": lambda: comm.allreduce(x),
+                "asynchronous": lambda: comm.allreduce(x, async_op=True).wait(),
+                "running": works[0].wait,
+                "waiting": lambda: works[1].wait(5),
+                "done": works[1].done,
+                "shrink": comm.shrink,
+            }
+            found = {name: child_hears(call) for name, call in calls.items()}
+            found["past"] = child_hears(past.wait)
+            say("forked")
+        else:
+            told()
+            works = [comm.allreduce(x, async_op=True) for _ in range(2)]
+        assert [work.wait().tolist() for work in works] == [[2.0] * 4] * 2
+        return found
+
+
+def test_asynchronous_calls_of_a_forked_child_are_refused():
+    with Ranks(descend_beside_asynchronous_calls, 2) as job:
+        assert job.said(0) == "forked"
+        job.tell(1)
+        found = job.outcome(0).value
+        assert job.outcome(1).error == ""
+    for name in ("blocking", "asynchronous", "shrink"):
+        assert "forked from rank 0 and is no rank itself" in found.pop(name), name
+    assert found.pop("past") == ""  # it has its result
+    for name, text in found.items():
+        assert "allreduce float64[4]" in text and "had not ended" in text, name
+
+
+def descend_while_the_queue_is_locked():
+    """How a child ended that leaves its parent's communicator: another thread held the lock."""
+    with collectives.init() as comm:
+        comm.barrier(async_op=True).wait()
+        held, leave = threading.Event(), threading.Event()
+
+        def hold():
+            with comm._queue._lock:
+                held.set()
+                leave.wait()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            comm.close()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        leave.set()
+        thread.join()
+        comm.barrier()  # the parent's is as it was
+        return status
+
+
+def test_a_forked_child_can_leave_whatever_was_locked():
+    with Ranks(descend_while_the_queue_is_locked, 1) as job:
+        assert job.outcome(0).value == 0

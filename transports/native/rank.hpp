@@ -39,6 +39,7 @@ class Rank {
   void queue(int more) { queued_.fetch_add(more, std::memory_order_relaxed); }
   // Threads of the program that wait for the end of an asynchronous call.
   void wait_in_queue(int more) {
+    if (engine_.is_forsaken()) return;  // the count is the parent's
     const auto rank = engine_.rank();
     engine_.region().standing(rank).in_queue.fetch_add(more, std::memory_order_relaxed);
   }

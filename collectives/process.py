@@ -1,0 +1,69 @@
+"""What a process owes its communicators when it forks, ends, or is ended by an exception."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from transports.errors import CollectiveError
+from transports.telling import tell
+
+if TYPE_CHECKING:
+    from collectives.communicator import Communicator
+
+_EXIT_SECONDS = 5.0
+_ALIVE: weakref.WeakSet[Communicator] = weakref.WeakSet()
+
+
+def look_after(communicator: Communicator) -> None:
+    """From now on, as long as it lives."""
+    _ALIVE.add(communicator)
+    _watch_for_uncaught()
+
+
+def not_the_rank(rank: int) -> str:
+    """What a forked child of a rank is told."""
+    return (
+        f"this process was forked from rank {rank} and is no rank itself: collectives belong to "
+        "the process that called init"
+    )
+
+
+def _forsake_in_child() -> None:
+    """A forked child holds copies of the parent's communicators; it must not speak for it."""
+    for each in _ALIVE:
+        each._engine.forsake()
+        each._queue.forsake(not_the_rank(each.rank))
+
+
+def _close_at_exit() -> None:
+    """Threads of ours that still run must have ended before the interpreter goes away."""
+    for each in list(_ALIVE):
+        try:
+            each.close()
+        except CollectiveError as error:  # too late to raise it
+            tell(f"{type(error).__name__}: {error}")
+        each._queue.join(_EXIT_SECONDS)
+
+
+def _watch_for_uncaught() -> None:
+    """From now on an exception that ends the script reaches the other ranks, too."""
+    if getattr(sys.excepthook, "tells_other_ranks", False):
+        return
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        for each in list(_ALIVE):
+            each.abort(error)
+        before(kind, error, trace)
+
+    hook.tells_other_ranks = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+
+
+os.register_at_fork(after_in_child=_forsake_in_child)
+atexit.register(_close_at_exit)
