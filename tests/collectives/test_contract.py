@@ -385,3 +385,64 @@ def descend_while_the_queue_is_locked():
 def test_a_forked_child_can_leave_whatever_was_locked():
     with Ranks(descend_while_the_queue_is_locked, 1) as job:
         assert job.outcome(0).value == 0
+
+
+# --- close() while a call is under way
+
+
+def close_in_a_call(how):
+    """Rank 0 closes in a gather to which rank 2 has sent, and rank 1 not; what each hears."""
+    comm = collectives.init(timeout=60)
+    comm.barrier()
+    x = np.ones(4)
+    heard = []
+
+    def hear(call):
+        try:
+            call()
+        except collectives.CollectiveError as error:
+            heard.append((type(error).__name__, str(error)))
+
+    if comm.rank == 0:
+        before = comm._engine.calls
+        if how == "in a handler":
+            signal.signal(signal.SIGTERM, lambda number, frame: hear(comm.close))
+
+        def watch():
+            while comm._engine.calls == before:
+                time.sleep(0.001)
+            say("inside")
+            if how == "in a thread":
+                told()
+                hear(comm.close)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        hear(lambda: comm.gather(x, algorithm="linear"))
+        watcher.join()
+    else:
+        if comm.rank == 1:
+            told()
+        hear(lambda: comm.gather(x, algorithm="linear"))
+        say("sent")
+        hear(comm.barrier)
+        hear(comm.close)
+    return heard
+
+
+@pytest.mark.parametrize("how", ["in a handler", "in a thread"])
+def test_close_in_a_call_blames_nobody_for_what_it_has_not_taken_yet(how):
+    with Ranks(close_in_a_call, 3, how) as job:
+        assert job.said(0) == "inside" and job.said(2) == "sent"
+        if how == "in a handler":
+            job.kill(0, signal.SIGTERM)
+        else:
+            job.tell(0)
+        ((kind, text),) = job.outcome(0).value
+        assert kind == "CollectiveError" and "closed while gather float64[4]" in text
+        job.tell(1)
+        assert job.said(1) == "sent"
+        for rank in (1, 2):
+            ((kind, text),) = job.outcome(rank).value
+            assert kind == "PeerLostError", text
+            assert "rank 0" in text and "closed its communicator" in text

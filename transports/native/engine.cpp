@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <mutex>
 
 namespace transports {
 namespace {
@@ -20,6 +21,8 @@ class Turn {
                     "be ordered by the program");
     }
   }
+  // Of one that has been taken already.
+  Turn(std::atomic<bool>& busy, std::adopt_lock_t) : busy_(busy) {}
   ~Turn() { busy_.store(false, std::memory_order_release); }
 
  private:
@@ -70,6 +73,10 @@ void Engine::check_complete() {
       forsaken_.load(std::memory_order_relaxed)) {
     return;
   }
+  // Of a call that is under way, in another thread or below a signal's handler, a message may have
+  // come and not been taken yet: what did not fit is its own to find. Acquire: as Turn.
+  if (busy_.exchange(true, std::memory_order_acquire)) return;
+  const Turn turn(busy_, std::adopt_lock);
   or_tell_others([this] {
     const auto& trouble = region_.trouble();
     if (trouble.state.load(std::memory_order_acquire) == TroubleBoard::published) {

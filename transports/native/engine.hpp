@@ -74,7 +74,7 @@ class Engine {
   [[noreturn]] void mismatch(const std::string& text);
   // Throws `mismatch` if a peer has sent what no call of this rank has taken, or a mismatch has
   // been reported that no call of this rank has thrown: before close(), of a rank that wants to
-  // know.
+  // know. Nothing while a call is under way.
   void check_complete();
   // Local: never waits. Calls after it throw `misuse`.
   void close();
