@@ -161,6 +161,27 @@ def test_several_roots_are_found_at_close_or_in_the_next_call(comm):
 
 
 @ranks(2)
+def test_a_message_that_nobody_waits_for_is_told_at_close(comm):
+    for waits in (False, True):
+        part = comm.split(0)
+        if comm.rank == 0:
+            receive = part.irecv(np.zeros(8, np.float32), source=1)
+            while not receive._operation.done:  # the thread behind it finds that it does not fit
+                time.sleep(0.001)
+        else:
+            part.send(np.zeros(4, np.float32), dest=0)
+        comm.barrier()
+        words = "rank 1 sends float32[4] (16 bytes), rank 0 receives float32[8] (32 bytes)"
+        if waits and comm.rank == 0:
+            with raising(collectives.MismatchError, words):
+                receive.wait()
+        else:
+            with raising(collectives.MismatchError, words):
+                part.close()
+        part.close()  # says nothing more
+
+
+@ranks(2)
 def test_another_error_is_not_hidden_by_what_close_finds(comm):
     part = comm.split(0)
     each_as_root(comm, part)

@@ -74,11 +74,10 @@ struct Operation {
     // Acquire: memory received and the fields above are ours to read once this says so.
     return state.load(std::memory_order_acquire) != State::pending;
   }
-  // The operation is done; throws if it failed.
+  // Of one that is done.
+  bool has_failed() const { return state.load(std::memory_order_relaxed) == State::failed; }
   void check() const {
-    if (state.load(std::memory_order_relaxed) == State::failed) {
-      throw Failure(failure_kind, failure);
-    }
+    if (has_failed()) throw Failure(failure_kind, failure);
   }
 };
 

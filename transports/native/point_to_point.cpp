@@ -94,7 +94,10 @@ void PointToPoint::refuse_in_child() const {
 
 void PointToPoint::check_usable() const {
   if (closed_) throw Failure(FailureKind::misuse, "the communicator is closed");
-  if (broken_) throw *broken_;
+  if (broken_) {
+    waiter_.tell_of_trouble();
+    throw *broken_;
+  }
   waiter_.look_at_trouble();
 }
 
@@ -304,11 +307,7 @@ void PointToPoint::fail(Operation& operation, const Failure& failure) {
 void PointToPoint::give_up(FailureKind kind, const std::string& text) {
   Failure failure(kind, text);
   if (!waiter_.report(kind, text)) {
-    try {
-      waiter_.look_at_trouble();
-    } catch (const Failure& first) {
-      failure = first;
-    }
+    if (const auto first = waiter_.trouble()) failure = *first;
   }
   break_off(failure);
 }

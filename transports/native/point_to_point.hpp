@@ -117,6 +117,8 @@ class PointToPoint {
   std::uint32_t ranks() const { return region_.geometry().ranks; }
   void check_usable() const;
   void check_owner(const Operation& operation) const;
+  // The operation is done; throws if it failed, and then this rank knows why.
+  void check(const Operation& operation) const;
 
   // With the lock held: what moves messages. True: something moved.
   bool progress();

@@ -34,6 +34,11 @@ void PointToPoint::check_owner(const Operation& operation) const {
   }
 }
 
+void PointToPoint::check(const Operation& operation) const {
+  if (operation.has_failed()) waiter_.tell_of_trouble();
+  operation.check();
+}
+
 void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal) {
   check_owner(operation);
   refuse_in_child();
@@ -69,7 +74,7 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal
       sleep(operation, idle - before_sleep);
     }
   }
-  operation.check();
+  check(operation);
 }
 
 void PointToPoint::look_for_circle(Operation& operation, Circle& circle, ShownWait& shown) {
@@ -101,7 +106,7 @@ bool PointToPoint::test(Operation& operation) {
     }
   }
   if (!operation.is_done()) return false;
-  operation.check();
+  check(operation);
   return true;
 }
 
@@ -158,11 +163,7 @@ void PointToPoint::look(Operation& operation, double waited, double timeout, boo
   const Hold hold(*this);
   progress();  // after the peer's end was seen: what it had posted before counts
   if (operation.is_done()) return;
-  try {
-    waiter_.look_at_trouble();
-  } catch (const Failure& failure) {
-    return break_off(failure);
-  }
+  if (const auto trouble = waiter_.trouble()) return break_off(*trouble);
   if (ended && operation.peer == peer) {
     give_up(FailureKind::peer_lost, lost_text(operation));
   } else if (is_late && !fatal) {

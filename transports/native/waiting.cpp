@@ -200,7 +200,6 @@ bool Waiter::has_gone(std::uint32_t peer) const {
 }
 
 bool Waiter::report(FailureKind kind, const std::string& text) const {
-  knows_of_trouble_.store(true, std::memory_order_relaxed);
   auto& board = region_.trouble();
   std::uint32_t none = TroubleBoard::none;
   if (!board.state.compare_exchange_strong(none, TroubleBoard::writing,
@@ -224,6 +223,7 @@ void Waiter::fail(FailureKind kind, const std::string& text) const {
       sched_yield();
     } while (now_ns() - began < kTellingNs);
   }
+  tell_of_trouble();
   throw Failure(kind, text);
 }
 

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -166,8 +167,12 @@ class Waiter {
   void look_at(const std::vector<std::uint32_t>& peers) const;
   // Tells every rank, unless one was faster, and throws.
   [[noreturn]] void fail(FailureKind kind, const std::string& text) const;
-  // Whether this rank has heard of trouble, or reported some.
+  // What a rank has reported, if any has: for a thread that nobody hears.
+  std::optional<Failure> trouble() const;
+  // Whether a call of this rank has thrown what was reported. Relaxed: a close() that comes later
+  // is ordered by the program, and one at the same time may say it once more.
   bool knows_of_trouble() const { return knows_of_trouble_.load(std::memory_order_relaxed); }
+  void tell_of_trouble() const { knows_of_trouble_.store(true, std::memory_order_relaxed); }
   // Only tells; false if there is trouble already.
   bool report(FailureKind kind, const std::string& text) const;
   // Looks at trouble, signals and the deadline of a wait on `peer`; throws if one ends it.

@@ -35,12 +35,18 @@ std::string seconds_text(double seconds) {
   return text;
 }
 
-void Waiter::throw_trouble() const {
-  knows_of_trouble_.store(true, std::memory_order_relaxed);
+std::optional<Failure> Waiter::trouble() const {
   const auto& board = region_.trouble();
+  // Acquire: kind and text are complete.
+  if (board.state.load(std::memory_order_acquire) != TroubleBoard::published) return std::nullopt;
   // A kind that is none of ours is a failure all the same.
   const auto kind = static_cast<FailureKind>(board.kind.load(std::memory_order_relaxed));
-  throw Failure(kind, read_text(board.text));
+  return Failure(kind, read_text(board.text));
+}
+
+void Waiter::throw_trouble() const {
+  tell_of_trouble();
+  throw trouble().value();
 }
 
 void Waiter::fail_lost(std::uint32_t peer, const char* what) const {
