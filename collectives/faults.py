@@ -18,7 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -36,14 +37,31 @@ _KEYS = {
 }
 _NEEDED = {"kill": {"op"}, "exit": {"op"}, "raise": {"op"}, "freeze": {"op", "for"}, "slow": {"by"}}
 _MOMENTS = ("begin", "middle", "end")
-# Wakes a process that stands still: from outside, since nothing in it runs.
-_WAKER = (
-    "import os, signal, sys, time\n"
-    "pidfd = os.pidfd_open(int(sys.argv[1]))\n"
-    "os.write(1, b'.')\n"
-    "time.sleep(float(sys.argv[2]))\n"
-    "signal.pidfd_send_signal(pidfd, signal.SIGCONT)\n"
-)
+# Wakes a process that stands still: from outside, since nothing in it runs. Its clock starts when
+# the process has stopped: the middle of a call comes when its peers do.
+_WAKER = """
+import os, select, signal, sys
+
+pid, seconds = sys.argv[1:]
+pidfd = os.pidfd_open(int(pid))
+
+def ends_within(seconds):
+    return bool(select.select([pidfd], [], [], seconds)[0])
+
+def is_stopped():
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"T"
+
+os.write(1, b".")
+try:
+    while not is_stopped():
+        if ends_within(0.005):
+            sys.exit()
+    if not ends_within(float(seconds)):
+        signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+except OSError:
+    pass  # it has ended just now
+"""
 
 
 class InjectedError(RuntimeError):
@@ -161,18 +179,25 @@ class FaultyEngine:
         """As the engine's, with the faults of its number."""
         number = self._engine.calls + 1
         mine = [fault for fault in self._faults if fault.op in (None, number)]
-        for fault in mine:
-            if fault.at == "middle":
-                _tell(fault)
-                if fault.action == "freeze":
-                    _wake_after(fault.seconds)
-                self._engine.signal_in_middle(*_signal_of(fault))
-            elif fault.at == "begin":
-                _act(fault)
-        self._engine.execute(*args)
+        with ExitStack() as afterwards:
+            for fault in mine:
+                if fault.at == "middle":
+                    _tell(fault)
+                    if fault.action == "freeze":
+                        waker = afterwards.enter_context(_waking_after(fault.seconds))
+                        afterwards.callback(self._spare, waker)
+                    self._engine.signal_in_middle(*_signal_of(fault))
+                elif fault.at == "begin":
+                    _act(fault)
+            self._engine.execute(*args)
         for fault in mine:
             if fault.at == "end":
                 _act(fault)
+
+    def _spare(self, waker: subprocess.Popen[bytes]) -> None:
+        """End the waker of a call that failed before its middle; what stands still needs it."""
+        if self._engine.take_back_signal():
+            waker.kill()
 
 
 def _signal_of(fault: Fault) -> tuple[int, int]:
@@ -195,24 +220,28 @@ def _act(fault: Fault) -> None:
         case "raise":
             raise InjectedError(f"injected: {fault.text}")
         case "freeze":
-            _wake_after(fault.seconds)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            with _waking_after(fault.seconds):
+                os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _wake_after(seconds: float) -> None:
-    """Let another process wake this one; returns once it can."""
-    waker = subprocess.Popen(
+@contextmanager
+def _waking_after(seconds: float) -> Iterator[subprocess.Popen[bytes]]:
+    """For a block in which this process stops: another one wakes it.
+
+    Left once that has ended: a stop may come a moment after the call that sent it has returned.
+    """
+    with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _WAKER, str(os.getpid()), str(seconds)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-    )
-    assert waker.stdout is not None
-    with waker.stdout:
-        waker.stdout.read(1)
+    ) as waker:
+        assert waker.stdout is not None
+        waker.stdout.read(1)  # it is ready
+        yield waker
 
 
 def _tell(fault: Fault) -> None:

@@ -151,6 +151,9 @@ class Engine:
     def signal_in_middle(self, number: int, code: int) -> None:
         """In the middle of the next call send this process a signal; 0: end it with a code."""
 
+    def take_back_signal(self) -> bool:
+        """Do so no more; False: it has happened."""
+
     def wait_in_queue(self, more: int) -> None:
         """Count threads that wait for the end of an asynchronous call."""
 

@@ -6,10 +6,11 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from harness.processes import Ranks
+from harness.processes import Ranks, say, told
 
 import collectives
 from collectives.faults import Fault, InjectedError, parse_faults
@@ -128,6 +129,57 @@ def test_freezes_and_goes_on(at):
         began = time.monotonic()
         assert [outcome.value for outcome in job.outcomes()] == [(10, "", "", 0.0)] * 2
         assert time.monotonic() - began > 0.3
+
+
+def call_late():
+    """Rank 0 comes to the fourth call only when it is told; the other's children at the end."""
+    with collectives.init(timeout=20) as comm:
+        x, out = np.ones(2_000_000), np.empty(2_000_000)  # many passes: they need the peer
+        for number in range(10):
+            if number == 3 and comm.rank == 0:
+                told()
+            elif number == 3:
+                say("goes in")
+            comm.allreduce(x, out=out)
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def state_of(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_freezes_as_long_as_it_says_however_late_the_middle_comes():
+    fault = "freeze rank=1 op=4 for=300ms at=middle"
+    with Ranks(call_late, 2, environment={"COLLECTIVES_INJECT": fault}) as job:
+        assert job.said(1) == "goes in"
+        time.sleep(1.0)  # longer than the fault, from any clock that started with the call
+        assert state_of(job.processes[1].pid) != "T"
+        began = time.monotonic()
+        job.tell(0)
+        assert [outcome.value for outcome in job.outcomes()] == [[], []]  # no waker is left
+        assert time.monotonic() - began > 0.3
+
+
+def fail_before_the_middle():
+    """Rank 0 never comes to the call; what the other's raises, and its children after it."""
+    with collectives.init(timeout=60) as comm:
+        comm.barrier()
+        if comm.rank == 0:
+            told()
+            return "", []
+        try:
+            comm.allreduce(np.ones(2_000_000), timeout=0.2)
+        except collectives.CollectiveError as error:
+            found = type(error).__name__
+        return found, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def test_a_call_that_fails_before_its_middle_leaves_no_waker():
+    fault = "freeze rank=1 op=2 for=60s at=middle"
+    with Ranks(fail_before_the_middle, 2, environment={"COLLECTIVES_INJECT": fault}) as job:
+        assert job.outcome(1).value == ("CollectiveTimeout", [])
+        job.tell(0)
+        assert job.outcome(0).error == ""
 
 
 def every_call():

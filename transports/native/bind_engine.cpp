@@ -212,6 +212,7 @@ void register_engine(nb::module_& module) {
           "signal_in_middle",
           [](Rank& self, int number, int code) { self.engine().signal_in_middle(number, code); },
           nb::arg("number"), nb::arg("code"))
+      .def("take_back_signal", [](Rank& self) { return self.engine().take_back_signal(); })
       .def("wait_in_queue", &Rank::wait_in_queue, nb::arg("more"))
       .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })
       .def("mismatch", [](Rank& self, const std::string& text) { self.engine().mismatch(text); })

@@ -182,6 +182,13 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
   region_.standing(rank()).completed.store(number_, std::memory_order_release);
 }
 
+bool Engine::take_back_signal() {
+  const bool was_to_come = fault_.is_due || steps_to_fault_ != 0;
+  fault_.is_due = false;
+  steps_to_fault_ = 0;
+  return was_to_come;
+}
+
 void Engine::meet_fault() {
   if (fault_.signal == 0) ::_exit(fault_.code);
   ::kill(::getpid(), fault_.signal);

@@ -95,6 +95,8 @@ class Engine {
   // In the middle of the next call sends this process a signal, or, if that is 0, ends it with a
   // code: for faults on purpose.
   void signal_in_middle(int number, int code) { fault_ = {true, number, code}; }
+  // Not any more; false: it has happened already.
+  bool take_back_signal();
   bool is_closed() const { return closed_.load(std::memory_order_relaxed); }
   bool is_broken() const { return broken_.load(std::memory_order_relaxed); }
   std::uint64_t calls() const { return number_; }
