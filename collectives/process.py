@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from transports import _native
 from transports.errors import CollectiveError
 from transports.telling import tell
 
@@ -35,19 +37,24 @@ def not_the_rank(rank: int) -> str:
 
 def _forsake_in_child() -> None:
     """A forked child holds copies of the parent's communicators; it must not speak for it."""
+    _native.forget_threads()
     for each in _ALIVE:
         each._engine.forsake()
         each._queue.forsake(not_the_rank(each.rank))
 
 
 def _close_at_exit() -> None:
-    """Threads of ours that still run must have ended before the interpreter goes away."""
+    """Threads of ours must have ended, and users' left us, before the interpreter goes away."""
     for each in list(_ALIVE):
         try:
             each.close()
         except CollectiveError as error:  # too late to raise it
             tell(f"{type(error).__name__}: {error}")
         each._queue.join(_EXIT_SECONDS)
+    # Daemon threads in a call: it ends now, but they want the interpreter's lock once more.
+    deadline = time.monotonic() + _EXIT_SECONDS
+    while _native.threads_outside() > 0 and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def _watch_for_uncaught() -> None:

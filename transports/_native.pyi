@@ -209,6 +209,12 @@ class PointToPoint:
     def test(self, operation: Operation) -> bool: ...
     def close(self) -> None: ...
 
+def threads_outside() -> int:
+    """How many threads are in a call here without Python's lock, and will want it back."""
+
+def forget_threads() -> None:
+    """In a child of fork: there are none."""
+
 def repeatable(function: _Method) -> _Method:
     """Have a collective's method look first whether the same call was remembered.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sys
 import threading
 import time
 
@@ -15,6 +17,7 @@ from harness.errors import raising, still_works
 from harness.processes import Ranks, say, told
 
 import collectives
+from transports import _native
 
 ranks = Batch()
 SOON = 10.0  # the contract says a second; tests share their cores with others
@@ -446,3 +449,77 @@ def test_close_in_a_call_blames_nobody_for_what_it_has_not_taken_yet(how):
             ((kind, text),) = job.outcome(rank).value
             assert kind == "PeerLostError", text
             assert "rank 0" in text and "closed its communicator" in text
+
+
+# --- daemon threads that are in a call when the program ends
+
+
+class EndsSlowly:
+    """Kept by `sys`, it lets other threads run once the interpreter has begun to end."""
+
+    def __del__(self, sleep=time.sleep):
+        sleep(0.1)
+
+
+def leave_a_thread_behind(what, closes):
+    """Ends while a daemon thread of rank 0 waits in a call, or makes one after the other."""
+    comm = collectives.init(timeout=60)
+    comm.barrier()
+    if comm.rank == 1:
+        told()
+        return
+    sys.ends_slowly = EndsSlowly()
+    before = comm._engine.calls
+    long = np.zeros(100_000)
+    calls = {
+        "recv": lambda: comm.recv(np.zeros(4), source=1),
+        "allreduce": lambda: comm.allreduce(np.zeros(4)),
+        "work": lambda: comm.allreduce(np.zeros(4), async_op=True).wait(),
+        "long messages": lambda: comm.recv(long, source=1),
+        "long calls": lambda: comm.allreduce(long, out=long),
+    }
+
+    def serve():
+        goes_on = True
+        while goes_on:
+            goes_on = what.startswith("long")
+            with contextlib.suppress(collectives.CollectiveError):
+                calls[what]()
+
+    threading.Thread(target=serve, daemon=True).start()
+    is_call = what in ("allreduce", "work", "long calls")
+    while _native.threads_outside() == 0 or (is_call and comm._engine.calls == before):
+        time.sleep(0.001)
+    if closes:
+        comm.close()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+@pytest.mark.parametrize("what", ["recv", "allreduce", "work", "long messages", "long calls"])
+def test_a_daemon_thread_in_a_call_does_not_abort_the_end(what, closes):
+    with Ranks(leave_a_thread_behind, 2, what, closes) as job:
+        job.outcome(0)
+        job.tell(1)
+        job.outcome(1)
+        assert [process.returncode for process in job.processes] == [0, 0]  # after all was said
+
+
+def count_threads_of_a_child():
+    """What a child counts that was forked while a thread of its parent was in a call; and then."""
+    with collectives.init(timeout=60) as comm:
+        receive = threading.Thread(target=lambda: comm.recv(np.zeros(4), source=0))
+        receive.start()
+        while _native.threads_outside() == 0:
+            time.sleep(0.001)
+        child = os.fork()
+        if child == 0:
+            os._exit(_native.threads_outside())
+        _, status = os.waitpid(child, 0)
+        comm.send(np.ones(4), dest=0)
+        receive.join()
+        return status, _native.threads_outside()
+
+
+def test_a_forked_child_waits_for_no_thread_of_its_parent():
+    with Ranks(count_threads_of_a_child, 1) as job:
+        assert job.outcome(0).value == (0, 0)

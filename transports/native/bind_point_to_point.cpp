@@ -9,6 +9,7 @@
 #include "bindings.hpp"
 #include "buffer.hpp"
 #include "engine.hpp"
+#include "outside.hpp"
 #include "point_to_point.hpp"
 
 namespace nb = nanobind;
@@ -52,17 +53,20 @@ class Messages {
   void wait(const PointToPoint::Handle& operation, double timeout, bool fatal) {
     const Dropping drop(*this, operation.get());
     if (operation->is_done()) return point_to_point_.wait(*operation, timeout, fatal);
-    const nb::gil_scoped_release free;
+    const Outside outside;
     point_to_point_.wait(*operation, timeout, fatal);
   }
   bool test(const PointToPoint::Handle& operation) {
     const Dropping drop(*this, operation.get());
-    const nb::gil_scoped_release free;
+    if (operation->is_done()) return point_to_point_.test(*operation);
+    const Outside outside;
     return point_to_point_.test(*operation);
   }
   void close() {
+    if (is_closed_) return;
+    is_closed_ = true;
     {
-      const nb::gil_scoped_release free;
+      const Outside outside;
       point_to_point_.close();
     }
     drop_done();
@@ -104,10 +108,10 @@ class Messages {
                           : point_to_point_.post_receive(memory->data(), bytes, peer, tag,
                                                          What::of(what), caller);
     };
-    if (bytes <= kLongBytes) {
+    if (bytes <= kLongBytes || is_closed_) {
       begin();
     } else {
-      const nb::gil_scoped_release free;
+      const Outside outside;
       begin();
     }
     if (!operation->is_done()) {
@@ -133,6 +137,7 @@ class Messages {
   // The last to be made and the first to go: close() comes before memory is let go.
   std::unordered_map<const Operation*, Kept> kept_;
   std::size_t drop_at_ = 16;
+  bool is_closed_ = false;  // from here on nobody goes outside: all that is asked fails at once
   PointToPoint point_to_point_;
 };
 

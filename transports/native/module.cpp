@@ -9,4 +9,5 @@ NB_MODULE(_native, module) {
   transports::register_engine(module);
   transports::register_point_to_point(module);
   transports::register_limits(module);
+  transports::register_outside(module);
 }

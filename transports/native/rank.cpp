@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "buffer.hpp"
+#include "outside.hpp"
 
 namespace nb = nanobind;
 
@@ -71,16 +72,16 @@ namespace {
 // Lets go of the interpreter's lock at once, or once a wait turns slow.
 class Unlocking {
  public:
-  OnceSlow once_slow() { return {release, &free_}; }
-  void now() { release(&free_); }
+  OnceSlow once_slow() { return {release, &outside_}; }
+  void now() { release(&outside_); }
 
  private:
   static void release(void* with) {
-    auto& lock = *static_cast<std::optional<nb::gil_scoped_release>*>(with);
-    if (!lock) lock.emplace();
+    auto& outside = *static_cast<std::optional<Outside>*>(with);
+    if (!outside) outside.emplace();
   }
 
-  std::optional<nb::gil_scoped_release> free_;
+  std::optional<Outside> outside_;
 };
 
 }  // namespace
@@ -93,7 +94,8 @@ bool Rank::next_is(const Call& call, double timeout) {
 void Rank::run(const Call& call, const std::byte* input, std::byte* output, double timeout,
                bool background) {
   Unlocking unlocking;
-  if (background || call.input_bytes() + call.output_bytes() > kQuickBytes) unlocking.now();
+  const bool is_quick = !background && call.input_bytes() + call.output_bytes() <= kQuickBytes;
+  if (!is_quick && !engine_.is_closed()) unlocking.now();  // closed: see outside.hpp
   engine_.execute(call, input, output, timeout, background, unlocking.once_slow());
 }
 
