@@ -116,6 +116,20 @@ def each_goes_on(what):
                 time.sleep(0.7)
                 comm.send(long, dest=0)
                 comm.barrier()
+        elif what == "long transfer":  # it moves for longer than a circle takes to be found
+            x = np.full(2_000_000, comm.rank + 1.0)
+            if comm.rank == 0:
+                works = [comm.isend(x, dest=1, tag=tag) for tag in range(300)]
+                comm.send(x[:1], dest=1, tag=300)
+                comm.barrier()
+            else:  # all are announced; their bytes take turns, so that the first ends with the last
+                comm.recv(x[:1], source=0, tag=300)
+                works = [comm.irecv(x, source=0, tag=tag) for tag in range(300)]
+                works[0].wait()
+                comm.barrier()
+            for work in works:
+                work.wait()
+            assert (x == 1).all()
         elif what == "asynchronous call":  # which rank 1 joins before it sends
             if comm.rank == 0:
                 work = comm.allreduce(x, async_op=True)
@@ -134,7 +148,8 @@ def each_goes_on(what):
 
 
 @pytest.mark.parametrize(
-    "what", ["thread", "pending send", "pending receive", "asynchronous call", "late"]
+    "what",
+    ["thread", "pending send", "pending receive", "long transfer", "asynchronous call", "late"],
 )
 def test_what_can_go_on_does(what):
     with Ranks(each_goes_on, 2, what) as job:

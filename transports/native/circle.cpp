@@ -39,7 +39,8 @@ std::vector<Circle::Seen> Circle::chain(const Region& region, std::uint32_t rank
     if (whom == Waits::kAnybody && ranks == 2) whom = 2 - actor.rank;
     if (whom == Waits::kNobody || whom > ranks) return {};
     if (actor.is_program) {
-      if (wait.is_alone.load(relaxed) == 0) return {};
+      // Acquire: with it comes what the rank has shown of its messages before it said so.
+      if (wait.is_alone.load(std::memory_order_acquire) == 0) return {};
       if (!is_message) {
         const bool awaits_call =
             standing.is_background.load(relaxed) == 0 || standing.in_queue.load(relaxed) != 0;
@@ -49,9 +50,9 @@ std::vector<Circle::Seen> Circle::chain(const Region& region, std::uint32_t rank
       }
     }
     const auto& other = region.standing(whom - 1);
-    if (is_message &&
-        (other.is_posting.load(relaxed) != 0 || standing.is_posting.load(relaxed) != 0 ||
-         standing.is_untaken.load(relaxed) != 0)) {
+    if (is_message && (other.is_moving.load(std::memory_order_acquire) != 0 ||
+                       standing.is_moving.load(std::memory_order_acquire) != 0 ||
+                       standing.is_untaken.load(relaxed) != 0)) {
       return {};
     }
     waits.push_back({{actor.rank, is_message, whom - 1}, count, wait.looks.load(relaxed)});
@@ -65,8 +66,8 @@ bool Circle::stands(const Region& region, std::uint32_t rank, bool in_message) {
   const bool is_same =
       !now.empty() &&
       std::equal(now.begin(), now.end(), seen_.begin(), seen_.end(), [](auto& one, auto& before) {
-        return one.link.rank == before.link.rank && one.link.whom == before.link.whom &&
-               one.count == before.count && one.looks - before.looks >= 2;
+        return one.link == before.link && one.count == before.count &&
+               one.looks - before.looks >= 2;
       });
   if (!is_same) seen_ = now;
   return is_same;

@@ -28,6 +28,8 @@ class Circle {
     std::uint32_t rank;
     bool in_message;
     std::uint32_t whom;
+
+    bool operator==(const Link&) const = default;
   };
   std::vector<Link> links() const;
 

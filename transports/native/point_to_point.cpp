@@ -106,7 +106,7 @@ void PointToPoint::begin(const Handle& operation, Caller caller) {
   const std::int32_t peer = operation->peer;
   if (peer != kAny && !broken_) push(static_cast<std::uint32_t>(peer));
   if (operation->is_done()) return;
-  if (!is_posting_) show_posting();
+  if (!is_moving_) show_moving();
   if (caller == Caller::waits_later) thread_.ring();
 }
 
@@ -119,15 +119,22 @@ bool PointToPoint::progress() {
     if (broken_) return true;
     moved |= push(peer);
   }
-  if (is_posting_) show_posting();
+  if (is_moving_) show_moving();
   return moved;
 }
 
-void PointToPoint::show_posting() {
-  is_posting_ = std::any_of(outboxes_.begin(), outboxes_.end(), [](const Outbox& outbox) {
-    return !outbox.clears.empty() || !outbox.heads.empty() || !outbox.streams.empty();
-  });
-  region_.standing(rank()).is_posting.store(is_posting_, std::memory_order_relaxed);
+void PointToPoint::show_moving() {
+  is_moving_ = std::any_of(outboxes_.begin(), outboxes_.end(),
+                           [](const Outbox& outbox) {
+                             return !outbox.clears.empty() || !outbox.heads.empty() ||
+                                    !outbox.streams.empty();
+                           }) ||
+               // A long message that has found its receive, from then to its last byte: so the
+               // receiver speaks for all of the way, clear and fragments.
+               std::any_of(inboxes_.begin(), inboxes_.end(),
+                           [](const Inbox& inbox) { return !inbox.streams.empty(); });
+  // Release: whoever sees that nothing is on its way finds in the lanes what was put there.
+  region_.standing(rank()).is_moving.store(is_moving_, std::memory_order_release);
 }
 
 bool PointToPoint::drain(std::uint32_t peer) {
@@ -156,6 +163,7 @@ void PointToPoint::act_on(const Packet& packet, std::uint32_t source) {
     case PacketKind::clear:
       if (auto node = outbox.announced.extract(packet.message)) {
         outbox.streams.push_back(std::move(node.mapped()));
+        if (!is_moving_) show_moving();
         return;
       }
       break;
@@ -205,6 +213,8 @@ void PointToPoint::await_fragments(const Handle& receive, const Packet& packet,
     return fail(*receive, *broken_);
   }
   outboxes_[source].clears.push_back(packet.message);
+  // Before the announcement is released: at no time does the message seem to lie still.
+  if (!is_moving_) show_moving();
 }
 
 void PointToPoint::take_fragment(const Packet& packet, std::uint32_t source) {

@@ -127,8 +127,8 @@ class PointToPoint {
   void arrive(const Packet& packet, std::uint32_t source);
   void take_fragment(const Packet& packet, std::uint32_t source);
   bool push(std::uint32_t peer);
-  // Shows whether messages have yet to be put on their way.
-  void show_posting();
+  // Shows whether messages are on their way that come to their end whatever the programs do.
+  void show_moving();
   // Whether nobody can end the wait for `operation`; breaks then.
   void look_for_circle(Operation& operation, Circle& circle, ShownWait& shown);
   void push_head(Outbox& outbox);
@@ -169,7 +169,7 @@ class PointToPoint {
   std::vector<Inbox> inboxes_;
   Matching matching_;
   std::optional<Failure> broken_;
-  bool is_posting_ = false;  // what the region shows
+  bool is_moving_ = false;  // what the region shows
   bool closed_ = false;
   ProgressThread thread_;
 };

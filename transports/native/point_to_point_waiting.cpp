@@ -62,6 +62,7 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal
         looked = now;
         if (!shown) show(operation, shown);
         look(operation, waited, timeout_seconds, fatal, next_speech);
+        if (operation.is_done()) break;  // only a look that found it under way counts for others
         shown->looked();
         if (++looks % kLooksPerCensus == 0) look_for_circle(operation, circle, *shown);
       }
@@ -78,7 +79,6 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal
 }
 
 void PointToPoint::look_for_circle(Operation& operation, Circle& circle, ShownWait& shown) {
-  shown.set_alone(waiter_.is_alone());
   {
     const Hold hold(*this);
     progress();
@@ -86,6 +86,7 @@ void PointToPoint::look_for_circle(Operation& operation, Circle& circle, ShownWa
                                         [](Outbox& outbox) { return !outbox.lane.is_taken(); });
     region_.standing(rank()).is_untaken.store(is_untaken, std::memory_order_relaxed);
   }
+  shown.set_alone(waiter_.is_alone());  // from now on this wait may be part of a circle
   if (!circle.stands(region_, rank(), true)) return;
   const std::string text = waiter_.circle_text(circle);
   const Hold hold(*this);

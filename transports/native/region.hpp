@@ -141,9 +141,9 @@ struct alignas(kLine) Standing {
   Whereabouts input, output;                 // of a one-sided call
   Waits in_call, in_message;                 // what long waits of it are for
   std::atomic<std::uint32_t> in_queue;       // its program waits for an asynchronous call
-  std::atomic<std::uint32_t> is_posting;     // messages of it are not all on their way
-  std::atomic<std::uint32_t> is_untaken;     // ... or on it; shown while it waits for a message
-  Trial trials[kTrialPlaces];                // see lending.hpp
+  std::atomic<std::uint32_t> is_moving;      // messages to or from it move without its program
+  std::atomic<std::uint32_t> is_untaken;  // some of it lie in lanes; shown while it waits for one
+  Trial trials[kTrialPlaces];             // see lending.hpp
 };
 
 // Where the first trouble is written, for every rank to raise.

@@ -63,7 +63,8 @@ class ShownWait {
   ShownWait& operator=(const ShownWait&) = delete;
   // The wait was found not to be over.
   void looked() { waits_.looks.fetch_add(1, std::memory_order_relaxed); }
-  void set_alone(bool alone) { waits_.is_alone.store(alone, std::memory_order_relaxed); }
+  // Release: whoever sees it sees what else this rank has shown before.
+  void set_alone(bool alone) { waits_.is_alone.store(alone, std::memory_order_release); }
 
  private:
   void set(std::uint32_t whom) {
