@@ -28,7 +28,8 @@ class Work:
     def __init__(self, text: str, awaited: Count = lambda more: None) -> None:
         """A call that has not run; `text` names it in errors.
 
-        `awaited` is told of each wait that takes long: of its begin (1) and its end (-1).
+        `awaited` is told of each wait that takes long and has no time-out of its own: of its begin
+        (1) and its end (-1).
         """
         self._text = text
         self._awaited = awaited
@@ -51,11 +52,12 @@ class Work:
         # Not for longer: a signal that comes just before the wait does not end it.
         brief = _LOOK_EVERY if timeout is None else min(timeout, _LOOK_EVERY)
         if not self.done() and not self._finished.wait(brief):
-            self._awaited(1)
+            waiting = int(timeout is None)  # else the program goes on by itself
+            self._awaited(waiting)
             try:
                 self._wait_on(timeout, deadline)
             finally:
-                self._awaited(-1)
+                self._awaited(-waiting)
         if self._error is not None:
             raise self._error
         return self._result
@@ -99,7 +101,7 @@ class WorkQueue:
     ) -> None:
         """The thread starts with the first call; `count` is told of each begin (1) and end (-1).
 
-        `awaited` is told the same of waits for calls, if they take long.
+        `awaited` is told the same of waits for calls, as `Work` says.
         """
         self._name = name
         self._count = count

@@ -130,6 +130,27 @@ def each_goes_on(what):
             for work in works:
                 work.wait()
             assert (x == 1).all()
+        elif what == "timed receive":  # the wait ends, the receive goes on
+            if comm.rank == 0:
+                y = np.zeros(4)
+                receive = comm.irecv(y, source=1)
+                with pytest.raises(collectives.CollectiveTimeout):
+                    receive.wait(timeout=1.0)
+                comm.send(x, dest=1)
+                assert receive.wait().tolist() == [3.0] * 4
+            else:
+                y = comm.recv(np.zeros(4), source=0)
+                comm.send(x + y, dest=0)
+        elif what == "timed call":
+            if comm.rank == 0:
+                work = comm.allreduce(x, async_op=True)
+                with pytest.raises(collectives.CollectiveTimeout):
+                    work.wait(timeout=1.0)
+                comm.send(x, dest=1)
+                assert work.wait().tolist() == [3.0] * 4
+            else:
+                comm.recv(np.zeros(4), source=0)
+                comm.allreduce(x)
         elif what == "asynchronous call":  # which rank 1 joins before it sends
             if comm.rank == 0:
                 work = comm.allreduce(x, async_op=True)
@@ -149,7 +170,16 @@ def each_goes_on(what):
 
 @pytest.mark.parametrize(
     "what",
-    ["thread", "pending send", "pending receive", "long transfer", "asynchronous call", "late"],
+    [
+        "thread",
+        "pending send",
+        "pending receive",
+        "long transfer",
+        "timed receive",
+        "timed call",
+        "asynchronous call",
+        "late",
+    ],
 )
 def test_what_can_go_on_does(what):
     with Ranks(each_goes_on, 2, what) as job:

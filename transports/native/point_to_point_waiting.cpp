@@ -64,7 +64,8 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal
         look(operation, waited, timeout_seconds, fatal, next_speech);
         if (operation.is_done()) break;  // only a look that found it under way counts for others
         shown->looked();
-        if (++looks % kLooksPerCensus == 0) look_for_circle(operation, circle, *shown);
+        // A wait that ends by itself is part of no circle: the program goes on.
+        if (fatal && ++looks % kLooksPerCensus == 0) look_for_circle(operation, circle, *shown);
       }
     }
     if (idle <= patience.spins) {
