@@ -29,7 +29,7 @@ class Work:
         """A call that has not run; `text` names it in errors.
 
         `awaited` is told of each wait that takes long and has no time-out of its own: of its begin
-        (1) and its end (-1).
+        (1), its end (-1), and each look between (0).
         """
         self._text = text
         self._awaited = awaited
@@ -70,6 +70,7 @@ class Work:
                     f"{self._text} has not ended within {timeout:g} s; it goes on"
                 )
             self._finished.wait(min(left, _LOOK_EVERY))
+            self._awaited(0)
 
     def done(self) -> bool:
         """Whether the call has ended, well or not.

@@ -144,8 +144,8 @@ class Engine:
 
         It is called with the first line, what ranks do (rank, name, what it does, whether it waits
         for nobody itself), and whether to print the text. `place` says where in its program a rank
-        has made the call it is in; `alone`, whether one thread is all that this program has. They
-        must not lead back to the engine.
+        has made the call it is in; `alone`, whether nothing but one thread of this program could
+        act. They must not lead back to the engine.
         """
 
     def signal_in_middle(self, number: int, code: int) -> None:
@@ -155,7 +155,7 @@ class Engine:
         """Do so no more; False: it has happened."""
 
     def wait_in_queue(self, more: int) -> None:
-        """Count threads that wait for the end of an asynchronous call."""
+        """Count threads that wait for the end of an asynchronous call; 0: one has looked."""
 
     def has_gone(self, peer: int) -> bool:
         """Whether a rank's process has ended, or it has closed its communicator and not moved."""

@@ -6,10 +6,10 @@ The engine knows who waits for whom, and in which call; the Python stack of a ra
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from traceback import extract_stack
 
+from transports.acting import is_alone
 from transports.rendezvous.identity import pid_namespace
 from transports.rendezvous.local import Introduction
 from transports.stacks import Found, Readiness, ask
@@ -62,8 +62,8 @@ class Describe:
         return users[0] if users else ""
 
     def alone(self) -> bool:
-        """Whether the program has one thread; those of asynchronous calls do not count."""
-        return sum(not each.name.startswith(QUEUE) for each in threading.enumerate()) == 1
+        """Whether nothing but the thread that waits could act, as far as can be known."""
+        return is_alone(QUEUE)
 
     def _is_here(self, rank: int) -> bool:
         """Whether a rank is this very process; a number means something in its name space only."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import re
+import signal
 import threading
 import time
 
@@ -82,6 +84,23 @@ def test_none_can_go_on(what, words):
         assert re.search(r"#2 at .*test_circles.py:\d+ for rank 1", outcomes[0][1])
 
 
+class Deaf:
+    """An event of which a waiter hears late, as on a machine that has no time for it."""
+
+    def __init__(self, event):
+        self.event, self.waits = event, 0
+
+    def __getattr__(self, name):
+        return getattr(self.event, name)
+
+    def wait(self, timeout):
+        self.waits += 1
+        if self.waits < 2:
+            return False
+        time.sleep(1.0)
+        return self.event.wait(timeout)
+
+
 def each_goes_on(what):
     """What looks like a circle for a while, and is none."""
     with collectives.init(timeout=30) as comm:
@@ -151,6 +170,42 @@ def each_goes_on(what):
             else:
                 comm.recv(np.zeros(4), source=0)
                 comm.allreduce(x)
+        elif what == "between calls":  # of the queue, which is at what follows the first
+            if comm.rank == 0:
+                comm._queue.submit("what takes its time", lambda: time.sleep(1.0))
+                work = comm.barrier(async_op=True)
+                comm.recv(np.zeros(4), source=1)
+                work.wait()
+            else:
+                comm.barrier()
+                comm.send(x, dest=0)
+        elif what == "work that ended":  # its waiter is about to be told
+            if comm.rank == 0:
+                work = comm.allreduce(x, async_op=True)
+                later = comm.barrier(async_op=True)
+                work._finished = Deaf(work._finished)
+                work.wait()
+                comm.send(x, dest=1)
+                later.wait()
+            else:
+                comm.allreduce(x)
+                comm.recv(x, source=0)
+                comm.barrier()
+        elif what == "unknown thread":
+            if comm.rank == 0:
+                _thread.start_new_thread(lambda: (time.sleep(1.0), comm.send(x, dest=1)), ())
+                comm.recv(np.zeros(4), source=1)
+            else:
+                comm.recv(np.zeros(4), source=0)
+                comm.send(x, dest=0)
+        elif what == "signal":  # whose handler ends the wait of the others
+            if comm.rank == 0:
+                signal.signal(signal.SIGALRM, lambda *_: comm.send(x, dest=1))
+                signal.setitimer(signal.ITIMER_REAL, 1.0)
+                comm.recv(np.zeros(4), source=1)
+            else:
+                comm.recv(np.zeros(4), source=0)
+                comm.send(x, dest=0)
         elif what == "asynchronous call":  # which rank 1 joins before it sends
             if comm.rank == 0:
                 work = comm.allreduce(x, async_op=True)
@@ -177,6 +232,10 @@ def each_goes_on(what):
         "long transfer",
         "timed receive",
         "timed call",
+        "between calls",
+        "work that ended",
+        "unknown thread",
+        "signal",
         "asynchronous call",
         "late",
     ],

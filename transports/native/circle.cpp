@@ -42,9 +42,15 @@ std::vector<Circle::Seen> Circle::chain(const Region& region, std::uint32_t rank
       // Acquire: with it comes what the rank has shown of its messages before it said so.
       if (wait.is_alone.load(std::memory_order_acquire) == 0) return {};
       if (!is_message) {
-        const bool awaits_call =
-            standing.is_background.load(relaxed) == 0 || standing.in_queue.load(relaxed) != 0;
-        if (!is_in_call(standing) || !awaits_call) return {};
+        if (!is_in_call(standing)) return {};
+        if (standing.is_background.load(relaxed) != 0) {
+          // Its queue runs the call; the program waits for that only as long as it says so. What
+          // it waits for may just have ended, so it must have looked, too.
+          const std::uint32_t changes = standing.queue_changes.load(relaxed);
+          if (standing.in_queue.load(relaxed) == 0) return {};
+          waits.push_back(
+              {{actor.rank, false, actor.rank}, changes, standing.queue_looks.load(relaxed)});
+        }
         actor.is_program = false;
         continue;
       }
@@ -56,26 +62,35 @@ std::vector<Circle::Seen> Circle::chain(const Region& region, std::uint32_t rank
       return {};
     }
     waits.push_back({{actor.rank, is_message, whom - 1}, count, wait.looks.load(relaxed)});
-    actor = {whom - 1, is_message || !is_in_call(other)};
+    const bool is_between = !is_message && !is_in_call(other);
+    // The queue of asynchronous calls makes the next by itself, when it is done with the last.
+    if (is_between && other.queued.load(std::memory_order_acquire) != 0) return {};
+    actor = {whom - 1, is_message || is_between};
   }
   return waits;
 }
 
 bool Circle::stands(const Region& region, std::uint32_t rank, bool in_message) {
   const auto now = chain(region, rank, in_message);
-  const bool is_same =
-      !now.empty() &&
-      std::equal(now.begin(), now.end(), seen_.begin(), seen_.end(), [](auto& one, auto& before) {
-        return one.link == before.link && one.count == before.count &&
-               one.looks - before.looks >= 2;
-      });
-  if (!is_same) seen_ = now;
-  return is_same;
+  const auto is_same = [](const Seen& one, const Seen& before) {
+    return one.link == before.link && one.count == before.count;
+  };
+  if (!std::equal(now.begin(), now.end(), seen_.begin(), seen_.end(), is_same)) {
+    seen_ = now;
+    return false;
+  }
+  const auto has_looked = [](const Seen& one, const Seen& before) {
+    return one.looks - before.looks >= 2;
+  };
+  return !now.empty() && std::equal(now.begin(), now.end(), seen_.begin(), seen_.end(), has_looked);
 }
 
 std::vector<Circle::Link> Circle::links() const {
   std::vector<Link> found;
-  for (const auto& each : seen_) found.push_back(each.link);
+  for (const auto& each : seen_) {
+    const bool is_own_call = !each.link.in_message && each.link.whom == each.link.rank;
+    if (!is_own_call) found.push_back(each.link);
+  }
   return found;
 }
 

@@ -5,8 +5,8 @@
 // that was made. From a wait a chain leads on: to the engine of the rank that is waited for, if
 // that is in a call, else to its program; from a program to what its only thread waits for. A chain
 // that comes back to where it was is a circle, if no part of it has moved meanwhile though each has
-// looked again. A program with several threads is taken to be able to act, as is a rank whose
-// messages are on their way.
+// looked again. A program with several threads, or handlers of signals, is taken to be able to act,
+// as is a rank whose messages are on their way, or whose queue has asynchronous calls to make.
 #pragma once
 
 #include <cstdint>

@@ -80,6 +80,23 @@ class Engine {
   void close();
   // This rank is in a communicator of those that were left; it closes, but has not gone.
   void move() { has_moved_.store(true, std::memory_order_relaxed); }
+  // What others are to know of asynchronous calls: so many more have not ended, so many more
+  // threads of the program wait for one; 0: a thread that does has looked whether it is over.
+  void show_queued(int more) const {
+    if (forsaken_.load(std::memory_order_relaxed)) return;
+    // Release: once none is left, whoever sees it sees that the engine is in none.
+    region_.standing(rank()).queued.fetch_add(more, std::memory_order_release);
+  }
+  void show_in_queue(int more) const {
+    if (forsaken_.load(std::memory_order_relaxed)) return;
+    auto& standing = region_.standing(rank());
+    if (more == 0) {
+      standing.queue_looks.fetch_add(1, std::memory_order_relaxed);
+    } else {
+      standing.in_queue.fetch_add(more, std::memory_order_relaxed);
+      standing.queue_changes.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
   // In a child of fork: this copy is not the rank. It never touches the region again.
   void forsake() { forsaken_.store(true, std::memory_order_relaxed); }
   bool is_forsaken() const { return forsaken_.load(std::memory_order_relaxed); }

@@ -1,5 +1,6 @@
 #include "progress_thread.hpp"
 
+#include <pthread.h>
 #include <signal.h>
 
 #include <algorithm>
@@ -64,6 +65,8 @@ void ProgressThread::forget() {
 }
 
 void ProgressThread::run() {
+  // Known by it when the threads are counted that could act, see transports/acting.py.
+  pthread_setname_np(pthread_self(), "collectives-msg");
   auto nap = kShortestNap;
   int idle_naps = 0;
   while (!stopping_.load(std::memory_order_relaxed)) {

@@ -36,13 +36,12 @@ class Rank {
   // Whether `bytes` of memory lie in the own part of a symmetric block.
   bool is_symmetric(nanobind::handle memory, std::uint64_t bytes);
   // Asynchronous calls that have begun and not ended: what is repeated must wait for its turn.
-  void queue(int more) { queued_.fetch_add(more, std::memory_order_relaxed); }
-  // Threads of the program that wait for the end of an asynchronous call.
-  void wait_in_queue(int more) {
-    if (engine_.is_forsaken()) return;  // the count is the parent's
-    const auto rank = engine_.rank();
-    engine_.region().standing(rank).in_queue.fetch_add(more, std::memory_order_relaxed);
+  void queue(int more) {
+    queued_.fetch_add(more, std::memory_order_relaxed);
+    engine_.show_queued(more);
   }
+  // Threads of the program that wait for the end of an asynchronous call; 0: one still does.
+  void wait_in_queue(int more) { engine_.show_in_queue(more); }
   // Seconds that a repeated call may take.
   void set_timeout(double seconds) { timeout_ = seconds; }
 

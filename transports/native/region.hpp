@@ -116,7 +116,7 @@ struct alignas(kLine) Waits {
   std::atomic<std::uint32_t> whom;
   std::atomic<std::uint32_t> count;     // of changes: if it stands still, so does the wait
   std::atomic<std::uint32_t> looks;     // ... in which it was looked again whether it is over
-  std::atomic<std::uint32_t> is_alone;  // the thread that waits is the only one of the program
+  std::atomic<std::uint32_t> is_alone;  // nothing else in the program could act
   SharedText<12> what;                  // of point-to-point
 };
 
@@ -141,6 +141,9 @@ struct alignas(kLine) Standing {
   Whereabouts input, output;                 // of a one-sided call
   Waits in_call, in_message;                 // what long waits of it are for
   std::atomic<std::uint32_t> in_queue;       // its program waits for an asynchronous call
+  std::atomic<std::uint32_t> queue_changes;  // of in_queue; as the count of Waits
+  std::atomic<std::uint32_t> queue_looks;    // ... and as their looks
+  std::atomic<std::uint32_t> queued;         // asynchronous calls of it that have not ended
   std::atomic<std::uint32_t> is_moving;      // messages to or from it move without its program
   std::atomic<std::uint32_t> is_untaken;  // some of it lie in lanes; shown while it waits for one
   Trial trials[kTrialPlaces];             // see lending.hpp

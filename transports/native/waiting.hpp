@@ -96,7 +96,7 @@ struct Describe {
   std::function<std::string(const std::string&, const std::vector<Sighting>&, bool aloud)> wait;
   // Where in its program a rank made the call it is in: "train.py:91", or nothing.
   std::function<std::string(std::uint32_t)> place;
-  // Whether one thread is all that the program has.
+  // Whether nothing in the program could act but the one thread that waits.
   std::function<bool()> alone;
 };
 
@@ -187,7 +187,7 @@ class Waiter {
   }
   // `text` and what the ranks do, for an error.
   std::string with_sightings(const std::string& text, const std::vector<Sighting>& sightings) const;
-  // Whether the program of this rank has no thread but one.
+  // Whether nothing in this rank's program could act but the thread that waits.
   bool is_alone() const { return describe_.alone && describe_.alone(); }
   // The text for a circle of waits.
   std::string circle_text(const Circle& circle) const;
