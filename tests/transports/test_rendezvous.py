@@ -93,6 +93,18 @@ def test_everyone_learns_of_everyone(job, size):
         assert meeting.pidfds == [-1] * size  # threads of this very process
 
 
+def test_no_descriptor_is_for_programs_that_are_started(job):
+    def come(rank):
+        meeting = arrive(replace(introduction(rank, 2), pid=os.getpid() if rank else 1), job)
+        assert not os.get_inheritable(meeting.descriptor)
+        assert not any(os.get_inheritable(each) for each in meeting.pidfds if each >= 0)
+        return meeting
+
+    found = gather(lambda: come(0), lambda: come(1))
+    assert not any(isinstance(each, BaseException) for each in found), found
+    assert found[1].pidfds[0] >= 0 and found[0].pidfds[1] >= 0
+
+
 def test_two_jobs_at_once(job):
     pairs = [(name, rank) for name in ("a", "b", "c") for rank in (0, 1)]
     found = gather(
@@ -185,6 +197,27 @@ def test_a_rank_0_that_does_not_know_the_secret_is_refused(job):
         (error,) = gather(lambda: arrive(introduction(1, 2), job))
         thread.join()
     assert isinstance(error, PermissionError) and "does not know the job's secret" in str(error)
+
+
+def test_a_rank_0_that_hands_out_no_memory_is_lost(job):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address(job))
+        listener.listen()
+
+        def hand_out_nothing():
+            connection, _ = listener.accept()
+            with connection:
+                notes.say(connection, {"challenge": "00"})
+                hello = notes.hear(connection, "hello")
+                proof = notes.proof_of(SECRET, "rank 0", hello["challenge"])
+                notes.say(connection, {"ranks": [hello["hello"]], "settings": {}, "proof": proof})
+                connection.sendall(b"d")
+
+        thread = threading.Thread(target=hand_out_nothing)
+        thread.start()
+        (error,) = gather(lambda: arrive(introduction(1, 2), job))
+        thread.join()
+    assert isinstance(error, PeerLostError) and "(no descriptor came)" in str(error)
 
 
 GARBAGE = [

@@ -27,7 +27,15 @@ from typing import Any
 from transports.errors import CollectiveTimeout, MismatchError, PeerLostError
 from transports.rendezvous.awaiting import GRACE_SECONDS, Look, Waiting, address
 from transports.rendezvous.door import Door
-from transports.rendezvous.notes import hear, hear_rank_zero, is_proof, proof_of, say, user_of
+from transports.rendezvous.notes import (
+    hear,
+    hear_descriptor,
+    hear_rank_zero,
+    is_proof,
+    proof_of,
+    say,
+    user_of,
+)
 
 _RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
 
@@ -253,10 +261,7 @@ def _report_to_rank_zero(me: Introduction, job: str, secret: str, waiting: Waiti
             welcome = hear_rank_zero(connection, "ranks")
             if not is_proof(welcome.get("proof"), secret, "rank 0", challenge):
                 raise PermissionError(f"rank 0 of job {job!r} does not know the job's secret")
-            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
-            if not descriptors:
-                raise ConnectionError("no descriptor came")
-        descriptor = descriptors[0]
+            descriptor = hear_descriptor(connection)
         pidfds: list[int] = []
         try:
             fields = ({**rank, "cores": tuple(rank["cores"])} for rank in welcome["ranks"])

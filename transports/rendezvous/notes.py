@@ -13,6 +13,7 @@ from transports.errors import AbortedError, CollectiveTimeout, MismatchError, Pe
 
 LONGEST_NOTE = 1 << 24
 _UCRED = struct.Struct("3i")
+_DESCRIPTOR = struct.Struct("i")
 _LENGTH = struct.Struct("!I")
 _KINDS = {
     kind.__name__: kind for kind in (AbortedError, CollectiveTimeout, MismatchError, PeerLostError)
@@ -129,3 +130,19 @@ def hear_rank_zero(connection: socket.socket, wanted: str) -> dict[str, Any]:
     if wanted not in note:
         raise ValueError(f"expected {wanted}, found {sorted(note)}")
     return note
+
+
+def hear_descriptor(connection: socket.socket) -> int:
+    """The file descriptor that comes with the next byte; the caller's to close.
+
+    Raises:
+        ConnectionError: none comes.
+    """
+    # Closed in any program that another thread starts at this moment, which would keep the memory.
+    # `socket.recv_fds` does not hand that wish on.
+    room = socket.CMSG_LEN(_DESCRIPTOR.size)
+    _, parts, _, _ = connection.recvmsg(1, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in parts:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and data:
+            return int(_DESCRIPTOR.unpack(data)[0])
+    raise ConnectionError("no descriptor came")
