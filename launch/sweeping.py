@@ -2,8 +2,8 @@
 
 A process belongs to a job if COLLECTIVES_JOB in the environment it was started with says so. Ranks
 hand that variable on to whatever they start, so grandchildren are found even when they have left
-their parent, its process group and its session; and a process number used anew is never mistaken
-for ours.
+their parent, its process group and its session. Before it is ended a process is held by its pidfd,
+and looked at once more, so that a number that is used anew meanwhile is not mistaken for ours.
 
 Run as a script, this file is the job's *guard*: a small process that waits until its launcher has
 gone, however that came about, and then ends what is left of the job. It imports nothing of ours, so
@@ -35,8 +35,11 @@ PATIENCE = 1.0  # seconds that what ranks leave behind gets to end by itself
 
 def job_members(job: str) -> list[int]:
     """The processes that belong to `job`, ourselves excepted."""
-    mark = f"{JOB_VARIABLE}={job}".encode()
-    return sorted(pid for pid, started in environments() if mark in started.split(b"\0"))
+    return sorted(pid for pid, started in environments() if _is_of(job, started))
+
+
+def _is_of(job: str, started: bytes) -> bool:
+    return f"{JOB_VARIABLE}={job}".encode() in started.split(b"\0")
 
 
 def environments() -> Iterator[tuple[int, bytes]]:
@@ -86,11 +89,24 @@ def sweep_job(job: str, patience: float = PATIENCE, timeout: float = 5.0) -> lis
         for pid in members:
             number = signal.SIGTERM if waited < patience else signal.SIGKILL
             if number == signal.SIGKILL or pid not in asked:
-                asked.add(pid)
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
+                with contextlib.suppress(OSError):  # it has ended, or is not ours to end
+                    if _signal_member(job, pid, number):
+                        asked.add(pid)
         time.sleep(0.01)
     return members
+
+
+def _signal_member(job: str, pid: int, number: int) -> bool:
+    """Whether it is a member, and has got the signal."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        # Read by number while the process is held: if it still runs, the number was its own.
+        is_member = _is_of(job, _environment(pid) or b"")
+        if is_member:
+            signal.pidfd_send_signal(pidfd, number)
+        return is_member
+    finally:
+        os.close(pidfd)
 
 
 def guard_job(job: str, launcher: int, pipe: int) -> None:

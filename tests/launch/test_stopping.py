@@ -278,6 +278,21 @@ def test_sweeping_asks_before_it_kills():
     stubborn.stdout.close()
 
 
+def test_a_number_that_is_used_anew_is_not_swept(monkeypatch):
+    """A member had it when the members were looked for; it is somebody else's when it is ended."""
+    somebody = subprocess.Popen(["sleep", "60"], env={JOB_VARIABLE: "another"})
+    found = [[somebody.pid], [somebody.pid], []]
+    monkeypatch.setattr(sweeping, "job_members", lambda job: found.pop(0))
+    try:
+        for patience in (PATIENCE, 0):
+            assert sweep_job("a-job", patience=patience) == []
+            assert somebody.poll() is None
+            found += [[somebody.pid], []]
+    finally:
+        somebody.kill()
+        somebody.wait()
+
+
 def test_the_guard_notices_a_launcher_that_left_the_pipe_open():
     # Somebody forked the launcher: the pipe's other end is held on, and only the parent tells.
     assert GUARD_LOOKS_EVERY <= 2.0
