@@ -111,6 +111,7 @@ class Door:
             self._receive_all()
         for connection in (*self._inside, *self._visitors):
             with contextlib.suppress(OSError):
+                connection.setblocking(False)  # nobody is waited for any more
                 say(connection, refusal_of(error))
 
     def _receive_all(self) -> None:
