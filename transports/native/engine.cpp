@@ -75,7 +75,11 @@ void Engine::check_complete() {
   }
   // Of a call that is under way, in another thread or below a signal's handler, a message may have
   // come and not been taken yet: what did not fit is its own to find. Acquire: as Turn.
-  if (busy_.exchange(true, std::memory_order_acquire)) return;
+  bool is_under_way = false;
+  if (!busy_.compare_exchange_strong(is_under_way, true, std::memory_order_acquire,
+                                     std::memory_order_relaxed)) {
+    return;
+  }
   const Turn turn(busy_, std::adopt_lock);
   or_tell_others([this] {
     const auto& trouble = region_.trouble();
