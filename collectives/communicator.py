@@ -129,7 +129,10 @@ class Communicator(Explaining):
             cores=len(cores),
         )
         self._queue = WorkQueue(
-            f"{QUEUE}-{job}-{rank}", connection.engine.queue, connection.engine.wait_in_queue
+            f"{QUEUE}-{job}-{rank}",
+            connection.engine.queue,
+            connection.engine.wait_in_queue,
+            connection.engine.tell_of_trouble,
         )
         self._table = SelectionTable.from_settings(connection.settings["table"])
         self._ready: dict[Any, _native.Call] = {}

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from transports.errors import CollectiveError, CollectiveTimeout
+from transports.errors import CollectiveError, CollectiveTimeout, MismatchError
 
 _LOOK_EVERY = 0.2  # seconds; how soon Ctrl-C ends a wait at the latest
 
@@ -25,13 +25,20 @@ Count = Callable[[int], None]
 class Work:
     """The handle of an asynchronous call."""
 
-    def __init__(self, text: str, awaited: Count = lambda more: None) -> None:
+    def __init__(
+        self,
+        text: str,
+        awaited: Count = lambda more: None,
+        heard: Callable[[], None] = lambda: None,
+    ) -> None:
         """A call that has not run; `text` names it in errors.
 
         `awaited` is told of each wait that takes long and has no time-out of its own: of its begin
-        (1), its end (-1), and each look between (0).
+        (1), its end (-1), and each look between (0). `heard` is called when a wait raises that the
+        call did not fit: then close() need not.
         """
         self._text = text
+        self._heard = heard
         self._awaited = awaited
         self._process = os.getpid()
         self._finished = threading.Event()
@@ -59,6 +66,8 @@ class Work:
             finally:
                 self._awaited(-waiting)
         if self._error is not None:
+            if isinstance(self._error, MismatchError):
+                self._heard()
             raise self._error
         return self._result
 
@@ -98,12 +107,17 @@ class WorkQueue:
     """Runs the asynchronous calls of one communicator in order."""
 
     def __init__(
-        self, name: str, count: Count = lambda more: None, awaited: Count = lambda more: None
+        self,
+        name: str,
+        count: Count = lambda more: None,
+        awaited: Count = lambda more: None,
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
         """The thread starts with the first call; `count` is told of each begin (1) and end (-1).
 
-        `awaited` is told the same of waits for calls, as `Work` says.
+        `awaited` is told the same of waits for calls, and `heard` what they raise, as `Work` says.
         """
+        self._heard = heard
         self._name = name
         self._count = count
         self._awaited = awaited
@@ -128,7 +142,7 @@ class WorkQueue:
         Raises:
             CollectiveError: the queue is closed.
         """
-        work = Work(text, self._awaited)
+        work = Work(text, self._awaited, self._heard)
         with self._lock:
             if self._closed:
                 raise CollectiveError(self._refusal)

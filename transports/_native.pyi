@@ -163,6 +163,9 @@ class Engine:
     def move(self) -> None:
         """Say that this rank is in a communicator of those that were left of this one."""
 
+    def tell_of_trouble(self) -> None:
+        """The program hears of a failure that a call in the background has left."""
+
     def check_complete(self) -> None:
         """Raise the mismatch that calls of this rank, which have returned, could not see."""
 

@@ -182,6 +182,23 @@ def test_a_message_that_nobody_waits_for_is_told_at_close(comm):
 
 
 @ranks(2)
+def test_an_asynchronous_call_that_nobody_waits_for_is_told_at_close(comm):
+    for hears in ("at close", "in wait", "in the next call"):
+        part = comm.split(0)
+        work = part.allreduce(np.zeros(3 + comm.rank), async_op=True)
+        while not work.done():
+            time.sleep(0.001)
+        with raising(collectives.MismatchError, "float64[3]", "float64[4]"):
+            if hears == "at close":
+                part.close()
+            elif hears == "in wait":
+                work.wait()
+            else:
+                part.barrier()
+        part.close()  # says nothing more
+
+
+@ranks(2)
 def test_another_error_is_not_hidden_by_what_close_finds(comm):
     part = comm.split(0)
     each_as_root(comm, part)

@@ -69,10 +69,7 @@ void Engine::close() {
 }
 
 void Engine::check_complete() {
-  if (is_closed() || is_broken() || waiter_.knows_of_trouble() ||
-      forsaken_.load(std::memory_order_relaxed)) {
-    return;
-  }
+  if (is_closed() || is_forsaken() || waiter_.knows_of_trouble()) return;
   // Of a call that is under way, in another thread or below a signal's handler, a message may have
   // come and not been taken yet: what did not fit is its own to find. Acquire: as Turn.
   bool is_under_way = false;
@@ -89,6 +86,7 @@ void Engine::check_complete() {
       if (kind != static_cast<std::uint32_t>(FailureKind::mismatch)) return;
       waiter_.look_at_trouble();
     }
+    if (is_broken()) return;
     for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
       if (peer != rank()) look_for_untaken(peer);
     }

@@ -96,6 +96,8 @@ void Rank::run(const Call& call, const std::byte* input, std::byte* output, doub
   Unlocking unlocking;
   const bool is_quick = !background && call.input_bytes() + call.output_bytes() <= kQuickBytes;
   if (!is_quick && !engine_.is_closed()) unlocking.now();  // closed: see outside.hpp
+  std::optional<Unheard> unheard;
+  if (background) unheard.emplace();
   engine_.execute(call, input, output, timeout, background, unlocking.once_slow());
 }
 

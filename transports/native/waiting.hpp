@@ -100,6 +100,19 @@ struct Describe {
   std::function<bool()> alone;
 };
 
+// For its scope nobody hears what this thread throws: it is kept for who may come to wait for it.
+class Unheard {
+ public:
+  Unheard() { is_thread_ = true; }
+  ~Unheard() { is_thread_ = false; }
+  Unheard(const Unheard&) = delete;
+  Unheard& operator=(const Unheard&) = delete;
+  static bool is_thread() { return is_thread_; }
+
+ private:
+  inline static thread_local bool is_thread_ = false;
+};
+
 class Waiter {
  public:
   struct Peer {
@@ -170,10 +183,12 @@ class Waiter {
   [[noreturn]] void fail(FailureKind kind, const std::string& text) const;
   // What a rank has reported, if any has: for a thread that nobody hears.
   std::optional<Failure> trouble() const;
-  // Whether a call of this rank has thrown what was reported. Relaxed: a close() that comes later
+  // Whether this rank's program has heard of what was reported. Relaxed: a close() that comes later
   // is ordered by the program, and one at the same time may say it once more.
   bool knows_of_trouble() const { return knows_of_trouble_.load(std::memory_order_relaxed); }
-  void tell_of_trouble() const { knows_of_trouble_.store(true, std::memory_order_relaxed); }
+  void tell_of_trouble() const {
+    if (!Unheard::is_thread()) knows_of_trouble_.store(true, std::memory_order_relaxed);
+  }
   // Only tells; false if there is trouble already.
   bool report(FailureKind kind, const std::string& text) const;
   // Looks at trouble, signals and the deadline of a wait on `peer`; throws if one ends it.
