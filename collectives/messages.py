@@ -20,6 +20,9 @@ from transports import _native
 ANY = -1
 """As `source` of a receive: whoever sends; as its `tag`: any tag."""
 
+_Posted = list[tuple[_native.Operation, object]]
+"""Receives of a call, with their memory."""
+
 _LARGEST_TAG = 2**31 - 1
 _LONGEST_LABEL = 24
 
@@ -124,6 +127,9 @@ class Messages(Objects):
             source: from whom; ANY is from anyone.
             tag: which; ANY is any.
         """
+        return self._receive(x, source, tag, [])
+
+    def _receive(self, x: Array, source: int, tag: int, posted: _Posted) -> MessageWork:
         source = source if source == ANY else check_rank(source, self.size, "source")
         tag = tag if tag == ANY else _check_tag(tag)
         family = family_of(x)
@@ -132,7 +138,9 @@ class Messages(Objects):
         buffer = x if family.is_contiguous(x) else family.empty(shape_of(x), x)
         nbytes = _nbytes(buffer, family)
         memory = family.memory(buffer)
-        operation = self._point_to_point.post_recv(memory, nbytes, source, tag, what, buffer)
+        operation = self._point_to_point.post_recv(
+            memory, nbytes, source, tag, what, buffer, posted
+        )
         return MessageWork(self, operation, family, x, buffer)
 
     def send(self, x: Array, dest: int, tag: int = 0, timeout: float | None = None) -> None:
@@ -143,9 +151,24 @@ class Messages(Objects):
     def recv(
         self, x: Array, source: int = ANY, tag: int = ANY, timeout: float | None = None
     ) -> Array:
-        """Receive into `x` and return it; arguments as `irecv`, errors as `MessageWork.wait`."""
+        """Receive into `x` and return it; arguments as `irecv`, errors as `MessageWork.wait`.
+
+        If an exception of a signal handler leaves it, as KeyboardInterrupt does, it takes no
+        message: one that has come is there for the next receive. One so long that only a part of
+        it has come is lost, and all ranks are told by AbortedError.
+        """
         seconds = self.timeout if timeout is None else check_timeout(timeout)
-        return self.irecv(x, source, tag).end_within(seconds, fatal=True)
+        posted: _Posted = []
+        try:
+            return self._receive(x, source, tag, posted).end_within(seconds, fatal=True)
+        except BaseException:
+            self._withdraw(posted)
+            raise
+
+    def _withdraw(self, posted: _Posted) -> None:
+        """Of a blocking call that is left: a receive must not take what a later one waits for."""
+        for receive, _ in posted:
+            self._point_to_point.withdraw(receive)
 
     def sendrecv(
         self,
@@ -185,10 +208,15 @@ class Messages(Objects):
             sent = family.empty(shape_of(x), x)
             family.copy_into(sent, x)
             x = sent
-        receive = self.irecv(out, source, tag if recv_tag is None else recv_tag)
-        send = self.isend(x, dest, tag)
-        result = receive.end_within(seconds, fatal=True)
-        send.end_within(seconds, fatal=True)
+        posted: _Posted = []
+        try:
+            receive = self._receive(out, source, tag if recv_tag is None else recv_tag, posted)
+            send = self.isend(x, dest, tag)
+            result = receive.end_within(seconds, fatal=True)
+            send.end_within(seconds, fatal=True)
+        except BaseException:
+            self._withdraw(posted)
+            raise
         return result
 
 

@@ -198,8 +198,27 @@ class PointToPoint:
         """Begin to send; `keep` is held until the operation is done: what owns an address."""
 
     def post_recv(
-        self, buffer: Buffer, bytes: int, source: int, tag: int, what: str, keep: object = None
-    ) -> Operation: ...
+        self,
+        buffer: Buffer,
+        bytes: int,
+        source: int,
+        tag: int,
+        what: str,
+        keep: object = None,
+        posted: list[tuple[Operation, object]] | None = None,
+    ) -> Operation:
+        """Begin to receive; the operation and `keep` are in `posted` before anything else can be.
+
+        So a signal handler that raises just then leaves no receive that nobody knows.
+        """
+
+    def withdraw(self, receive: Operation) -> None:
+        """Take back, once, what an exception has left: it takes no message.
+
+        One that has come is there for the next receive, so the memory must still be. A long one of
+        which only a part has come is lost: that breaks the communicator.
+        """
+
     def send(
         self, buffer: Buffer, bytes: int, dest: int, tag: int, what: str, timeout: float
     ) -> None: ...

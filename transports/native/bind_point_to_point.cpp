@@ -1,8 +1,10 @@
 // Point-to-point, as Python sees it; transports/_native.pyi says what the functions take.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -34,9 +36,12 @@ class Messages {
                 Caller::waits_later);
   }
   PointToPoint::Handle post_recv(nb::object buffer, std::uint64_t bytes, std::int32_t source,
-                                 std::int32_t tag, const char* what, nb::object keep) {
-    return post(false, std::move(buffer), bytes, source, tag, what, std::move(keep),
-                Caller::waits_later);
+                                 std::int32_t tag, const char* what, nb::object keep,
+                                 std::optional<nb::list> posted) {
+    auto receive =
+        post(false, std::move(buffer), bytes, source, tag, what, keep, Caller::waits_later);
+    if (posted) posted->append(nb::make_tuple(receive, keep));
+    return receive;
   }
   void send(nb::object buffer, std::uint64_t bytes, std::int32_t dest, std::int32_t tag,
             const char* what, double timeout) {
@@ -55,6 +60,11 @@ class Messages {
     if (operation->is_done()) return point_to_point_.wait(*operation, timeout, fatal);
     const Outside outside;
     point_to_point_.wait(*operation, timeout, fatal);
+  }
+  void withdraw(const PointToPoint::Handle& receive) {
+    const Dropping drop(*this, receive.get());
+    const nb::gil_scoped_release free;
+    point_to_point_.withdraw(receive);
   }
   bool test(const PointToPoint::Handle& operation) {
     const Dropping drop(*this, operation.get());
@@ -158,7 +168,9 @@ void register_point_to_point(nb::module_& module) {
       .def("post_send", &Messages::post_send, nb::arg("buffer").none(), nb::arg("bytes"),
            nb::arg("dest"), nb::arg("tag"), nb::arg("what"), nb::arg("keep") = nb::none())
       .def("post_recv", &Messages::post_recv, nb::arg("buffer").none(), nb::arg("bytes"),
-           nb::arg("source"), nb::arg("tag"), nb::arg("what"), nb::arg("keep") = nb::none())
+           nb::arg("source"), nb::arg("tag"), nb::arg("what"), nb::arg("keep") = nb::none(),
+           nb::arg("posted") = nb::none())
+      .def("withdraw", &Messages::withdraw, nb::arg("receive"))
       .def("send", &Messages::send, nb::arg("buffer").none(), nb::arg("bytes"), nb::arg("dest"),
            nb::arg("tag"), nb::arg("what"), nb::arg("timeout"))
       .def("recv", &Messages::recv, nb::arg("buffer").none(), nb::arg("bytes"), nb::arg("source"),

@@ -38,6 +38,15 @@ void Matching::post(std::shared_ptr<Operation> receive) {
   queue.push_back(std::move(receive));
 }
 
+bool Matching::withdraw(const Operation& receive) {
+  auto& queue = receive.peer == kAny ? posted_.back() : posted_[receive.peer];
+  const auto found = std::find_if(queue.begin(), queue.end(),
+                                  [&](const auto& posted) { return posted.get() == &receive; });
+  if (found == queue.end()) return false;
+  queue.erase(found);
+  return true;
+}
+
 std::optional<Arrival> Matching::find_arrival(const Operation& receive) {
   std::deque<Arrival>* best_queue = nullptr;
   std::deque<Arrival>::iterator best;
@@ -64,6 +73,11 @@ std::optional<Arrival> Matching::find_arrival(const Operation& receive) {
 void Matching::keep(Arrival arrival) {
   arrival.order = orders_++;
   arrived_[arrival.source].push_back(std::move(arrival));
+}
+
+void Matching::keep_first(Arrival arrival) {
+  arrival.order = 0;
+  arrived_[arrival.source].push_front(std::move(arrival));
 }
 
 std::vector<std::shared_ptr<Operation>> Matching::clear() {

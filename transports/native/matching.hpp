@@ -28,9 +28,13 @@ class Matching {
   // The receive for a message of `source`, no longer posted; null if there is none.
   std::shared_ptr<Operation> find_receive(std::uint32_t source, std::int32_t tag);
   void post(std::shared_ptr<Operation> receive);
+  // Takes a receive back; false if it is not posted, or no more.
+  bool withdraw(const Operation& receive);
   // The message for a receive, no longer kept.
   std::optional<Arrival> find_arrival(const Operation& receive);
   void keep(Arrival arrival);
+  // ... before all that are kept: it has come before them.
+  void keep_first(Arrival arrival);
   // Forgets all; returns the receives.
   std::vector<std::shared_ptr<Operation>> clear();
 

@@ -281,23 +281,51 @@ void PointToPoint::push_fragment(Outbox& outbox) {
 
 void PointToPoint::send_to_self(Operation& send) {
   const Packet packet{PacketKind::whole, 0, send.tag, send.bytes, send.what};
-  const auto receive = matching_.find_receive(rank(), send.tag);
-  if (receive == nullptr) {
-    // Kept whole whatever its length, so that a send to oneself before the receive returns.
-    Arrival arrival{rank(), packet, nullptr};
-    if (send.bytes != 0) {
-      arrival.payload = std::make_unique_for_overwrite<std::byte[]>(send.bytes);
-      std::memcpy(arrival.payload.get(), send.from, send.bytes);
-    }
+  // Kept whole whatever its length, so that a send to oneself before the receive returns.
+  const bool is_wanted = deliver(packet, rank(), send.from, Kept::last);
+  pending_.fetch_add(1, std::memory_order_relaxed);
+  if (!is_wanted) return fail(send, *broken_);
+  finish(send);
+}
+
+bool PointToPoint::deliver(const Packet& packet, std::uint32_t source, const std::byte* from,
+                           Kept kept) {
+  if (const auto receive = matching_.find_receive(source, packet.tag)) {
+    if (!accept(receive, packet, source)) return false;
+    if (packet.bytes != 0) std::memcpy(receive->to, from, packet.bytes);
+    finish(*receive);
+    return true;
+  }
+  Arrival arrival{source, packet, nullptr};
+  if (packet.bytes != 0) {
+    arrival.payload = std::make_unique_for_overwrite<std::byte[]>(packet.bytes);
+    std::memcpy(arrival.payload.get(), from, packet.bytes);
+  }
+  if (kept == Kept::first) {
+    matching_.keep_first(std::move(arrival));
+  } else {
     matching_.keep(std::move(arrival));
   }
-  pending_.fetch_add(1, std::memory_order_relaxed);
-  if (receive != nullptr) {
-    if (!accept(receive, packet, rank())) return fail(send, *broken_);
-    if (send.bytes != 0) std::memcpy(receive->to, send.from, send.bytes);
-    finish(*receive);
+  return true;
+}
+
+void PointToPoint::withdraw(const Handle& receive) {
+  check_owner(*receive);
+  if (getpid() != process_) return;
+  const Hold hold(*this);
+  if (broken_ || closed_) return;  // it has failed
+  const auto source = static_cast<std::uint32_t>(receive->peer);
+  if (matching_.withdraw(*receive)) {
+    fail(*receive, Failure(FailureKind::misuse, "the receive was withdrawn"));
+  } else if (receive->is_done()) {
+    const Packet packet{PacketKind::whole, 0, receive->tag, receive->bytes, receive->what};
+    deliver(packet, source, receive->to, Kept::first);
+  } else {
+    give_up(FailureKind::aborted,
+            "rank " + std::to_string(rank()) + " was interrupted while it received " +
+                size_text(receive->what, receive->bytes) + " with tag " +
+                std::to_string(receive->tag) + " from rank " + std::to_string(source));
   }
-  finish(send);
 }
 
 void PointToPoint::finish(Operation& operation) {

@@ -65,6 +65,10 @@ class PointToPoint {
   // With `fatal` the deadline breaks the communicator, as the contract says; without, the wait
   // throws `timeout` and the operation goes on.
   void wait(Operation& operation, double timeout_seconds, bool fatal);
+  // Takes back a receive that nobody will look at, as an exception has left the call that was to
+  // wait for it; once. It takes no message: one that has come is there for the next receive. Of a
+  // long one that is on its way the begin is lost; that breaks the communicator.
+  void withdraw(const Handle& receive);
   // Whether the operation is done; throws Failure if it failed.
   bool test(Operation& operation);
   // Local: waits for no peer. Pending operations fail.
@@ -135,6 +139,10 @@ class PointToPoint {
   void push_fragment(Outbox& outbox);
   void begin(const Handle& operation, Caller caller);
   void send_to_self(Operation& send);
+  // Gives a message that lies whole at `from` to the receive that wants it, or keeps a copy for the
+  // next: behind the others that came, or before them. False if the receive expects another.
+  enum class Kept { last, first };
+  bool deliver(const Packet& packet, std::uint32_t source, const std::byte* from, Kept kept);
   // Checks that the message is what the receive expects, and notes where it comes from.
   bool accept(const Handle& receive, const Packet& packet, std::uint32_t source);
   void await_fragments(const Handle& receive, const Packet& packet, std::uint32_t source);
