@@ -21,7 +21,8 @@ bool is_in_call(const Standing& standing) {
 
 }  // namespace
 
-std::vector<Circle::Seen> Circle::chain(const Region& region, std::uint32_t rank, bool in_message) {
+std::vector<Circle::Seen> Circle::chain(const Region& region, std::uint32_t rank, bool in_message,
+                                        Programs programs) {
   constexpr auto relaxed = std::memory_order_relaxed;  // looked at twice, with time between
   const std::uint32_t ranks = region.geometry().ranks;
   std::vector<Seen> waits;
@@ -40,7 +41,8 @@ std::vector<Circle::Seen> Circle::chain(const Region& region, std::uint32_t rank
     if (whom == Waits::kNobody || whom > ranks) return {};
     if (actor.is_program) {
       // Acquire: with it comes what the rank has shown of its messages before it said so.
-      if (wait.is_alone.load(std::memory_order_acquire) == 0) return {};
+      const bool is_alone = wait.is_alone.load(std::memory_order_acquire) != 0;
+      if (!is_alone && programs == Programs::alone) return {};
       if (!is_message) {
         if (!is_in_call(standing)) return {};
         if (standing.is_background.load(relaxed) != 0) {
@@ -71,7 +73,7 @@ std::vector<Circle::Seen> Circle::chain(const Region& region, std::uint32_t rank
 }
 
 bool Circle::stands(const Region& region, std::uint32_t rank, bool in_message) {
-  const auto now = chain(region, rank, in_message);
+  const auto now = chain(region, rank, in_message, Programs::alone);
   const auto is_same = [](const Seen& one, const Seen& before) {
     return one.link == before.link && one.count == before.count;
   };

@@ -23,6 +23,11 @@ class Circle {
   // circle has been there at two calls of this function, and every wait in it was looked at
   // between.
   bool stands(const Region& region, std::uint32_t rank, bool in_message);
+  // Whether there is a circle if nothing but what waits can act in its ranks; that is asked only
+  // then, since it is much to look at.
+  static bool is_possible(const Region& region, std::uint32_t rank, bool in_message) {
+    return !chain(region, rank, in_message, Programs::any).empty();
+  }
   // Who waits for whom, for the text of an error: pairs of ranks.
   struct Link {
     std::uint32_t rank;
@@ -39,8 +44,11 @@ class Circle {
     std::uint32_t count;
     std::uint32_t looks;
   };
+  // Through which programs a chain may lead.
+  enum class Programs { alone, any };
   // The waits of a chain that ends in a circle; none if it ends otherwise.
-  static std::vector<Seen> chain(const Region& region, std::uint32_t rank, bool in_message);
+  static std::vector<Seen> chain(const Region& region, std::uint32_t rank, bool in_message,
+                                 Programs programs);
 
   std::vector<Seen> seen_;
 };

@@ -87,7 +87,8 @@ void PointToPoint::look_for_circle(Operation& operation, Circle& circle, ShownWa
                                         [](Outbox& outbox) { return !outbox.lane.is_taken(); });
     region_.standing(rank()).is_untaken.store(is_untaken, std::memory_order_relaxed);
   }
-  shown.set_alone(waiter_.is_alone());  // from now on this wait may be part of a circle
+  // From now on this wait may be part of a circle.
+  shown.set_alone(Circle::is_possible(region_, rank(), true) && waiter_.is_alone());
   if (!circle.stands(region_, rank(), true)) return;
   const std::string text = waiter_.circle_text(circle);
   const Hold hold(*this);

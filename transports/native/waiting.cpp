@@ -93,7 +93,7 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
     if (looks % kLooksPerCensus == 0) {
       look_for_lost();
       look_for_mismatch();
-      shown.set_alone(is_alone());
+      shown.set_alone(Circle::is_possible(region_, rank_, false) && is_alone());
       if (circle_.stands(region_, rank_, false)) {
         fail(FailureKind::mismatch, circle_text(circle_));
       }
