@@ -15,7 +15,7 @@ from transports import _native
 from transports.shm.connection import Geometry
 
 LINE, PAGE = 64, 4096
-HEADER, STANDING = 3 * PAGE, 12 * LINE
+HEADER, STANDING = 3 * PAGE, 36 * LINE
 FIELDS = 24  # bytes of a descriptor before what it may carry inline
 
 
@@ -54,7 +54,7 @@ def areas(geometry: Geometry, size: int) -> list[Area]:
         begin = HEADER + rank * part
         found += [
             Area("standing", begin, STANDING),
-            Area("acks", begin + acks, size * LINE, LINE, 8),
+            Area("acks", begin + acks, size * LINE, LINE, 12),
             Area("descriptors", begin + descriptors, lane_acks - descriptors, LINE, FIELDS),
             Area("lane acks", begin + lane_acks, size * LINE, LINE, 8),
             Area("lane descriptors", begin + lane_descriptors,

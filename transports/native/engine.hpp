@@ -99,6 +99,7 @@ class Engine {
   }
   // In a child of fork: this copy is not the rank. It never touches the region again.
   void forsake() { forsaken_.store(true, std::memory_order_relaxed); }
+  bool is_forsaken() const { return forsaken_.load(std::memory_order_relaxed); }
   // Beyond so many nanoseconds to get a line of this rank, long messages to a peer are stored past
   // the caches: they are there sooner by way of memory.
   std::uint32_t far_ns() const { return far_ns_; }
