@@ -108,7 +108,7 @@ REFUSED = {
     "--rounds must be positive, found 0": ["allreduce", "--rounds", "0"],
     "--round-ms must be positive, found -1": ["allreduce", "--round-ms=-1"],
     "--plant must not be negative, found -2": ["allreduce", "--plant=-2"],
-    "expected one of gloo, nccl, mpi, deepspeed, ours, torch:BACKEND, symmetric, double_binary_tree": [
+    "one of gloo, nccl, mpi, deepspeed, ours, torch:BACKEND, symmetric, double_binary_tree": [
         *("allreduce", "--against", "glooo"),
     ],
     "--plot: expected a .png or .svg file, found x.jpg": ["allreduce", "--plot", "x.jpg"],
