@@ -74,7 +74,7 @@ CHECKS = [
     never(
         "whose message it is",
         "engine_steps.cpp",
-        "descriptor.fingerprint != fingerprint || length != bytes",
+        "descriptor.fingerprint != begun.fingerprint || length != begun.bytes",
     ),
     never(
         "bytes that damage",
