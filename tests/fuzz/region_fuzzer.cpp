@@ -125,11 +125,13 @@ void damage_header(Bytes& bytes, std::byte* base) {
   }
 }
 
-std::vector<Waiter::Peer> this_process(std::uint32_t ranks) {
+// Without a descriptor that watches it nobody may copy from it.
+std::vector<Waiter::Peer> this_process(std::uint32_t ranks, bool is_watched) {
   std::vector<Waiter::Peer> peers;
   const auto pid = static_cast<std::uint32_t>(::getpid());
   for (std::uint32_t i = 0; i < ranks; ++i) {
-    peers.push_back({"host", pid, static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))});
+    const auto watch = is_watched ? ::syscall(SYS_pidfd_open, pid, 0) : -1;
+    peers.push_back({"host", pid, static_cast<int>(watch)});
   }
   return peers;
 }
@@ -139,7 +141,7 @@ class Victim {
  public:
   Victim(Bytes& bytes, const Region& region, std::uint32_t rank)
       : bytes_(bytes),
-        engine_(region, rank, this_process(region.geometry().ranks), true),
+        engine_(region, rank, this_process(region.geometry().ranks, bytes.below(4) != 0), true),
         messages_(region, engine_.waiter()) {
     // Then it copies from whatever address a message names, in this very process.
     engine_.set_lend(bytes.below(2) == 0 ? Lend::always : Lend::when_quicker);

@@ -43,13 +43,14 @@ Engine::Engine(const Region& region, std::uint32_t rank, const std::vector<Waite
       block_operands_(region.geometry().ranks + 1),
       results_(region.geometry().ranks + 1),
       trials_(region, rank),
-      pulled_(region.geometry().ranks) {
+      pulled_(region.geometry().ranks * kMostWoven) {
   for (auto& slot : slots_) slot.readers.reserve(region.geometry().ranks);
   auto& standing = region_.standing(rank);
   for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
     // Without a pidfd the number may be one of another pid namespace.
     const bool may =
         peer != rank && peer < peers.size() && peers[peer].pidfd >= 0 && may_pull(peers[peer].pid);
+    peers_[peer].may_pull = may;
     region_.acks(rank, peer).may_pull.store(may, std::memory_order_relaxed);
   }
   standing.pid.store(static_cast<std::uint32_t>(getpid()), std::memory_order_relaxed);
@@ -62,10 +63,11 @@ Engine::~Engine() {
 
 void Engine::close() {
   if (closed_.exchange(true) || forsaken_.load(std::memory_order_relaxed)) return;
-  waiter_.stop();
-  // Release: all our messages are posted for whoever sees that we are gone.
+  // Release: all our messages are posted for whoever sees that we are gone. Before the waits of
+  // other threads end: what their program then does to arrays that are lent goes to nobody.
   const auto life = has_moved_.load(std::memory_order_relaxed) ? Life::moved : Life::closed;
-  region_.standing(rank()).life.store(static_cast<std::uint32_t>(life), std::memory_order_release);
+  region_.standing(rank()).life.store(static_cast<std::uint32_t>(life), std::memory_order_seq_cst);
+  waiter_.stop();
 }
 
 void Engine::check_complete() {
@@ -169,7 +171,7 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
       fault_.is_due = false;
       steps_to_fault_ = std::max<std::uint64_t>(1, call.steps().size() * call.passes() / 2);
     }
-    if (call.most_lent() >= least_lent_) {
+    if (call.longest_message() >= least_lent_) {
       run_long(call, input, output);
     } else {
       run(call, input, output);

@@ -139,6 +139,7 @@ class Engine {
     std::uint32_t released = 0;        // ... and released
     std::uint32_t known_released = 0;  // of ours, when we last looked
     std::uint32_t unmeasured = 0;      // long messages of it since its distance was measured
+    bool may_pull = false;             // whether what it lends may be copied
   };
 
   // A step in one pass, from when it has its slot and messages until its own is posted.
@@ -214,8 +215,8 @@ class Engine {
   Slot& next_slot(std::uint64_t bytes);
   bool is_released(const Message& message);
   // Whether everybody whom a step sends to can have what lies at `from` copied.
-  bool may_lend(const Call& call, const Call::Step& step, const std::byte* input,
-                const std::byte* output) const;
+  bool may_lend(const Call& call, const Call::Step& step, bool in_place, const std::byte* from,
+                std::uint64_t bytes) const;
   // Of a call that has failed: what it lent may still be copied, by ranks that then see that it
   // has.
   void end_lending();
@@ -228,9 +229,8 @@ class Engine {
   const std::byte* take(const Call& call, const Begun& begun, std::uint32_t source,
                         std::uint64_t turn, std::byte* output);
   // What is lent, copied: to where the step keeps it, if that is all it does with it.
-  const std::byte* pull_from(std::uint32_t peer, const Descriptor& descriptor, std::uint64_t bytes,
-                             const Call& call, const Call::Step& step, std::uint64_t turn,
-                             std::byte* output);
+  const std::byte* pull_from(std::uint32_t peer, const Descriptor& descriptor, const Call& call,
+                             const Begun& begun, std::uint64_t turn, std::byte* output);
   void release(std::uint32_t peer);
   // Whether one of these is so far that a long message is better stored past the caches.
   bool is_any_far(const std::uint32_t* targets, std::uint32_t count);
@@ -262,9 +262,10 @@ class Engine {
   std::uint64_t least_lent_ = kLentBytes;
   std::uint64_t lent_count_ = 0;
   LendingTrials trials_;
-  bool lends_ = false;                                // in the running call
-  std::vector<Message> lent_;                         // in the running call
-  std::vector<std::unique_ptr<std::byte[]>> pulled_;  // for each peer, once it has lent
+  bool lends_ = false;         // in the running call
+  std::vector<Message> lent_;  // in the running call
+  // For each peer and step of a wave, once it has lent.
+  std::vector<std::unique_ptr<std::byte[]>> pulled_;
   std::unique_ptr<std::byte[]> scratch_;
   std::uint64_t scratch_bytes_ = 0;
   std::uint64_t number_ = 0;  // calls entered

@@ -9,8 +9,10 @@
 namespace transports {
 namespace {
 
-// Between the end of a process's memory and that of the process, which then is what is told.
-constexpr auto kEnding = std::chrono::milliseconds(100);
+// Between the end of a process's memory, which may be large, and that of the process.
+constexpr std::chrono::nanoseconds kEnding = std::chrono::seconds(10);
+// For another reason to show.
+constexpr std::chrono::nanoseconds kTold = std::chrono::milliseconds(100);
 
 }  // namespace
 
@@ -22,7 +24,8 @@ void Engine::set_lend(Lend lend) {
 }
 
 void Engine::run_long(const Call& call, const std::byte* input, std::byte* output) {
-  lends_ = lend_ == Lend::always || trials_.begin(call.fingerprint());
+  lends_ =
+      lend_ == Lend::always || trials_.begin(call.fingerprint() ^ std::uint64_t{input == output});
   const auto began = std::chrono::steady_clock::now();
   run(call, input, output);
   for (const auto& message : lent_) {
@@ -44,23 +47,23 @@ void Engine::end_lending() {
   lent_.clear();
 }
 
-bool Engine::may_lend(const Call& call, const Call::Step& step, const std::byte* input,
-                      const std::byte* output) const {
-  if (!step.lends || (step.lends_apart && input == output)) return false;
+bool Engine::may_lend(const Call& call, const Call::Step& step, bool in_place,
+                      const std::byte* from, std::uint64_t bytes) const {
+  if (!step.lends || (step.lends_apart && in_place)) return false;
   for (auto i = step.targets_begin; i < step.targets_end; ++i) {
     // Relaxed: it says nothing of other memory.
     const auto& may = region_.acks(call.peers()[i], rank()).may_pull;
     if (may.load(std::memory_order_relaxed) == 0) return false;
   }
-  return true;
+  return is_pullable(from, bytes);
 }
 
 const std::byte* Engine::pull_from(std::uint32_t peer, const Descriptor& descriptor,
-                                   std::uint64_t bytes, const Call& call, const Call::Step& step,
-                                   std::uint64_t turn, std::byte* output) {
+                                   const Call& call, const Begun& begun, std::uint64_t turn,
+                                   std::byte* output) {
   const auto* const word = reinterpret_cast<const std::uint64_t*>(descriptor.payload);
   const std::uint64_t address = __atomic_load_n(word, __ATOMIC_RELAXED);
-  const std::uint64_t slot_bytes = region_.geometry().slot_bytes;
+  const Call::Step& step = *begun.step;
   const Call::Item& item = call.items()[step.items_begin];
   std::byte* into = nullptr;
   if (step.sources_end - step.sources_begin == 1 && step.items_end - step.items_begin == 1 &&
@@ -68,22 +71,37 @@ const std::byte* Engine::pull_from(std::uint32_t peer, const Descriptor& descrip
     into = kept_at(item, turn * call.segment(), output, scratch_.get());
   }
   if (into == nullptr) {
-    if (pulled_[peer] == nullptr) pulled_[peer] = std::make_unique<std::byte[]>(slot_bytes);
-    into = pulled_[peer].get();
+    // Steps that are woven have their operands one behind the other.
+    const auto woven = static_cast<std::size_t>(begun.operands - operands_.data()) /
+                       (region_.geometry().ranks + 1);
+    auto& room = pulled_[woven * region_.geometry().ranks + peer];
+    if (room == nullptr) room = std::make_unique<std::byte[]>(region_.geometry().slot_bytes);
+    into = room.get();
   }
-  // The expected length, which no step's is greater than a slot's.
-  Pulled pulled =
-      bytes <= slot_bytes ? pull(waiter_.pid_of(peer), address, into, bytes) : Pulled::refused;
-  // A rank that gave up says so before its program goes on and changes the array. And a number of
-  // a process is its own only while that lives.
+  // Where this rank said that it may not, nobody lends. No step's message is longer than a slot.
+  const bool may = peers_[peer].may_pull && begun.bytes <= region_.geometry().slot_bytes;
+  const Pulled pulled = may ? pull(waiter_.pid_of(peer), address, into, begun.bytes)  //
+                            : Pulled::nothing_there;
+  // A rank that gave up says so, or sees another say so, before its program goes on and changes the
+  // array. And a number of a process is its own only while that lives.
   std::atomic_thread_fence(std::memory_order_acquire);
   const auto began = std::chrono::steady_clock::now();
-  do {
-    waiter_.look_at_trouble();
+  for (;;) {
+    waiter_.look_at_any_trouble();
     if (waiter_.has_gone(peer)) waiter_.fail_lost(peer, "message from");
     if (pulled == Pulled::done) return into;
+    const auto waited = std::chrono::steady_clock::now() - began;
+    if (waited > (pulled == Pulled::gone ? kEnding : kTold)) break;
     sched_yield();
-  } while (std::chrono::steady_clock::now() - began < kEnding);
+  }
+  if (pulled == Pulled::gone) waiter_.fail_lost(peer, "message from");
+  if (pulled == Pulled::forbidden) {
+    waiter_.fail(FailureKind::misuse,
+                 "rank " + std::to_string(rank()) + " may read the memory of " +
+                     waiter_.name_of(peer) +
+                     " no more: has one of them changed its user or its rights since init? With "
+                     "COLLECTIVES_LEND=never it need not");
+  }
   waiter_.fail(FailureKind::mismatch, waiter_.name_of(peer) + " posted a damaged message");
 }
 

@@ -150,11 +150,13 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   if (target_count != 0) {
     const Call::Item& item = call.items()[step.items_begin];
     const std::uint64_t segment_at = turn * call.segment();
-    if (lends_ && bytes >= least_lent_ && may_lend(call, step, input, output)) [[unlikely]] {
-      begun.lent = kept_at(item, segment_at, output, scratch_.get());
-      if (begun.lent == nullptr) {
-        begun.lent = own_operand(item, segment_at, input, output, scratch_.get());
-      }
+    const std::byte* lent = nullptr;
+    if (lends_ && bytes >= least_lent_) [[unlikely]] {
+      lent = step.lends_kept ? kept_at(item, segment_at, output, scratch_.get())
+                             : own_operand(item, segment_at, input, output, scratch_.get());
+    }
+    if (lent != nullptr && may_lend(call, step, input == output, lent, bytes)) [[unlikely]] {
+      begun.lent = lent;
       take_room(call.peers() + step.targets_begin, target_count);
       for (std::uint32_t i = 0; i < target_count; ++i) {
         const std::uint32_t peer = call.peers()[step.targets_begin + i];
@@ -344,7 +346,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   }
   if (slot == kInlineSlot && length <= kInlineBytes) return descriptor.payload;
   if (slot == kLentSlot) [[unlikely]]
-    return pull_from(peer, descriptor, length, call, *begun.step, turn, output);
+    return pull_from(peer, descriptor, call, begun, turn, output);
   const SlotPlace place = SlotPlace::unpacked(slot);
   if (place.index >= region_.geometry().slots || place.shift >= kLine ||
       length > region_.geometry().slot_bytes) {

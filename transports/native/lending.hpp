@@ -22,7 +22,8 @@ enum class Lend : std::uint32_t { never = 0, when_quicker, always };
 // many times with, and by what took least, since nothing but the call itself makes it quick. What
 // was found holds for some hundred runs. Ranks tell each other what they have found and take what
 // is quicker for the slowest; since nobody is a run ahead of a rank it hears from, all know the
-// same.
+// same. Where a rank has found nothing, since it has no long message or knows the call by another
+// length, nothing is lent.
 class LendingTrials {
  public:
   LendingTrials(const Region& region, std::uint32_t rank) : region_(region), rank_(rank) {}
@@ -38,23 +39,29 @@ class LendingTrials {
     std::uint64_t call = 0;
     std::uint32_t runs = 0;  // begun
     bool lends = false;
+    std::uint64_t last = 0;                              // run of all
     std::array<std::uint64_t, 2> least{kNever, kNever};  // without and with lending
   };
 
+  // The place of a call; its own, or that of the call in its set that has not run for longest.
+  std::size_t place_of(std::uint64_t call);
   bool is_lending_quicker(std::size_t place) const;
 
   Region region_;
   std::uint32_t rank_;
-  std::array<Entry, kTrialPlaces> entries_{};  // calls push each other out by chance: begin anew
+  std::array<Entry, kTrialPlaces> entries_{};  // sets of kTrialWays
   std::size_t place_ = 0;                      // of the running call
+  std::uint64_t time_ = 0;                     // runs of all
 };
 
-enum class Pulled { done, refused, gone };
+enum class Pulled { done, nothing_there, forbidden, gone };
 
 // Copies `bytes` at `address` of another process, or of this one, to `into`. Of the user's own
 // processes those that may be traced allow it.
 Pulled pull(std::uint32_t pid, std::uint64_t address, std::byte* into, std::uint64_t bytes);
 // Whether that process would allow it.
 bool may_pull(std::uint32_t pid);
+// Whether the kernel would copy this memory of ours: not that of a device, say.
+bool is_pullable(const std::byte* memory, std::uint64_t bytes);
 
 }  // namespace transports

@@ -240,6 +240,7 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
   }
   std::vector<bool> is_heard(size_);
   for (const auto& step : steps_) {
+    if (step.sources_begin != step.targets_end) longest_ = std::max(longest_, step.bytes);
     for (auto i = step.sources_begin; i < step.sources_end; ++i) is_heard[peers_[i]] = true;
   }
   for (std::uint32_t peer = 0; peer < size_; ++peer) {
@@ -253,8 +254,7 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
       weaves_ = are_independent(steps_[j], steps_[i]);
     }
   }
-  // Woven steps take several messages of a peer at once; what is copied has room for one.
-  if (!weaves_) find_lenders();
+  find_lenders();
 }
 
 void Call::find_lenders() {
@@ -262,10 +262,11 @@ void Call::find_lenders() {
     Step& step = steps_[i];
     if (step.targets_begin == step.targets_end || step.items_end - step.items_begin != 1) continue;
     const Item& item = items_[step.items_begin];
-    const bool is_sent_on = step.sources_begin != step.sources_end;  // what it takes is not kept
-    const Space space = item.write != Space::nowhere ? item.write : item.read;
-    const std::uint64_t at = item.write != Space::nowhere ? item.write_at : item.read_at;
-    if (item.write == Space::nowhere && is_sent_on) continue;
+    // What comes from others, or is made with it, where it is kept; the own as it is, which is not
+    // written in every call.
+    step.lends_kept = step.sources_begin != step.sources_end;
+    const Space space = step.lends_kept ? item.write : item.read;
+    const std::uint64_t at = step.lends_kept ? item.write_at : item.read_at;
     // Whoever it is lent to has to be in the call anyway: no rank waits that would not otherwise.
     const bool are_heard =
         std::all_of(peers_.begin() + step.targets_begin, peers_.begin() + step.targets_end,
@@ -284,7 +285,6 @@ void Call::find_lenders() {
         if (in_place_) step.lends_apart = true;
       }
     }
-    if (step.lends) most_lent_ = std::max(most_lent_, step.bytes);
   }
 }
 

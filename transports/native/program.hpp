@@ -1,5 +1,6 @@
 // A plan as the engine runs it, and a call: a plan bound to chunk lengths, element type and
-// operation. Both are made once and cached by Python; running a call allocates nothing.
+// operation. Both are made once and cached by Python; running a call allocates nothing,
+// but room that an engine keeps.
 #pragma once
 
 #include <cstddef>
@@ -97,6 +98,7 @@ class Call {
     std::uint32_t own_at;
     std::uint32_t delay;  // in wave w it is run for pass w - delay
     bool lends;           // its message may stay in the array it is sent from
+    bool lends_kept;      // ... which is where it keeps it; else where the own operand is
     bool lends_apart;     // ... if input and output are not the same memory
     std::uint64_t bytes;  // of its message, all passes together
   };
@@ -119,8 +121,8 @@ class Call {
   std::uint32_t longest_delay() const { return steps_.empty() ? 0 : steps_.back().delay; }
   // Messages of a rank that it may have on their way at once.
   std::uint32_t in_flight() const { return in_flight_; }
-  // Bytes of the longest message that may stay where it is, all passes together.
-  std::uint64_t most_lent() const { return most_lent_; }
+  // Bytes of the longest message that this rank sends or takes, all passes together.
+  std::uint64_t longest_message() const { return longest_; }
   // Whether the steps of every wave are independent of each other, few, of one chunk each, and on
   // arrays that do not fit in the caches.
   bool weaves() const { return weaves_; }
@@ -168,7 +170,7 @@ class Call {
   std::uint64_t passes_ = 1;
   std::uint32_t in_flight_ = 0;
   bool weaves_ = false;
-  std::uint64_t most_lent_ = 0;
+  std::uint64_t longest_ = 0;
   std::uint64_t segment_ = 0;
   std::uint64_t input_bytes_ = 0;
   std::uint64_t output_bytes_ = 0;

@@ -125,7 +125,7 @@ struct Trial {
   std::atomic<std::uint64_t> call;  // its fingerprint
   std::atomic<std::uint64_t> least[2];
 };
-inline constexpr std::size_t kTrialPlaces = 64;
+inline constexpr std::size_t kTrialPlaces = 64, kTrialWays = 4;
 
 struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> life;

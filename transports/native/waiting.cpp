@@ -101,6 +101,17 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
   }
 }
 
+void Waiter::look_at_any_trouble() const {
+  const auto& state = region_.trouble().state;
+  if (state.load(std::memory_order_acquire) == TroubleBoard::none) return;
+  const auto began = now_ns();
+  do {
+    look_at_trouble();
+    sched_yield();
+  } while (now_ns() - began < kTellingNs);
+  throw Failure(FailureKind::aborted, "a rank gave up, and did not say why");
+}
+
 void Waiter::look_at(const std::vector<std::uint32_t>& peers) const {
   look_at_trouble();
   for (const auto peer : peers) {

@@ -177,6 +177,8 @@ class Waiter {
       throw_trouble();
     }
   }
+  // ... or is about to: waits for what it says.
+  void look_at_any_trouble() const;
   // ... or if the process or communicator of one of these has ended.
   void look_at(const std::vector<std::uint32_t>& peers) const;
   // Tells every rank, unless one was faster, and throws.
