@@ -216,7 +216,7 @@ class Engine {
   bool is_released(const Message& message);
   // Whether everybody whom a step sends to can have what lies at `from` copied.
   bool may_lend(const Call& call, const Call::Step& step, bool in_place, const std::byte* from,
-                std::uint64_t bytes) const;
+                std::uint64_t bytes);
   // Of a call that has failed: what it lent may still be copied, by ranks that then see that it
   // has.
   void end_lending();
@@ -262,6 +262,7 @@ class Engine {
   std::uint64_t least_lent_ = kLentBytes;
   std::uint64_t lent_count_ = 0;
   LendingTrials trials_;
+  PullableMemory pullable_;
   bool lends_ = false;         // in the running call
   std::vector<Message> lent_;  // in the running call
   // For each peer and step of a wave, once it has lent.

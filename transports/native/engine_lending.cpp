@@ -48,14 +48,14 @@ void Engine::end_lending() {
 }
 
 bool Engine::may_lend(const Call& call, const Call::Step& step, bool in_place,
-                      const std::byte* from, std::uint64_t bytes) const {
+                      const std::byte* from, std::uint64_t bytes) {
   if (!step.lends || (step.lends_apart && in_place)) return false;
   for (auto i = step.targets_begin; i < step.targets_end; ++i) {
     // Relaxed: it says nothing of other memory.
     const auto& may = region_.acks(call.peers()[i], rank()).may_pull;
     if (may.load(std::memory_order_relaxed) == 0) return false;
   }
-  return is_pullable(from, bytes);
+  return is_traceable() && pullable_.holds(from, bytes);
 }
 
 const std::byte* Engine::pull_from(std::uint32_t peer, const Descriptor& descriptor,

@@ -99,16 +99,22 @@ bool may_pull(std::uint32_t pid) {
          errno == EFAULT;
 }
 
-bool is_pullable(const std::byte* memory, std::uint64_t bytes) {
-  // Not of a process that has become another user's, or has forbidden it.
-  if (::prctl(PR_GET_DUMPABLE) != 1) return false;
+bool is_traceable() {
+  return ::prctl(PR_GET_DUMPABLE) == 1;
+}
+
+bool PullableMemory::holds(const std::byte* memory, std::uint64_t bytes) {
+  auto& known = known_[reinterpret_cast<std::uintptr_t>(memory) / kLine % known_.size()];
+  if (known.memory == memory && known.bytes == bytes) return true;
   std::byte first_and_last[2];
   const iovec local{first_and_last, 2};
   iovec remote[2];
   for (auto& each : remote) each.iov_len = 1;
   remote[0].iov_base = const_cast<std::byte*>(memory);
   remote[1].iov_base = const_cast<std::byte*>(memory + bytes - 1);
-  return ::process_vm_readv(::getpid(), &local, 1, remote, 2, 0) == 2;
+  if (::process_vm_readv(::getpid(), &local, 1, remote, 2, 0) != 2) return false;
+  known = {memory, bytes};
+  return true;
 }
 
 }  // namespace transports

@@ -61,7 +61,22 @@ enum class Pulled { done, nothing_there, forbidden, gone };
 Pulled pull(std::uint32_t pid, std::uint64_t address, std::byte* into, std::uint64_t bytes);
 // Whether that process would allow it.
 bool may_pull(std::uint32_t pid);
-// Whether the kernel would copy this memory of ours: not that of a device, say.
-bool is_pullable(const std::byte* memory, std::uint64_t bytes);
+// Whether others may still copy from this process: not if it has become another user's, or has
+// forbidden it.
+bool is_traceable();
+
+// Whether the kernel would copy this memory of ours: not that of a device, say. To ask takes a
+// microsecond, so that places are remembered.
+class PullableMemory {
+ public:
+  bool holds(const std::byte* memory, std::uint64_t bytes);
+
+ private:
+  struct Range {
+    const std::byte* memory;
+    std::uint64_t bytes;
+  };
+  std::array<Range, 64> known_{};
+};
 
 }  // namespace transports
