@@ -4,13 +4,16 @@
     python tools/benchmark_tables.py --check    say what is stale, exit code 1
 
 A run's results come from `collectives bench ... --json docs/benchmarks/DATE/NAME.jsonl`. What
-stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is made here and never by hand.
+stands between `<!-- begin DATE NAME -->` and `<!-- end DATE NAME -->` is made here and never by
+hand.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from launch.bench.markdown import markdown_report, readable_size
@@ -22,14 +25,9 @@ RUNS = ROOT / "docs" / "benchmarks"
 SIZES = (8, 1 << 10, 16 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20)
 
 
-def latest() -> Path:
-    """The folder of the newest results."""
-    return max(folder for folder in RUNS.iterdir() if folder.is_dir())
-
-
-def comparisons(name: str) -> list[Comparison]:
-    """All cases of one run of the newest results."""
-    return compared(read_results(latest() / f"{name}.jsonl")[1])
+def comparisons(date: str, name: str) -> list[Comparison]:
+    """All cases of one run of a day."""
+    return compared(read_results(RUNS / date / f"{name}.jsonl")[1])
 
 
 def fastest(comparison: Comparison) -> Result:
@@ -38,10 +36,10 @@ def fastest(comparison: Comparison) -> Result:
     return min(others, key=lambda result: result.best)
 
 
-def allreduce_table() -> str:
+def allreduce_table(date: str) -> str:
     """Private and symmetric arrays against the fastest of all contenders, a few sizes."""
-    private = {each.case.nbytes: each for each in comparisons("allreduce-private")}
-    symmetric = {each.case.nbytes: each for each in comparisons("allreduce-symmetric")}
+    private = {each.case.nbytes: each for each in comparisons(date, "allreduce-private")}
+    symmetric = {each.case.nbytes: each for each in comparisons(date, "allreduce-symmetric")}
     lines = [
         "| size | ours | fastest other | symmetric, in place | fastest, in place | of limit |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -59,13 +57,13 @@ def allreduce_table() -> str:
     return "\n".join(lines)
 
 
-def others_table() -> str:
+def others_table(date: str) -> str:
     """Every other collective against the fastest MPI."""
     lines = [
         "| collective | size | ours | symmetric | fastest MPI |",
         "| :--- | ---: | ---: | ---: | ---: |",
     ]
-    for each in comparisons("collectives"):
+    for each in comparisons(date, "collectives"):
         ours, other = each.of_role("ours")[0], fastest(each)
         if each.case.collective == "allreduce":
             continue  # has tables of its own
@@ -79,16 +77,20 @@ def others_table() -> str:
     return "\n".join(lines)
 
 
+def run_table(file: Path) -> str:
+    """Everything of one run."""
+    return markdown_report([read_results(file)])
+
+
 def written(path: Path) -> str:
     """The file with its tables made anew."""
-    makers = {
-        "allreduce": allreduce_table,
-        "collectives": others_table,
-        **{
-            f"run {file.stem}": lambda file=file: markdown_report([read_results(file)])
-            for file in sorted(latest().glob("*.jsonl"))
-        },
-    }
+    makers: dict[str, Callable[[], str]] = {}
+    for folder in sorted(each for each in RUNS.iterdir() if each.is_dir()):
+        date = folder.name
+        makers[f"{date} allreduce"] = partial(allreduce_table, date)
+        makers[f"{date} collectives"] = partial(others_table, date)
+        for file in sorted(folder.glob("*.jsonl")):
+            makers[f"{date} run {file.stem}"] = partial(run_table, file)
     text = path.read_text(encoding="utf-8")
 
     def replace(match: re.Match[str]) -> str:
