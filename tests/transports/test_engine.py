@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from soak.bad_bytes import areas
 
 from transports import _native
 from transports.errors import (
@@ -20,6 +21,7 @@ from transports.errors import (
     PeerLostError,
 )
 from transports.plan import Space
+from transports.shm.connection import Geometry
 from transports.shm.memory import allocate
 
 GEOMETRY = {
@@ -180,6 +182,22 @@ def test_a_damaged_message_is_not_followed(region):
         assert other.result()[1].tolist() == [2.0] * 10  # what came to rank 1 was sound
     with pytest.raises(MismatchError, match="damaged message"):
         region.engines[1].check([])
+
+
+def test_an_acknowledgement_of_what_was_never_sent_frees_no_slot(region):
+    calls = [exchange(rank, 10) for rank in (0, 1)]
+    both(lambda rank: run(region, rank, calls[rank], np.ones(10), np.zeros(10)))
+    with region.bytes() as memory:
+        shape = {name: value for name, value in GEOMETRY.items() if name != "ranks"}
+        _, acks = [each.begin for each in areas(Geometry(**shape), 2) if each.name == "acks"]
+        assert memory[acks : acks + 4] == struct.pack("=I", 1)  # rank 1 has released, of rank 0's
+        memory[acks : acks + 4] = struct.pack("=I", 1000)
+    found = both(lambda rank: [
+        run(region, rank, calls[rank], np.ones(10), np.zeros(10)) for _ in range(4)
+    ])  # fmt: skip
+    for error in found:
+        assert isinstance(error, MismatchError)
+        assert "rank 1" in str(error) and "acknowledged messages that it never got" in str(error)
 
 
 def test_a_lent_message_is_not_followed_where_nothing_is():

@@ -214,6 +214,8 @@ class Engine {
   void locate(const Call& call, const std::byte* input, const std::byte* output);
   Slot& next_slot(std::uint64_t bytes);
   bool is_released(const Message& message);
+  // How many messages of this rank a peer has released: no more than were posted to it.
+  std::uint32_t released_by(std::uint32_t peer);
   // Whether everybody whom a step sends to can have what lies at `from` copied.
   bool may_lend(const Call& call, const Call::Step& step, bool in_place, const std::byte* from,
                 std::uint64_t bytes);

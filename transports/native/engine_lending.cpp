@@ -31,6 +31,7 @@ void Engine::run_long(const Call& call, const std::byte* input, std::byte* outpu
   for (const auto& message : lent_) {
     waiter_.await(region_.acks(message.peer, rank()).released, message.index + 1, message.peer,
                   "release by");
+    released_by(message.peer);
   }
   lent_count_ += lent_.size();
   lent_.clear();

@@ -71,14 +71,22 @@ Engine::Slot& Engine::next_slot(std::uint64_t bytes) {
   });
 }
 
+std::uint32_t Engine::released_by(std::uint32_t peer) {
+  // Acquire: what the peer read there it has read.
+  const auto released = region_.acks(peer, rank()).released.load(std::memory_order_acquire);
+  if (!reached(peers_[peer].sent, released)) {
+    waiter_.fail(FailureKind::mismatch,
+                 waiter_.name_of(peer) + " acknowledged messages that it never got");
+  }
+  return peers_[peer].known_released = released;
+}
+
 bool Engine::is_released(const Message& message) {
   auto& peer = peers_[message.peer];
   // So many messages ago that it had to be released for a later one; its index may have wrapped.
   if (peer.reserved - 1 - message.index >= region_.geometry().depth) return true;
   if (reached(peer.known_released, message.index + 1)) return true;
-  // Acquire: what the peer read there it has read.
-  peer.known_released = region_.acks(message.peer, rank()).released.load(std::memory_order_acquire);
-  return reached(peer.known_released, message.index + 1);
+  return reached(released_by(message.peer), message.index + 1);
 }
 
 void Engine::fail_mismatch(std::uint32_t peer, const Descriptor& found, std::uint64_t bytes) {

@@ -267,7 +267,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
     if (reached(peer.known_released, wanted)) continue;  // spares a cache miss a message
     const auto& released = region_.acks(targets[i], rank()).released;
     waiter_.await(released, wanted, targets[i], "release by");
-    peer.known_released = released.load(std::memory_order_acquire);
+    released_by(targets[i]);
   }
 }
 
@@ -284,6 +284,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
     if (is_released(reader)) continue;
     waiter_.await(region_.acks(reader.peer, rank()).released, reader.index + 1, reader.peer,
                   "release by");
+    released_by(reader.peer);
   }
   slot.readers.clear();
   // From now on, so that the next message of this rank finds it taken.
