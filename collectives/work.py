@@ -41,7 +41,11 @@ class Work:
         self._heard = heard
         self._awaited = awaited
         self._process = os.getpid()
-        self._finished = threading.Event()
+        # Held until the call has ended. Whoever ends it never waits, and takes no lock: an event
+        # would have one, which an exception of a signal handler in a wait can leave taken.
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._has_ended = False
         self._result: Any = None
         self._error: BaseException | None = None
 
@@ -58,7 +62,7 @@ class Work:
         deadline = None if timeout is None else time.monotonic() + timeout
         # Not for longer: a signal that comes just before the wait does not end it.
         brief = _LOOK_EVERY if timeout is None else min(timeout, _LOOK_EVERY)
-        if not self.done() and not self._finished.wait(brief):
+        if not self.done() and not self._ends_within(brief):
             waiting = int(timeout is None)  # else the program goes on by itself
             self._awaited(waiting)
             try:
@@ -78,8 +82,14 @@ class Work:
                 raise CollectiveTimeout(
                     f"{self._text} has not ended within {timeout:g} s; it goes on"
                 )
-            self._finished.wait(min(left, _LOOK_EVERY))
+            self._ends_within(min(left, _LOOK_EVERY))
             self._awaited(0)
+
+    def _ends_within(self, seconds: float) -> bool:
+        if self._gate.acquire(timeout=max(seconds, 0.0)):
+            # For whoever waits next, who otherwise only sees a little later that it has ended.
+            self._gate.release()
+        return self._has_ended
 
     def done(self) -> bool:
         """Whether the call has ended, well or not.
@@ -87,7 +97,7 @@ class Work:
         Raises:
             CollectiveError: it had not when this process was forked, in which nothing runs it.
         """
-        if self._finished.is_set():  # without a lock, which a thread of the parent may have held
+        if self._has_ended:
             return True
         if os.getpid() != self._process:
             raise CollectiveError(
@@ -100,7 +110,8 @@ class Work:
         """Called by whoever ran the call."""
         self._result = result
         self._error = error
-        self._finished.set()
+        self._has_ended = True  # after what it came to
+        self._gate.release()
 
 
 class WorkQueue:

@@ -212,13 +212,53 @@ def test_a_work_tells_who_waits_too_long():
     assert work.wait() == 3
 
 
+class Rang(BaseException):
+    """What a signal handler raises."""
+
+
+def test_an_exception_of_a_signal_handler_in_a_wait_keeps_nobody_waiting():
+    work = Work("allreduce of test")
+
+    def trace(frame, event, argument):
+        code = frame.f_code
+        if (event, code.co_name, code.co_filename) == ("return", "__enter__", threading.__file__):
+            raise Rang
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(Rang, collectives.CollectiveTimeout):
+            work.wait(0.01)
+    finally:
+        sys.settrace(before)
+    end = threading.Thread(target=work.finish, args=(3,), daemon=True)
+    end.start()
+    end.join(5.0)
+    assert not end.is_alive()
+
+    def ring(frame, event, argument):  # once it has what it waited for
+        if event == "c_return" and argument == work._gate.acquire:
+            sys.setprofile(None)
+            raise Rang
+
+    profiled = sys.getprofile()
+    work._has_ended = False  # for this wait it ends just now
+    sys.setprofile(ring)
+    try:
+        with contextlib.suppress(Rang):
+            work.wait()
+            raise AssertionError("no handler was called")
+    finally:
+        sys.setprofile(profiled)
+    work._has_ended = True
+    assert work._gate.locked() and work.wait() == 3
+
+
 def test_an_exception_of_a_signal_handler_leaves_the_queue_unlocked():
     """It may come between any two lines of Python, those of the standard library too."""
     queue = WorkQueue("queue-of-a-test")
     queue.submit("first", lambda: None).wait()
-
-    class Rang(BaseException):
-        pass
 
     def trace(frame, event, argument):
         code = frame.f_code

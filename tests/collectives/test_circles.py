@@ -85,20 +85,20 @@ def test_none_can_go_on(what, words):
 
 
 class Deaf:
-    """An event of which a waiter hears late, as on a machine that has no time for it."""
+    """A lock of which a waiter hears late, as on a machine that has no time for it."""
 
-    def __init__(self, event):
-        self.event, self.waits = event, 0
+    def __init__(self, lock):
+        self.lock, self.waits = lock, 0
 
     def __getattr__(self, name):
-        return getattr(self.event, name)
+        return getattr(self.lock, name)
 
-    def wait(self, timeout):
+    def acquire(self, timeout):
         self.waits += 1
         if self.waits < 2:
             return False
         time.sleep(1.0)
-        return self.event.wait(timeout)
+        return self.lock.acquire(timeout=timeout)
 
 
 def each_goes_on(what):
@@ -183,7 +183,7 @@ def each_goes_on(what):
             if comm.rank == 0:
                 work = comm.allreduce(x, async_op=True)
                 later = comm.barrier(async_op=True)
-                work._finished = Deaf(work._finished)
+                work._gate = Deaf(work._gate)
                 work.wait()
                 comm.send(x, dest=1)
                 later.wait()
