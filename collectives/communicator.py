@@ -165,12 +165,14 @@ class Communicator(Explaining):
         trace: TracebackType | None,
     ) -> None:
         leaves = isinstance(error, SystemExit) and error.code in (None, 0)
-        if error is not None and not leaves:
-            self.abort(error)
-        if error is not None:
-            self._close()  # what else there is to say must not stand in its place
-        else:
+        if error is None:
             self.close()
+            return
+        try:
+            if not leaves:
+                self.abort(error)
+        finally:
+            self._close()  # what else there is to say must not stand in its place
 
     def abort(self, error: BaseException) -> None:
         """Tell the other ranks that this one gives up; their calls raise AbortedError.
@@ -180,11 +182,16 @@ class Communicator(Explaining):
         """
         if self._engine.closed:
             return
-        text = "".join(traceback.format_exception(error))
-        if len(text) > _LONGEST_TRACEBACK:  # its end says what happened, its begin where
-            half = _LONGEST_TRACEBACK // 2
-            text = f"{text[:half]}\n[... cut ...]\n{text[-half:]}"
-        self._engine.abort(f"rank {self.rank} raised {type(error).__name__}:\n{text}")
+        what = f"rank {self.rank} raised {type(error).__name__}"
+        try:
+            text = "".join(traceback.format_exception(error))
+            if len(text) > _LONGEST_TRACEBACK:  # its end says what happened, its begin where
+                half = _LONGEST_TRACEBACK // 2
+                text = f"{text[:half]}\n[... cut ...]\n{text[-half:]}"
+            self._engine.abort(f"{what}:\n{text}")
+        except BaseException:  # a second one, as of Ctrl-C pressed twice: the others are to hear
+            self._engine.abort(what)  # does nothing if they have
+            raise
 
     def close(self) -> None:
         """Leave the group. Local: waits for nobody; closing twice does nothing.
@@ -203,10 +210,17 @@ class Communicator(Explaining):
             self._close()
 
     def _close(self) -> None:
-        self._queue.close()
-        self._point_to_point.close()
-        self._engine.close()
-        self._ready_to_be_asked()
+        parts = (
+            self._queue.close, self._point_to_point.close, self._engine.close,
+            self._ready_to_be_asked,
+        )  # fmt: skip
+        try:
+            for close in parts:
+                close()
+        except BaseException:  # of a signal handler: nobody closes again what was left
+            for close in parts:
+                close()
+            raise
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Make a communicator of the ranks that give the same color.

@@ -26,7 +26,7 @@ import numpy as np
 from collectives.arrays import Array
 from collectives.messages import Messages
 from transports import _native
-from transports.errors import CollectiveError
+from transports.errors import PeerLostError
 from transports.rendezvous.awaiting import Look
 from transports.rendezvous.local import Introduction, meet
 from transports.shm.memory import allocate
@@ -163,15 +163,11 @@ class Symmetric(Messages):
                 offer=lambda ranks: os.dup(descriptor), timeout=self.timeout,
                 look=look, silence=self._silence,
             )  # fmt: skip
-        try:
-            return _native.SymmetricBlock(meeting.descriptor, self.size, nbytes), None
-        except (OSError, ValueError) as error:
-            return None, error
-        finally:
-            os.close(meeting.descriptor)
-            for pidfd in meeting.pidfds:
-                if pidfd >= 0:
-                    os.close(pidfd)
+        with meeting:
+            try:
+                return _native.SymmetricBlock(meeting.descriptor, self.size, nbytes), None
+            except (OSError, ValueError) as error:
+                return None, error
 
     @contextlib.contextmanager
     def _meeting(self, ranks: Sequence[int]) -> Iterator[Look]:
@@ -182,7 +178,7 @@ class Symmetric(Messages):
 
         try:
             yield look
-        except CollectiveError:
+        except PeerLostError:
             look()  # what ended it for others says more than that they have gone
             raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import traceback
 from unittest.mock import patch
 
 import numpy as np
@@ -130,3 +131,51 @@ def test_a_message_in_the_midst_is_lost_and_all_are_told():
             "with tag 3 from rank 1",
             text,
         )
+
+
+class Rang(BaseException):
+    """What a signal handler raises."""
+
+
+def interrupted_once(method):
+    """The same, in the first call of which a signal handler raises."""
+    left = [Rang]
+
+    def call(*arguments):
+        if left:
+            raise left.pop()
+        return method(*arguments)
+
+    return call
+
+
+def test_an_interrupted_close_closes(monkeypatch):
+    comm = collectives.init()
+    monkeypatch.setattr(comm._queue, "close", interrupted_once(comm._queue.close))
+    with pytest.raises(Rang):
+        comm.close()
+    assert comm._engine.closed and comm._queue._closed
+    comm.close()
+
+
+def leaves_interrupted():
+    """The traceback that others are to see is being written when another exception comes."""
+    comm = collectives.init(timeout=20)
+    comm.barrier()
+    if comm.rank == 1:
+        traceback.format_exception = interrupted_once(traceback.format_exception)
+        try:
+            with comm:
+                raise ValueError("first")
+        except Rang:
+            assert comm._engine.closed
+            return "interrupted"
+    comm.barrier()
+    return "went on"
+
+
+def test_an_abort_that_is_interrupted_reaches_the_others():
+    with Ranks(leaves_interrupted, 2) as ranks:
+        first, second = ranks.outcomes()
+    assert second.value == "interrupted"
+    assert first.error == "AbortedError" and "rank 1 raised ValueError" in first.text

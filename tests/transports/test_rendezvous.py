@@ -72,9 +72,7 @@ def gather(*calls):
             meeting = call()
         except Exception as error:
             return error
-        for descriptor in (meeting.descriptor, *meeting.pidfds):
-            if descriptor >= 0:
-                os.close(descriptor)
+        meeting.close()
         return meeting
 
     with ThreadPoolExecutor(len(calls)) as pool:
@@ -103,6 +101,28 @@ def test_no_descriptor_is_for_programs_that_are_started(job):
     found = gather(lambda: come(0), lambda: come(1))
     assert not any(isinstance(each, BaseException) for each in found), found
     assert found[1].pidfds[0] >= 0 and found[0].pidfds[1] >= 0
+
+
+def test_a_meeting_that_nobody_wants_leaves_nothing_open(job):
+    """As where an exception of a signal handler comes before it has a name."""
+
+    def come(rank):
+        return arrive(replace(introduction(rank, 2), pid=os.getpid() if rank else 1), job)
+
+    def how_many():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = how_many()
+    with ThreadPoolExecutor(2) as pool:
+        meetings = list(pool.map(come, (0, 1)))
+    assert all(os.fstat(meeting.descriptor) for meeting in meetings)
+    meetings[0].take_pidfds()
+    taken = [pidfd for pidfd in meetings[0].pidfds if pidfd >= 0]
+    assert len(taken) == 1
+    del meetings
+    assert os.fstat(taken[0])
+    os.close(taken[0])
+    assert how_many() == before
 
 
 def test_two_jobs_at_once(job):

@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <fstream>
-#include <iterator>
 #include <optional>
 #include <sstream>
 
@@ -38,8 +37,11 @@ std::optional<int> status_of_a_reaped_one(int pidfd) {
 }
 
 std::optional<int> status_of_a_zombie(int pidfd, std::uint32_t pid) {
+  // It may end while it is read: then a stream says so, where its buffer would throw.
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  const std::string line{std::istreambuf_iterator<char>(file), {}};
+  char content[1024];
+  file.read(content, sizeof content);
+  const std::string line(content, static_cast<std::size_t>(file.gcount()));
   const auto end = line.rfind(')');  // of the name, which may hold anything
   if (end == std::string::npos || end + 2 >= line.size() || line[end + 2] != 'Z') {
     return std::nullopt;

@@ -46,7 +46,8 @@ std::optional<Failure> Waiter::trouble() const {
 
 void Waiter::throw_trouble() const {
   tell_of_trouble();
-  throw trouble().value();
+  // Seen a moment ago; it may have been written over since.
+  throw trouble().value_or(Failure(FailureKind::mismatch, "the ranks' trouble board is damaged"));
 }
 
 void Waiter::fail_lost(std::uint32_t peer, const char* what) const {

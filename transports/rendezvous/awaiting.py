@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from transports.errors import CollectiveError
 from transports.reminder import Reminder
 from transports.telling import tell
 
@@ -75,7 +76,12 @@ class Waiting:
         poll = select.poll()
         poll.register(connection, select.POLLIN)
         while True:
-            self.look(text)
+            try:
+                self.look(text)
+            except CollectiveError:  # what has come meanwhile says more
+                if poll.poll(0):
+                    return
+                raise
             seconds = self.left + grace
             if poll.poll(1000 * max(0.0, min(seconds, LOOK_SECONDS))):
                 return

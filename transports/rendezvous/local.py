@@ -22,7 +22,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from transports.errors import CollectiveTimeout, MismatchError, PeerLostError
 from transports.rendezvous.awaiting import GRACE_SECONDS, Look, Waiting, address
@@ -36,6 +36,7 @@ from transports.rendezvous.notes import (
     say,
     user_of,
 )
+from transports.undisturbed import undisturbed
 
 _RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
 
@@ -78,14 +79,38 @@ class Meeting:
     Attributes:
         ranks: the introduction of every rank, in order.
         settings: rank 0's settings, for all.
-        descriptor: the file descriptor of the shared memory; the caller's to close.
-        pidfds: a descriptor that watches each rank's process, -1 for this process; the caller's.
+        descriptor: the file descriptor of the shared memory.
+        pidfds: a descriptor that watches each rank's process, -1 for this process.
+
+    A context manager, at whose end, or when nobody knows it any more, the descriptors are closed;
+    the pidfds only if nobody has taken them.
     """
 
     ranks: tuple[Introduction, ...]
     settings: dict[str, Any]
     descriptor: int
     pidfds: list[int] = field(default_factory=list)
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open still; closing twice does nothing."""
+        with undisturbed():
+            self._open.close()
+
+    def take_pidfds(self) -> None:
+        """From now on they are the caller's to close."""
+        with undisturbed():
+            self._open.pop_all()
+            self._open.callback(os.close, self.descriptor)
 
 
 Offer = Callable[[tuple[Introduction, ...]], int]
@@ -144,19 +169,21 @@ def _receive_everyone(
         guests = _let_in(me, job, door, waiting)
         ranks = (me, *(guests[rank].introduction for rank in sorted(guests)))
         try:
-            descriptor = offer(ranks)
+            with undisturbed():
+                descriptor = offer(ranks)
+                held.callback(os.close, descriptor)
         except (OSError, MemoryError) as error:
             door.refuse(MismatchError(f"rank 0 has no shared memory: {error}"))
             raise
-        held.callback(os.close, descriptor)
         welcome = {"ranks": [asdict(rank) for rank in ranks], "settings": settings}
         for rank, guest in guests.items():
             with _losing(rank, waiting):
                 proof = proof_of(secret, "rank 0", guest.challenge)
                 say(guest.connection, {**welcome, "proof": proof})
                 socket.send_fds(guest.connection, [b"d"], [descriptor])
-        pidfds = _watch(ranks, me)
-        held.callback(_close_all, pidfds)
+        with undisturbed():
+            pidfds = _watch(ranks, me)
+            held.callback(_close_all, pidfds)
         for rank, guest in guests.items():
             text = f"rank 0 has waited {{}} s for rank {rank} to answer in the rendezvous"
             with _losing(rank, waiting):
@@ -166,8 +193,11 @@ def _receive_everyone(
         for rank, guest in guests.items():
             with _losing(rank, waiting):
                 say(guest.connection, {"go": True})
-        held.pop_all()  # the caller's from here on
-        return Meeting(ranks=ranks, settings=settings, descriptor=descriptor, pidfds=pidfds)
+        with undisturbed():
+            return Meeting(
+                ranks=ranks, settings=settings, descriptor=descriptor, pidfds=pidfds,
+                _open=held.pop_all(),
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -238,7 +268,7 @@ def _problem_with(hello: Introduction, me: Introduction, guests: dict[int, _Gues
 
 
 def _report_to_rank_zero(me: Introduction, job: str, secret: str, waiting: Waiting) -> Meeting:
-    with _connect(job, me.rank, waiting) as connection:
+    with _connect(job, me.rank, waiting) as connection, contextlib.ExitStack() as held:
         if user_of(connection) != os.getuid():
             raise PermissionError(f"rank 0 of job {job!r} runs under another user")
         waiting.has_met_rank_zero()
@@ -261,21 +291,23 @@ def _report_to_rank_zero(me: Introduction, job: str, secret: str, waiting: Waiti
             welcome = hear_rank_zero(connection, "ranks")
             if not is_proof(welcome.get("proof"), secret, "rank 0", challenge):
                 raise PermissionError(f"rank 0 of job {job!r} does not know the job's secret")
-            descriptor = hear_descriptor(connection)
-        pidfds: list[int] = []
-        try:
-            fields = ({**rank, "cores": tuple(rank["cores"])} for rank in welcome["ranks"])
-            ranks = tuple(Introduction(**each) for each in fields)
+            waiting.until_readable(connection, text, GRACE_SECONDS)
+            with undisturbed():
+                descriptor = hear_descriptor(connection)
+                held.callback(os.close, descriptor)
+        fields = ({**rank, "cores": tuple(rank["cores"])} for rank in welcome["ranks"])
+        ranks = tuple(Introduction(**each) for each in fields)
+        with undisturbed():
             pidfds = _watch(ranks, me)
-            with _losing(0, waiting):
-                say(connection, {"ready": True})
-                hear_rank_zero(connection, "go")
-        except BaseException:
-            _close_all([descriptor, *pidfds])
-            raise
-        return Meeting(
-            ranks=ranks, settings=welcome["settings"], descriptor=descriptor, pidfds=pidfds
-        )
+            held.callback(_close_all, pidfds)
+        with _losing(0, waiting):
+            say(connection, {"ready": True})
+            hear_rank_zero(connection, "go")
+        with undisturbed():
+            return Meeting(
+                ranks=ranks, settings=welcome["settings"], descriptor=descriptor, pidfds=pidfds,
+                _open=held.pop_all(),
+            )  # fmt: skip
 
 
 def _connect(job: str, rank: int, waiting: Waiting) -> socket.socket:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from transports.rendezvous.awaiting import Look
 from transports.rendezvous.local import Introduction, meet
 from transports.shm.memory import allocate
 from transports.silence import Describe
+from transports.undisturbed import undisturbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +102,18 @@ def connect(
         me, job=job, secret=secret, settings=settings, offer=offer, timeout=timeout, look=look,
         silence=silence,
     )  # fmt: skip
-    try:
+    with meeting:  # the mapping lives on without the descriptor
         watched = zip(meeting.ranks, meeting.pidfds, strict=True)
-        engine = _native.Engine(
-            meeting.descriptor,
-            me.rank,
-            [(rank.host, rank.pid, pidfd) for rank, pidfd in watched],
-            _crowded(meeting.ranks),
-        )
+        people = [(rank.host, rank.pid, pidfd) for rank, pidfd in watched]
+        crowded = _crowded(meeting.ranks)
+        try:
+            with undisturbed():
+                engine = _native.Engine(meeting.descriptor, me.rank, people, crowded)
+                meeting.take_pidfds()
+        except RuntimeError as error:  # what lies in it is not what rank 0 has written
+            raise CollectiveError(str(error)) from None
         words = Describe(meeting.ranks)
         engine.set_describe(silence, words.wait, words.place, words.alone)
-    except BaseException as error:
-        for pidfd in meeting.pidfds:
-            with contextlib.suppress(OSError):
-                os.close(pidfd)
-        if isinstance(error, RuntimeError):  # what lies in it is not what rank 0 has written
-            raise CollectiveError(str(error)) from None
-        raise
-    finally:
-        os.close(meeting.descriptor)  # the mapping lives on without it
     return Connection(engine=engine, ranks=meeting.ranks, settings=meeting.settings)
 
 
