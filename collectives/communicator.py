@@ -33,7 +33,7 @@ from transports.rendezvous.identity import host_identity, pid_namespace
 from transports.rendezvous.local import Introduction
 from transports.shm.connection import Geometry, connect
 from transports.silence import QUEUE
-from transports.stacks import be_ready, be_ready_no_more
+from transports.stacks import be_ready_for
 
 _LONGEST_TRACEBACK = 3000  # characters, of at most 4 bytes, that every rank can be told
 
@@ -75,9 +75,8 @@ class Communicator(Explaining):
         those that this rank is to meet; `descent` is what it was before it was shrunk.
         """
         self._silence = settings.silence_seconds()
-        ready = be_ready()
         # Given back by close(), or with this object.
-        self._ready_to_be_asked = weakref.finalize(self, be_ready_no_more)
+        ready, self._ready_to_be_asked = be_ready_for(self)
         me = Introduction(
             rank=rank,
             size=size,

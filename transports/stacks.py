@@ -23,10 +23,13 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+
+from transports.undisturbed import undisturbed
 
 _PATIENCE = 0.5  # seconds for an answer; the machine may be busy
 _LOOK_EVERY = 0.005
@@ -72,16 +75,21 @@ class _Own:
         self._ready = Readiness()
         self._signal = 0  # the last one, ignored since it was given back
 
-    def take(self) -> Readiness:
+    def take(self, holder: object = None) -> tuple[Readiness, Callable[[], object]]:
         with self._lock:
             if self._process != os.getpid():  # a child of fork begins anew
                 self._free()
                 self._holders, self._process = 0, os.getpid()
-            if self._holders == 0:
-                self._ready = _begin(self._signal)
-                self._signal = self._ready.signal or self._signal
-            self._holders += 1
-            return self._ready
+            number = _free_signal(self._signal) if self._holders == 0 else 0
+            with undisturbed():
+                if number:
+                    self._ready = _begin(number)
+                    self._signal = self._ready.signal or self._signal
+                self._holders += 1
+                give_back: Callable[[], object] = self.give_back
+                if holder is not None:
+                    give_back = weakref.finalize(holder, self.give_back)
+            return self._ready, give_back
 
     def give_back(self) -> None:
         with self._lock:
@@ -105,7 +113,12 @@ _OWN = _Own()
 
 def be_ready() -> Readiness:
     """Let others ask this process from now on; to be undone by `be_ready_no_more`."""
-    return _OWN.take()
+    return _OWN.take()[0]
+
+
+def be_ready_for(holder: object) -> tuple[Readiness, Callable[[], object]]:
+    """The same; undone when `holder` is no more, or what is returned with it has been called."""
+    return _OWN.take(holder)
 
 
 def be_ready_no_more() -> None:
@@ -113,20 +126,23 @@ def be_ready_no_more() -> None:
     _OWN.give_back()
 
 
-def _begin(before: int) -> Readiness:
-    """Ready with a signal that is nobody's; `before` is the one we had, which is ours still."""
+def _free_signal(before: int) -> int:
+    """A signal that is nobody's, or 0; `before` is the one we had, which is ours still."""
     # As the kernel knows it: Python knows of its own handlers only. A signal that is blocked may
     # be waited for by other means.
     known = _signals("self")
     if not known:
-        return Readiness()
+        return 0
     used = known["SigCgt"] | known["SigBlk"] | known["SigIgn"] & ~_bit(before)
     # The last of the real-time signals first: programs that use any begin with the first.
     for number in range(signal.SIGRTMAX, signal.SIGRTMIN, -1):
         if not used & _bit(number):
-            break
-    else:
-        return Readiness()
+            return number
+    return 0
+
+
+def _begin(number: int) -> Readiness:
+    """Ready with that signal."""
     try:
         descriptor = os.memfd_create("stack-of-a-rank", os.MFD_CLOEXEC)
     except OSError:

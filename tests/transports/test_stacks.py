@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness.processes import Ranks, open_descriptors, say, told
 
-from transports.stacks import Readiness, ask, be_ready, be_ready_no_more
+from transports.stacks import Readiness, ask, be_ready, be_ready_for, be_ready_no_more
 
 PROGRAM = """
 import os, threading
@@ -133,3 +133,19 @@ def test_no_file_but_the_one_for_stacks_is_touched(tmp_path, kind):
         if kind == "file":
             assert path.read_bytes() == b"x" * 1000
     assert len(open_descriptors()) == before
+
+
+def test_ready_as_long_as_somebody_is():
+    class Holder:
+        pass
+
+    first, second = Holder(), Holder()
+    ready, give_back = be_ready_for(first)
+    assert be_ready_for(second)[0] == ready and os.fstat(ready.descriptor)
+    give_back()
+    give_back()  # only the first time
+    del first
+    assert os.fstat(ready.descriptor)
+    del second
+    with pytest.raises(OSError):
+        os.fstat(ready.descriptor)
