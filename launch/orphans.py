@@ -73,7 +73,7 @@ def find_orphans(stack: ExitStack, job: str | None = None) -> list[Orphan]:
     found = []
     for pid, _ in environments():
         with ExitStack() as held, contextlib.suppress(OSError, ValueError):
-            if pid in spared or not _comparable(pid):
+            if pid in spared or not _comparable(pid) or _is_starting(pid):
                 continue
             process = held.enter_context(contextlib.closing(_Held(pid)))
             orphan = _looked_at(process, job)
@@ -172,6 +172,13 @@ def _ancestors(pid: int) -> Iterator[int]:
         except OSError:
             return
         yield pid
+
+
+def _is_starting(pid: int) -> bool:
+    """Whether it is about to run a program for this process, whose environment it shows still."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    own = Path("/proc/self/cmdline").read_bytes()
+    return command == own and next(_ancestors(pid), 0) == os.getpid()
 
 
 def _has_ended(pidfd: int) -> bool:

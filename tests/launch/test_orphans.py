@@ -139,7 +139,24 @@ def test_who_asks_is_spared_and_so_are_those_above(start, gone, job):
     words = [sys.executable, "-m", "launch", "doctor", "--clean", job, "--json"]
     asking = start(gone, [sys.executable, "-c", code, *words])
     out, _ = asking.communicate(timeout=30)
-    assert asking.returncode == 0 and b"no process of ours without its launcher" in out
+    assert asking.returncode == 0, out
+    assert b"no process of ours without its launcher" in out, out.decode()
+
+
+def test_a_child_that_has_yet_to_run_its_program_is_spared(doctor, gone, job, monkeypatch):
+    """Until then it shows what its parent was started with: here that of an orphan."""
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    try:
+        monkeypatch.setattr(orphans, "environments", lambda: iter([(child, b"")]))
+        looked_at = []
+        monkeypatch.setattr(orphans, "_looked_at", lambda process, job: looked_at.append(job))
+        finding, code = doctor("--clean", job)
+        assert (looked_at, code) == ([], 0) and "no process of ours" in str(finding)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_other_users_and_other_namespaces_are_not_looked_at(doctor, start, gone, job, monkeypatch):
