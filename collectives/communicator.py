@@ -34,6 +34,7 @@ from transports.rendezvous.local import Introduction
 from transports.shm.connection import Geometry, connect
 from transports.silence import QUEUE
 from transports.stacks import be_ready_for
+from transports.undisturbed import undisturbed
 
 _LONGEST_TRACEBACK = 3000  # characters, of at most 4 bytes, that every rank can be told
 
@@ -211,7 +212,7 @@ class Communicator(Explaining):
     def _close(self) -> None:
         parts = (
             self._queue.close, self._point_to_point.close, self._engine.close,
-            self._ready_to_be_asked,
+            self._be_ready_no_more,
         )  # fmt: skip
         try:
             for close in parts:
@@ -220,6 +221,10 @@ class Communicator(Explaining):
             for close in parts:
                 close()
             raise
+
+    def _be_ready_no_more(self) -> None:
+        with undisturbed():  # it can be done once only: begun and not ended, never
+            self._ready_to_be_asked()
 
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """Make a communicator of the ranks that give the same color.

@@ -148,12 +148,12 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   const std::uint32_t target_count = step.targets_end - step.targets_begin;
   // The slot first, then the messages: see _fuse in collectives/lowering.py.
   if (target_count != 0) {
-    const Call::Item& item = call.items()[step.items_begin];
+    const Call::Item* const item = call.items() + step.items_begin;  // notifies have none
     const std::uint64_t segment_at = turn * call.segment();
     const std::byte* lent = nullptr;
     if (lends_ && bytes >= least_lent_) [[unlikely]] {
-      lent = step.lends_kept ? kept_at(item, segment_at, output, scratch_.get())
-                             : own_operand(item, segment_at, input, output, scratch_.get());
+      lent = step.lends_kept ? kept_at(*item, segment_at, output, scratch_.get())
+                             : own_operand(*item, segment_at, input, output, scratch_.get());
     }
     if (lent != nullptr && may_lend(call, step, input == output, lent, bytes)) [[unlikely]] {
       begun.lent = lent;
@@ -164,8 +164,8 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
       }
     } else {
       if (bytes >= kShiftedBytes) {
-        const std::byte* like = own_operand(item, segment_at, input, output, scratch_.get());
-        if (like == nullptr) like = kept_at(item, segment_at, output, scratch_.get());
+        const std::byte* like = own_operand(*item, segment_at, input, output, scratch_.get());
+        if (like == nullptr) like = kept_at(*item, segment_at, output, scratch_.get());
         begun.place.shift = reinterpret_cast<std::uintptr_t>(like) % kLine;
       }
       if (bytes >= kFarBytes) {

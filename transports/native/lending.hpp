@@ -22,8 +22,8 @@ enum class Lend : std::uint32_t { never = 0, when_quicker, always };
 // many times with, and by what took least, since nothing but the call itself makes it quick. What
 // was found holds for some hundred runs. Ranks tell each other what they have found and take what
 // is quicker for the slowest; since nobody is a run ahead of a rank it hears from, all know the
-// same. Where a rank has found nothing, since it has no long message or knows the call by another
-// length, nothing is lent.
+// same. Where a rank has found nothing, since it has no long message, or its result takes the place
+// of its operand and theirs do not, nothing is lent.
 class LendingTrials {
  public:
   LendingTrials(const Region& region, std::uint32_t rank) : region_(region), rank_(rank) {}
