@@ -23,7 +23,8 @@ def is_alone(ours: str) -> bool:
     threads = threading.enumerate()
     if sum(not each.name.startswith(ours) for each in threads) != 1 or _handles_signals():
         return False
-    known = {each.native_id for each in threads}
+    # In a forked child the thread that asks is still known by its number in the parent.
+    known = {threading.get_native_id(), *(each.native_id for each in threads)}
     # Threads that Python does not know, or only while they call it: numpy's and torch's, or such
     # as may call into Python next.
     return all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import os
 import re
 import signal
 import threading
@@ -82,6 +83,57 @@ def test_none_can_go_on(what, words):
         assert all(f"(pid {pid} on" in outcomes[0][1] for pid in pids)
     if what == "tag":
         assert re.search(r"#2 at .*test_circles.py:\d+ for rank 1", outcomes[0][1])
+
+
+def three_wait(what):
+    """As each_waits, among three ranks, one of which waits for any other."""
+    with collectives.init(timeout=30) as comm:
+        comm.barrier()
+        x = np.zeros(4)
+        began = time.monotonic()
+        try:
+            match what, comm.rank:
+                case ("one has left" | "one was killed", 0):
+                    comm.recv(x, source=1)
+                case ("one has left" | "one was killed" | "all for any", 1):
+                    comm.recv(x, source=collectives.ANY)
+                case ("one has left", 2):
+                    return "", "", 0.0
+                case ("one was killed", 2):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case ("two have left" | "a call", 0):
+                    comm.recv(x, source=collectives.ANY)
+                case ("two have left", _):
+                    return "", "", 0.0
+                case ("all for any", _):
+                    comm.recv(x, source=collectives.ANY)
+                case ("a call", _):
+                    comm.barrier()
+        except collectives.CollectiveError as error:
+            return type(error).__name__, str(error), time.monotonic() - began
+        return "", "", 0.0
+
+
+@pytest.mark.parametrize(
+    "what, raises, kind, words",
+    [
+        ("one has left", {0, 1}, "PeerLostError", [r"^rank 2 \(pid .*closed its comm.*; the r"]),
+        ("one was killed", {0, 1}, "PeerLostError", ["^rank 2 .*ended.*SIGKILL.*; the ranks that"]),
+        ("two have left", {0}, "PeerLostError", ["every other rank ended before one sent"]),
+        ("all for any", {0, 1, 2}, "MismatchError", ["^the ranks wait for each other"]),
+        ("a call", {0, 1, 2}, "MismatchError", ["^the ranks wait for each other", "in barrier"]),
+    ],
+)  # fmt: skip
+def test_none_can_go_on_though_one_waits_for_any(what, raises, kind, words):
+    with Ranks(three_wait, 3, what) as job:
+        outcomes = {rank: job.outcome(rank).value for rank in sorted(raises)}
+    for found, text, took in outcomes.values():
+        assert found == kind, text
+        assert all(re.search(word, text) for word in words), text
+        assert took < SOON
+        if what != "two have left":
+            assert len(text.splitlines()) == 1 + len(raises)
+            assert "waits to receive float64[4] with any tag from any rank" in text
 
 
 class Deaf:
@@ -221,6 +273,35 @@ def each_goes_on(what):
                 time.sleep(1.0)
             comm.allreduce(x)
         return float(comm.allreduce(np.ones(1))[0])
+
+
+def three_go_on(what):
+    """As each_goes_on, among three ranks: one waits for any, one for that, and the third acts."""
+    with collectives.init(timeout=30) as comm:
+        comm.barrier()
+        long = np.full(200_000, comm.rank + 1.0)
+        if comm.rank == 0:
+            long = comm.recv(long, source=1)
+        elif comm.rank == 1:
+            if what == "the last comes late":
+                comm.recv(np.zeros(4), source=collectives.ANY)
+            comm.send(comm.recv(long, source=collectives.ANY), dest=0)
+        elif what == "sends and leaves":
+            comm.send(long, dest=1)
+        else:
+            time.sleep(0.7)
+            if what == "the last comes late":
+                comm.send(np.zeros(4), dest=1)
+                time.sleep(0.7)
+            comm.send(long, dest=1)
+        return float(long[-1])
+
+
+@pytest.mark.parametrize("what", ["comes late", "the last comes late", "sends and leaves"])
+def test_what_can_go_on_does_though_one_waits_for_any(what):
+    with Ranks(three_go_on, 3, what) as job:
+        outcomes = job.outcomes()
+    assert [(outcome.text, outcome.value) for outcome in outcomes] == [("", 3.0)] * 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import os
 import signal
 import threading
 import time
@@ -52,9 +53,19 @@ def in_process(what):
             kept = waits_for_a_thread()
         case "handler":
             signal.signal(signal.SIGUSR1, lambda *_: None)
+        case "forked":  # the child of a process whose threads are known by other numbers
+            return before, in_child(settled)
         case "ignored":
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     return before, settled()
+
+
+def in_child(question):
+    """What a forked child answers."""
+    child = os.fork()
+    if child == 0:
+        os._exit(int(question()))
+    return bool(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def settled():
@@ -73,6 +84,7 @@ def settled():
         ("native thread asleep", False),
         ("native thread waits", True),
         ("handler", False),
+        ("forked", True),
         ("ignored", True),
     ],
 )

@@ -20,6 +20,7 @@ PointToPoint::PointToPoint(const Region& region, const Waiter& waiter)
     : region_(region),
       waiter_(waiter),
       process_(getpid()),
+      have_left_(region.geometry().ranks),
       matching_(region.geometry().ranks),
       thread_([this] { return step_in_background(); }) {
   for (std::uint32_t peer = 0; peer < ranks(); ++peer) {
@@ -124,15 +125,15 @@ bool PointToPoint::progress() {
 }
 
 void PointToPoint::show_moving() {
-  is_moving_ = std::any_of(outboxes_.begin(), outboxes_.end(),
-                           [](const Outbox& outbox) {
-                             return !outbox.clears.empty() || !outbox.heads.empty() ||
-                                    !outbox.streams.empty();
-                           }) ||
-               // A long message that has found its receive, from then to its last byte: so the
-               // receiver speaks for all of the way, clear and fragments.
-               std::any_of(inboxes_.begin(), inboxes_.end(),
-                           [](const Inbox& inbox) { return !inbox.streams.empty(); });
+  is_moving_ = false;
+  for (std::uint32_t peer = 0; peer < ranks() && !is_moving_; ++peer) {
+    if (have_left_[peer]) continue;
+    const auto& outbox = outboxes_[peer];
+    // A long message that has found its receive counts from then to its last byte: so the receiver
+    // speaks for all of the way, clear and fragments.
+    is_moving_ = !outbox.clears.empty() || !outbox.heads.empty() || !outbox.streams.empty() ||
+                 !inboxes_[peer].streams.empty();
+  }
   // Release: whoever sees that nothing is on its way finds in the lanes what was put there.
   region_.standing(rank()).is_moving.store(is_moving_, std::memory_order_release);
 }

@@ -175,6 +175,7 @@ class PointToPoint {
   std::atomic<std::int64_t> tested_ns_{0};
   std::vector<Outbox> outboxes_;
   std::vector<Inbox> inboxes_;
+  std::vector<bool> have_left_;  // peers that were seen to have: what is for them goes nowhere
   Matching matching_;
   std::optional<Failure> broken_;
   bool is_moving_ = false;  // what the region shows

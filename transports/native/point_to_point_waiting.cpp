@@ -80,20 +80,26 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal
 }
 
 void PointToPoint::look_for_circle(Operation& operation, Circle& circle, ShownWait& shown) {
+  std::vector<bool> left(ranks());
+  for (std::uint32_t peer = 0; peer < ranks(); ++peer) left[peer] = waiter_.has_ended(peer);
   {
     const Hold hold(*this);
-    progress();
-    const bool is_untaken = std::any_of(outboxes_.begin(), outboxes_.end(),
-                                        [](Outbox& outbox) { return !outbox.lane.is_taken(); });
+    progress();  // after the ends were seen: what those peers had posted has come
+    have_left_ = left;
+    if (is_moving_) show_moving();
+    bool is_untaken = false;
+    for (std::uint32_t peer = 0; peer < ranks(); ++peer) {
+      is_untaken |= !left[peer] && !outboxes_[peer].lane.is_taken();
+    }
     region_.standing(rank()).is_untaken.store(is_untaken, std::memory_order_relaxed);
   }
   // From now on this wait may be part of a circle.
-  shown.set_alone(Circle::is_possible(region_, rank(), true) && waiter_.is_alone());
-  if (!circle.stands(region_, rank(), true)) return;
-  const std::string text = waiter_.circle_text(circle);
+  shown.set_alone(waiter_.is_circle_possible(true) && waiter_.is_alone());
+  const auto failure = waiter_.failure_of(circle, true);
+  if (!failure) return;
   const Hold hold(*this);
   progress();
-  if (!operation.is_done() && !broken_) give_up(FailureKind::mismatch, text);
+  if (!operation.is_done() && !broken_) give_up(failure->kind(), failure->what());
 }
 
 bool PointToPoint::test(Operation& operation) {

@@ -93,10 +93,8 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
     if (looks % kLooksPerCensus == 0) {
       look_for_lost();
       look_for_mismatch();
-      shown.set_alone(Circle::is_possible(region_, rank_, false) && is_alone());
-      if (circle_.stands(region_, rank_, false)) {
-        fail(FailureKind::mismatch, circle_text(circle_));
-      }
+      shown.set_alone(is_circle_possible(false) && is_alone());
+      if (const auto failure = failure_of(circle_, false)) fail(failure->kind(), failure->what());
     }
   }
 }

@@ -206,8 +206,12 @@ class Waiter {
   std::string with_sightings(const std::string& text, const std::vector<Sighting>& sightings) const;
   // Whether nothing in this rank's program could act but the thread that waits.
   bool is_alone() const { return describe_.alone && describe_.alone(); }
-  // The text for a circle of waits.
-  std::string circle_text(const Circle& circle) const;
+  // Whether this rank's wait, in a call or for a message, may be part of a circle; see Circle.
+  bool is_circle_possible(bool in_message) const {
+    return Circle::is_possible(region_, rank_, in_message, sees_ended());
+  }
+  // What that circle means, once it stands: asked again and again, with the same `circle`.
+  std::optional<Failure> failure_of(Circle& circle, bool in_message) const;
   // What all ranks do that matter to a wait on `whom`, as Waits has it.
   std::vector<Sighting> sightings(std::uint32_t whom) const;
   // Sleeps until `counter` may have moved, at most `milliseconds`.
@@ -233,6 +237,9 @@ class Waiter {
   std::string placed_call_of(std::uint32_t rank, std::uint64_t number) const;
 
  private:
+  Circle::HasEnded sees_ended() const {
+    return [this](std::uint32_t peer) { return has_ended(peer); };
+  }
   bool look_for_expedited() const;
   void await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
                     std::uint32_t peer, const char* what);

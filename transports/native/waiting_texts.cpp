@@ -134,8 +134,12 @@ std::string Waiter::with_sightings(const std::string& text,
   return whole;
 }
 
-std::string Waiter::circle_text(const Circle& circle) const {
-  std::string text = "the ranks wait for each other, and none can go on:";
+std::optional<Failure> Waiter::failure_of(Circle& circle, bool in_message) const {
+  if (!circle.stands(region_, rank_, in_message, sees_ended())) return std::nullopt;
+  std::string text;
+  for (const auto rank : circle.ended()) text += name_of(rank) + ended_text(rank) + "; ";
+  text += circle.ended().empty() ? "the ranks" : "the ranks that are left";
+  text += " wait for each other, and none can go on:";
   for (const auto& link : circle.links()) {
     const auto& standing = region_.standing(link.rank);
     text += "\n  " + name_of(link.rank) + " waits ";
@@ -146,7 +150,8 @@ std::string Waiter::circle_text(const Circle& circle) const {
       text += "in " + placed_call_of(link.rank, number) + " for rank " + std::to_string(link.whom);
     }
   }
-  return text;
+  // Had those that have ended not, one of them might have ended a wait.
+  return Failure(circle.ended().empty() ? FailureKind::mismatch : FailureKind::peer_lost, text);
 }
 
 std::vector<bool> Waiter::holding_up(std::uint32_t whom) const {
