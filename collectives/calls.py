@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from collectives import dtypes
+from collectives.catalogue import find
 from collectives.choosing import Chooser, Request
 from collectives.cost.work import Room
 from collectives.lowering import lower
@@ -22,6 +23,10 @@ from transports import _native
 from transports.plan import split_evenly
 
 _MOST_CALLS = 4096  # a program that never repeats a shape must not grow for ever
+# What may run one-sided on arrays that the kernel copies: each rank hears from every other, so that
+# none waits that would not otherwise, and all know what was tried.
+_REACHING = ("allreduce", "reduce_scatter", "allgather", "alltoall")
+_MOST_REACHING = 16  # ranks, since each tells each other where its arrays are
 _LONGEST_COUNTS = 48  # characters of counts in a call's text; beyond, their hash stands for them
 
 
@@ -37,11 +42,13 @@ class Calls:
         room: Room,
         cache_bytes: int,
         prove: Callable[[Algorithm, int], str],
+        least_reaching: int | None = None,
     ) -> None:
         """Calls through channels with `room`.
 
         `cache_bytes` is what arrays have to fit in, or are written past it; `prove` proves an
-        algorithm of the user's for a root and gives its digest.
+        algorithm of the user's for a root and gives its digest. From `least_reaching` bytes on, if
+        it is a number, calls may run one-sided instead, where the kernel copies between arrays.
         """
         self._rank = rank
         self._size = size
@@ -50,6 +57,7 @@ class Calls:
         self._room = room
         self._cache_bytes = cache_bytes
         self._prove = prove
+        self._least_reaching = least_reaching
         self._digests: dict[Algorithm, str] = {}
         self._calls: dict[Request, _native.Call] = {}
 
@@ -88,6 +96,19 @@ class Calls:
         if spec_named(request.collective).reduces:
             reduction = dtypes.reduction(request.dtype, request.op)
         algo = self.proved_algorithm_for(request)
+        instead = self.instead_of(request, algo)
+        call = self._bound(request, algo, reduction, self._text(request, algo, instead))
+        if instead is not None:
+            call.set_reached(self._bound(request, instead, reduction, call.text))
+        return call
+
+    def _bound(
+        self,
+        request: Request,
+        algo: Algorithm,
+        reduction: tuple[int, int, bool] | None,
+        text: str,
+    ) -> _native.Call:
         plan = _native_plan(algo, self._rank, self._size, request.root, self._hosts)
         # What is only moved is moved as bytes, so that any element fits any slot.
         unit = 1 if reduction is None else request.itemsize
@@ -99,10 +120,27 @@ class Calls:
             unit,
             reduction,
             self._room.slot_bytes,
-            self._text(request, algo),
+            text,
             self._room.in_flight,
             self._cache_bytes,
         )
+
+    def instead_of(self, request: Request, algo: Algorithm) -> Algorithm | None:
+        """What may run instead of `algo`, on arrays that lie anywhere, by copies of the kernel's.
+
+        Depends only on what ranks agree on. Nothing for what a user names; nor where values would
+        be folded in another order, and so have other bits: what runs is what is quicker.
+        """
+        may = (
+            self._least_reaching is not None
+            and request.collective in _REACHING
+            and request.algorithm is None
+            and not algo.one_sided
+            and request.counts is None
+            and 1 < self._size <= (2 if spec_named(request.collective).reduces else _MOST_REACHING)
+            and self.chooser.nbytes(request) >= self._least_reaching
+        )
+        return find(request.collective, "one_sided") if may else None
 
     def _lengths(self, request: Request, algo: Algorithm) -> Sequence[int]:
         """Elements of every chunk; of alltoall's, 0 for those this rank never touches."""
@@ -125,7 +163,7 @@ class Calls:
         digest = self._digests.get(algo)
         return _short(algo.name) + (f"#{digest}" if digest else "")
 
-    def _text(self, request: Request, algo: Algorithm) -> str:
+    def _text(self, request: Request, algo: Algorithm, instead: Algorithm | None) -> str:
         """What all ranks must agree on, as people read it in errors."""
         if algo.collective == "barrier":
             return f"barrier by {self._name(algo)}"  # never a part of another call
@@ -142,6 +180,8 @@ class Calls:
         if algo.spec.rooted:
             words.append(f"root {request.root}")
         words.append(f"by {self._name(algo)}")
+        if instead is not None:
+            words.append(f"or {instead.name}")
         if request.whole:
             words.append(f"of {_short(request.whole)}")
         if request.deterministic:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
+import secrets
 import socket
 import time
 import traceback
@@ -96,7 +97,11 @@ class Communicator(Explaining):
             job=job,
             secret=secret,
             geometry=geometry,
-            settings={"table": table.as_settings()},
+            settings={
+                "table": table.as_settings(),
+                "lend": settings.lend(),
+                "seal": secrets.randbits(64),
+            },
             timeout=timeout,
             look=look,
             silence=self._silence,
@@ -117,7 +122,8 @@ class Communicator(Explaining):
             FaultyEngine(connection.engine, faults) if faults else connection.engine  # type: ignore[assignment]
         )
         connection.engine.far_ns = settings.far_ns(connection.engine.far_ns)
-        connection.engine.lend = settings.lend()
+        connection.engine.lend = connection.settings["lend"]
+        connection.engine.set_seal(connection.settings["seal"])
         self._begin_symmetric()
         self._point_to_point = _native.PointToPoint(connection.engine)
         self.timeout = timeout
@@ -147,8 +153,9 @@ class Communicator(Explaining):
             return myself._prove_once(algo, root)
 
         self._calls = Calls(
-            rank, size, self.hosts, self._table, self._room, settings.cache_bytes(), prove
-        )
+            rank, size, self.hosts, self._table, self._room, settings.cache_bytes(), prove,
+            settings.least_reaching(connection.settings["lend"]),
+        )  # fmt: skip
         look_after(self)
 
     def __repr__(self) -> str:

@@ -56,6 +56,8 @@ class Explanation:
         machine: what machine the predictions were fitted on.
         error: median error of predictions for the algorithm that runs, at sizes that were not
             fitted, of 64 KiB and more; None if that is not known.
+        instead: what runs in its place where copies of the kernel's between the ranks' arrays are
+            quicker, which the call finds out by trying; empty: nothing.
     """
 
     call: str
@@ -64,9 +66,12 @@ class Explanation:
     candidates: tuple[Candidate, ...]
     machine: str
     error: float | None
+    instead: str = ""
 
     def __str__(self) -> str:
         head = f"{self.call}: runs {self.algorithm}, {self.reason}"
+        if self.instead:
+            head += f"; or {self.instead}, if copies of the kernel's are found to be quicker"
         measured = any(each.measured is not None for each in self.candidates)
         wide = max(len("algorithm"), *(len(each.algorithm) for each in self.candidates)) + 2
         lines = [head, f"  {'algorithm':<{wide}}{'predicted':>12}{'measured' * measured:>12}"]
@@ -125,6 +130,7 @@ class Explaining(Symmetric):
         root = check_root(root, self.size)
         request = self._request(spec, x, root, op, algorithm, deterministic)
         chosen = self._calls.chooser.algorithm_for(request)
+        instead = self._calls.instead_of(request, chosen)
         nbytes = _full_bytes(spec, request, self.size)
         model = machine_model()
         candidates = [
@@ -145,6 +151,7 @@ class Explaining(Symmetric):
             candidates=tuple(sorted(candidates, key=_quickest_first)),
             machine=model.machine,
             error=model.errors.get(f"{collective} {chosen.name}"),
+            instead=instead.name if instead is not None else "",
         )
 
     def _request(

@@ -154,9 +154,10 @@ _LEND = ("never", "auto", "always")
 
 
 def lend(environment: Mapping[str, str] | None = None) -> int:
-    """When long messages stay in the sender's array, as the engine counts it: COLLECTIVES_LEND.
+    """When the kernel copies between ranks' arrays, as the engine counts it: COLLECTIVES_LEND.
 
-    The receiver has the kernel copy them from there. "auto" tries for each call which is quicker.
+    Long messages stay in the sender's array, for the receiver to have copied, or calls run
+    one-sided on arrays that lie anywhere. "auto" tries for each call which is quicker.
 
     Raises:
         ValueError: the value is none of never, auto, always.
@@ -166,6 +167,14 @@ def lend(environment: Mapping[str, str] | None = None) -> int:
     if text not in _LEND:
         raise ValueError(f"COLLECTIVES_LEND must be one of {', '.join(_LEND)}, found {text!r}")
     return _LEND.index(text)
+
+
+_LEAST_REACHING = 64 * 1024  # bytes
+
+
+def least_reaching(lend: int) -> int | None:
+    """From how many bytes of the full array on a call may reach arrays anywhere; None: none may."""
+    return (None, _LEAST_REACHING, 1)[lend]
 
 
 def silence_seconds(environment: Mapping[str, str] | None = None) -> float:

@@ -68,6 +68,11 @@ class Call:
         in_flight: int = 0,
         cache_bytes: int = ...,
     ) -> None: ...
+    def set_reached(self, call: Call) -> None:
+        """Let `call`, the same by a one-sided plan, run where copies of the kernel's are quicker.
+
+        On every rank, of a call in which each hears from every other.
+        """
 
 class SymmetricBlock:
     """Memory that every rank maps: a part for each."""
@@ -92,6 +97,7 @@ class Engine:
     depth: int
     lend: int  # long messages stay in the sender's array: 0 never, 1 when quicker, 2 always
     lent: int  # messages of this rank that were
+    reached: int  # calls that ran one-sided by the kernel's copies
     far_ns: int  # what it takes at least to get a line of this rank where memory is quicker
     def __init__(
         self, fd: int, rank: int, peers: Sequence[tuple[str, int, int]], crowded: bool
@@ -120,6 +126,9 @@ class Engine:
 
     def next_is(self, call: Call, timeout: float) -> bool:
         """Whether the call that this rank hears of next is `call`; waits for its first message."""
+
+    def set_seal(self, key: int) -> None:
+        """What the ranks alone know, 64 bits: under it they say where their arrays are."""
 
     has_symmetric: bool
     def add_symmetric(self, id: int, block: SymmetricBlock, parts: Sequence[int]) -> None:

@@ -83,7 +83,11 @@ def _answer(
         part, units = request["part"], request["units"]
         return {"seconds": tasks[key].part_seconds(request["calls"], part, units)}
     if do == "check":
-        return {"wrong": tasks[key].wrong(request["plant"])}
+        reached = getattr(library, "reached", lambda: 0)
+        before = reached()
+        answer = {"wrong": tasks[key].wrong(request["plant"])}
+        # What ran, if not what was expected.
+        return answer | ({"ran": "one_sided"} if reached() > before else {})
     if do == "release":
         tasks.pop(key, None)
         return {}

@@ -66,6 +66,7 @@ class Race:
             for runner in (*runners[turn:], *runners[:turn]):
                 self._attempt(runner, runner.run_round)
         for runner in runners:
+            self._attempt(runner, runner.conclude)
             self._release(runner)
         return [result for runner in runners for result in runner.results(case)]
 

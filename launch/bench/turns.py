@@ -59,6 +59,14 @@ class Runner:
         answers = self.entry.group.ask("time", self.key, calls=calls)
         return max(float(answer["seconds"]) for answer in answers)
 
+    def conclude(self) -> None:
+        """Checks once more: what ran in the last rounds may not be what ran first."""
+        answers = self.entry.group.ask("check", self.key, plant=0)
+        self.wrong += sum(answer["wrong"] for answer in answers)
+        # No prediction is of that.
+        if ran := answers[0].get("ran"):
+            self.expected = {**self.expected, "chosen": ran, "predicted": None}
+
     def results(self, case: Case) -> list[Result]:
         """What came of it: seconds a message, where a call is several."""
         messages = messages_of(case.collective)

@@ -70,7 +70,7 @@ def _by_trial(comm):
     x, out = np.empty(LONG), np.empty(LONG)
     for turn in range(60):
         x[:] = comm.rank + turn
-        comm.allreduce(x, out=out)
+        comm.allreduce(x, out=out, algorithm="ring")
         assert (out == 2 * turn + 1).all()
     tried = comm._engine.lent
     for turn in range(40):  # nobody waits for whoever does not send: a broadcast is not lent
@@ -105,12 +105,12 @@ def _forbidden(early, later):
     x = np.ones(LONG)
     with collectives.init(timeout=20) as comm:
         comm.barrier()
-        before = float(comm.allreduce(x)[-1]), comm._engine.lent > 0
+        before = float(comm.allreduce(x, algorithm="ring")[-1]), comm._engine.lent > 0
         if comm.rank in later:
             _forbid()
         comm.barrier()
         lent = comm._engine.lent
-        return *before, float(comm.allreduce(x)[-1]), comm._engine.lent > lent
+        return *before, float(comm.allreduce(x, algorithm="ring")[-1]), comm._engine.lent > lent
 
 
 def test_where_the_system_forbids_it_nothing_is_lent():
@@ -147,8 +147,9 @@ def _uncopied(comm):
     begin = next(line for line in lines if "[vvar" in line).split("-")[0]
     comm.barrier()
     found = np.frombuffer((ctypes.c_char * 4096).from_address(int(begin, 16)), np.uint8)
-    same = comm.allgather(found)
-    assert same.shape == comm.allgather(found.copy()).shape == (2, 4096)
+    same = comm.allgather(found, algorithm="ring")
+    copied = comm.allgather(found.copy(), algorithm="ring")
+    assert same.shape == copied.shape == (2, 4096)
     return comm._engine.lent
 
 

@@ -36,7 +36,7 @@ class Case(NamedTuple):
     """One call: what every rank does."""
 
     collective: str
-    algorithm: str
+    algorithm: str  # "": what the table chooses
     kind: str  # of array: numpy or torch
     dtype: str
     count: int  # type: ignore[assignment]
@@ -107,14 +107,14 @@ def run_case(comm: Any, case: Case) -> str | None:
     shape = (size, count) if collective in TAKES_A_MATRIX else (count,)
     places = int(np.prod(shape))
     inputs = [contribution(rank, places, dtype, op).reshape(shape) for rank in range(size)]
-    keywords: dict[str, Any] = {"algorithm": name}
+    keywords: dict[str, Any] = {"algorithm": name or None}
     if SPECS[collective].reduces:
         keywords["op"] = op
     if SPECS[collective].rooted:
         keywords["root"] = root
     mine = None if collective == "scatter" and comm.rank != root else inputs[comm.rank].copy()
     given = as_kind(kind, mine)
-    if CATALOGUE[collective, name].one_sided:
+    if name and CATALOGUE[collective, name].one_sided:
         given = as_symmetric(comm, kind, mine)
         if collective == "allreduce":  # the one that reaches into the result, too
             keywords["out"] = as_symmetric(comm, kind, np.zeros_like(mine))

@@ -15,8 +15,9 @@ from transports import _native
 from transports.shm.connection import Geometry
 
 LINE, PAGE = 64, 4096
-HEADER, STANDING = 3 * PAGE, 36 * LINE
+HEADER, STANDING = 3 * PAGE, 60 * LINE
 FIELDS = 24  # bytes of a descriptor before what it may carry inline
+WRITES_TO = 736  # where in the standing of a rank that is
 
 
 class Area(NamedTuple):

@@ -85,7 +85,10 @@ class _Draw:
         self.operations: list[Operation] = []
 
     def program(self) -> Program:
-        environment = GEOMETRIES[self.dice.integers(len(GEOMETRIES))]
+        environment = dict(GEOMETRIES[self.dice.integers(len(GEOMETRIES))])
+        # By dice of its own: programs stay what they were.
+        if np.random.default_rng([self.seed, self.size, 1]).random() < 0.5:
+            environment["COLLECTIVES_LEND"] = "always"
         while len(self.operations) < self.taste.length:
             self.draw_one()
         self.wait_for(list(self.pending))

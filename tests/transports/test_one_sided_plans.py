@@ -123,3 +123,19 @@ def test_an_engine_takes_only_parts_that_a_block_has(engine):
         assert not engine.has_symmetric and not engine.is_symmetric(own, 100)
     finally:
         os.close(descriptor)
+
+
+def test_what_may_run_instead_is_the_same_call():
+    message = ([0], [], [1], [(INPUT, 0)], [(OUTPUT, 0)], 0, [], [])
+    told = _native.Plan(0, 2, 1, [0], [0], [], 1, [message])
+    peeks = _native.Plan(0, 2, 1, [0], [0], [], 1, [PEEK], **WHOLE)
+
+    def call(plan, length=4, rest=("one", 0)):
+        return _native.Call(plan, [length], 8, FLOAT64_SUM, 128, *rest)
+
+    call(told).set_reached(call(peeks))
+    for one, other in ((told, told), (peeks, peeks), (peeks, told)):
+        with pytest.raises(ValueError, match="expected the same call by a one-sided plan"):
+            call(one).set_reached(call(other))
+    with pytest.raises(ValueError, match="expected the same call by a one-sided plan"):
+        call(told).set_reached(call(peeks, length=5))

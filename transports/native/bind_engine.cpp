@@ -175,6 +175,7 @@ void register_engine(nb::module_& module) {
       .def_prop_ro("scratch_bytes", &Call::scratch_bytes)
       .def_prop_ro("one_sided",
                    [](const Call& self) { return self.reaches_inputs() || self.reaches_outputs(); })
+      .def("set_reached", &Call::set_reached, nb::arg("call"), nb::keep_alive<1, 2>())
       .def_prop_ro("text", &Call::text);
   nb::class_<Rank>(module, "Engine")
       .def(nb::init<int, std::uint32_t, const Rank::Peers&, bool>(), nb::arg("fd"), nb::arg("rank"),
@@ -247,6 +248,10 @@ void register_engine(nb::module_& module) {
             self.engine().set_lend(static_cast<Lend>(when));
           })
       .def_prop_ro("lent", [](Rank& self) { return self.engine().lent(); })
+      .def_prop_ro("reached", [](Rank& self) { return self.engine().reaching_calls(); })
+      .def(
+          "set_seal", [](Rank& self, std::uint64_t key) { self.engine().set_seal(key); },
+          nb::arg("key"))
       .def_prop_rw(
           "far_ns", [](Rank& self) { return self.engine().far_ns(); },
           [](Rank& self, std::uint32_t nanoseconds) { self.engine().set_far_ns(nanoseconds); })

@@ -29,6 +29,11 @@ class Turn {
   std::atomic<bool>& busy_;
 };
 
+constexpr const char* kMayBeWritten =
+    "a rank was stopped while it wrote to the array of the result: until it has ended, nothing "
+    "else "
+    "may lie there, and it is kept";
+
 }  // namespace
 
 Engine::Engine(const Region& region, std::uint32_t rank, const std::vector<Waiter::Peer>& peers,
@@ -42,17 +47,21 @@ Engine::Engine(const Region& region, std::uint32_t rank, const std::vector<Waite
       operands_((region.geometry().ranks + 1) * kMostWoven),
       block_operands_(region.geometry().ranks + 1),
       results_(region.geometry().ranks + 1),
-      trials_(region, rank),
-      pulled_(region.geometry().ranks * kMostWoven) {
+      lending_trials_(region, rank, 0),
+      reaching_trials_(region, rank, kTrialPlaces),
+      pulled_(region.geometry().ranks * kMostWoven),
+      rooms_(region.geometry().ranks) {
   for (auto& slot : slots_) slot.readers.reserve(region.geometry().ranks);
   auto& standing = region_.standing(rank);
   for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
     // Without a pidfd the number may be one of another pid namespace.
     const bool may =
-        peer != rank && peer < peers.size() && peers[peer].pidfd >= 0 && may_pull(peers[peer].pid);
+        peer != rank && peer < peers.size() && peers[peer].pidfd >= 0 && may_copy(peers[peer].pid);
     peers_[peer].may_pull = may;
+    may_reach_ = may_reach_ && (may || peer == rank);
     region_.acks(rank, peer).may_pull.store(may, std::memory_order_relaxed);
   }
+  may_reach_ = may_reach_ && are_numbers_plenty();
   standing.pid.store(static_cast<std::uint32_t>(getpid()), std::memory_order_relaxed);
   standing.life.store(static_cast<std::uint32_t>(Life::running), std::memory_order_release);
 }
@@ -125,16 +134,16 @@ template <class Work>
 void Engine::or_tell_others(const Work& work) {
   try {
     work();
-  } catch (const Failure&) {
+  } catch (const Failure& failure) {
     broken_.store(true, std::memory_order_relaxed);  // the others know, or need not
-    end_lending();
-    throw;
+    if (end_copies()) throw;
+    throw Failure(failure.kind(), std::string(failure.what()) + "; " + kMayBeWritten);
   } catch (...) {
     broken_.store(true, std::memory_order_relaxed);
     // A signal's handler, say, whose exception the program may handle: the others must not wait.
     waiter_.report(FailureKind::aborted, "rank " + std::to_string(rank()) + " was interrupted in " +
                                              waiter_.call_of(rank()));
-    end_lending();
+    end_copies();
     throw;
   }
 }
@@ -171,7 +180,7 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
       fault_.is_due = false;
       steps_to_fault_ = std::max<std::uint64_t>(1, call.steps().size() * call.passes() / 2);
     }
-    if (call.longest_message() >= least_lent_) {
+    if (call.reached() != nullptr || call.longest_message() >= least_lent_) {
       run_long(call, input, output);
     } else {
       run(call, input, output);

@@ -7,11 +7,13 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "lending.hpp"
 #include "program.hpp"
 #include "region.hpp"
+#include "remote_copy.hpp"
 #include "symmetric.hpp"
 #include "waiting.hpp"
 
@@ -109,6 +111,14 @@ class Engine {
   void set_lend(Lend lend);
   // Messages of this rank that were.
   std::uint64_t lent() const { return lent_count_; }
+  // Calls in which ranks had the kernel copy from and to each other's arrays.
+  std::uint64_t reaching_calls() const { return reached_count_; }
+  // What the ranks of a communicator alone know: where their arrays are they say under this seal,
+  // so that nobody has anything copied to where something else has written an address.
+  void set_seal(std::uint64_t key) { seal_ = key; }
+  // Of a call that has failed: whether a rank that was stopped in the midst of a copy may still
+  // write to its output. Once: what lies there is to be kept for ever.
+  bool take_may_be_written() { return std::exchange(may_be_written_, false); }
   // In the middle of the next call sends this process a signal, or, if that is 0, ends it with a
   // code: for faults on purpose.
   void signal_in_middle(int number, int code) { fault_ = {true, number, code}; }
@@ -181,8 +191,36 @@ class Engine {
   template <class Work>
   void or_tell_others(const Work& work);
   void run(const Call& call, const std::byte* input, std::byte* output);
-  // ... lending what is quicker lent, until all that is lent has been copied.
+  // ... with copies of the kernel's where that is quicker.
   void run_long(const Call& call, const std::byte* input, std::byte* output);
+  // ... until all that was lent has been copied.
+  void run_lending(const Call& call, const std::byte* input, std::byte* output);
+  // Tells all ranks where the arrays of this one are, and hears it of them; false if the kernel
+  // cannot copy from and to all of them.
+  bool exchange_places(const Call& call, const std::byte* input, std::byte* output);
+  // Each: whether the kernel can copy from and to those of one rank.
+  bool tell_place(const Call& call, const std::byte* input, std::byte* output);
+  bool hear_place(std::uint32_t peer);
+  // The work of a one-sided step on arrays of which the kernel copies.
+  void reach_by_kernel(const Call& call, const Call::Step& step, const std::byte* input,
+                       std::byte* output);
+  void reach_piece(const Call& call, const Call::Step& step, const Call::Item& item,
+                   std::uint64_t at, std::uint64_t bytes, const std::byte* input,
+                   std::byte* output);
+  // Where an array of a peer begins, in its own memory or as this process has it mapped.
+  std::byte* at_peer(const Reach& reach) const {
+    return (reach.space == Space::input ? peer_inputs_ : peer_outputs_)[reach.peer];
+  }
+  // Room for a piece, which begins at a place of a cache line like `like`.
+  std::byte* room_like(std::uint32_t number, const std::byte* like);
+  void copy_from(const Reach& from, std::uint64_t offset, std::byte* into, std::uint64_t bytes);
+  void copy_to(const Reach& to, std::uint64_t offset, const std::byte* from, std::uint64_t bytes);
+  // Throws unless the kernel has copied from, or to, the memory of a peer that still is in the call
+  // then.
+  void check_copied(std::uint32_t peer, Copied copied);
+  // From here on nobody has anything copied to arrays of this rank, whose call has failed. False:
+  // somebody was stopped in the midst of it.
+  bool close_arrays();
   void meet_fault();
   void step(const Call& call, const Call::Step& step, std::uint64_t turn, const std::byte* input,
             std::byte* output);
@@ -220,8 +258,8 @@ class Engine {
   bool may_lend(const Call& call, const Call::Step& step, bool in_place, const std::byte* from,
                 std::uint64_t bytes);
   // Of a call that has failed: what it lent may still be copied, by ranks that then see that it
-  // has.
-  void end_lending();
+  // has; nobody writes to its arrays any more. False: as close_arrays.
+  bool end_copies();
   // Room for a message's descriptor at every peer.
   void take_room(const std::uint32_t* targets, std::uint32_t count);
   // Room for a message of `bytes`: its slot, or where short ones are made.
@@ -263,12 +301,20 @@ class Engine {
   Lend lend_ = Lend::when_quicker;
   std::uint64_t least_lent_ = kLentBytes;
   std::uint64_t lent_count_ = 0;
-  LendingTrials trials_;
-  PullableMemory pullable_;
-  bool lends_ = false;         // in the running call
+  LendingTrials lending_trials_;
+  LendingTrials reaching_trials_;
+  CopiedMemory copied_;
+  bool lends_ = false;    // in the running call
+  bool reaches_ = false;  // ... by the kernel's copies
+  bool is_open_ = false;  // its arrays, to others
+  bool may_be_written_ = false;
+  bool may_reach_ = true;  // all ranks, as far as this one knows
+  std::uint64_t seal_ = 0;
+  std::uint64_t reached_count_ = 0;
   std::vector<Message> lent_;  // in the running call
   // For each peer and step of a wave, once it has lent.
   std::vector<std::unique_ptr<std::byte[]>> pulled_;
+  std::vector<std::unique_ptr<std::byte[]>> rooms_;  // for pieces of a reaching call
   std::unique_ptr<std::byte[]> scratch_;
   std::uint64_t scratch_bytes_ = 0;
   std::uint64_t number_ = 0;  // calls entered

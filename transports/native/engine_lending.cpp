@@ -23,10 +23,7 @@ void Engine::set_lend(Lend lend) {
                                        : kLentBytes;
 }
 
-void Engine::run_long(const Call& call, const std::byte* input, std::byte* output) {
-  lends_ =
-      lend_ == Lend::always || trials_.begin(call.fingerprint() ^ std::uint64_t{input == output});
-  const auto began = std::chrono::steady_clock::now();
+void Engine::run_lending(const Call& call, const std::byte* input, std::byte* output) {
   run(call, input, output);
   for (const auto& message : lent_) {
     waiter_.await(region_.acks(message.peer, rank()).released, message.index + 1, message.peer,
@@ -36,16 +33,15 @@ void Engine::run_long(const Call& call, const std::byte* input, std::byte* outpu
   lent_count_ += lent_.size();
   lent_.clear();
   lends_ = false;
-  if (lend_ == Lend::always) return;
-  const auto took = std::chrono::steady_clock::now() - began;
-  trials_.end(static_cast<std::uint64_t>(took / std::chrono::nanoseconds(1)));
 }
 
-void Engine::end_lending() {
-  if (lent_.empty()) return;
-  // Whoever copies what the program writes to its arrays from here on sees the trouble, too.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  lent_.clear();
+bool Engine::end_copies() {
+  if (!lent_.empty()) {
+    // Whoever copies what the program writes to its arrays from here on sees the trouble, too.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    lent_.clear();
+  }
+  return close_arrays();
 }
 
 bool Engine::may_lend(const Call& call, const Call::Step& step, bool in_place,
@@ -56,7 +52,7 @@ bool Engine::may_lend(const Call& call, const Call::Step& step, bool in_place,
     const auto& may = region_.acks(call.peers()[i], rank()).may_pull;
     if (may.load(std::memory_order_relaxed) == 0) return false;
   }
-  return is_traceable() && pullable_.holds(from, bytes);
+  return is_traceable() && copied_.holds(from, bytes);
 }
 
 const std::byte* Engine::pull_from(std::uint32_t peer, const Descriptor& descriptor,
@@ -81,8 +77,12 @@ const std::byte* Engine::pull_from(std::uint32_t peer, const Descriptor& descrip
   }
   // Where this rank said that it may not, nobody lends. No step's message is longer than a slot.
   const bool may = peers_[peer].may_pull && begun.bytes <= region_.geometry().slot_bytes;
-  const Pulled pulled = may ? pull(waiter_.pid_of(peer), address, into, begun.bytes)  //
-                            : Pulled::nothing_there;
+  check_copied(
+      peer, may ? pull(waiter_.pid_of(peer), address, into, begun.bytes) : Copied::nothing_there);
+  return into;
+}
+
+void Engine::check_copied(std::uint32_t peer, Copied copied) {
   // A rank that gave up says so, or sees another say so, before its program goes on and changes the
   // array. And a number of a process is its own only while that lives.
   std::atomic_thread_fence(std::memory_order_acquire);
@@ -90,13 +90,13 @@ const std::byte* Engine::pull_from(std::uint32_t peer, const Descriptor& descrip
   for (;;) {
     waiter_.look_at_any_trouble();
     if (waiter_.has_gone(peer)) waiter_.fail_lost(peer, "message from");
-    if (pulled == Pulled::done) return into;
+    if (copied == Copied::done) return;
     const auto waited = std::chrono::steady_clock::now() - began;
-    if (waited > (pulled == Pulled::gone ? kEnding : kTold)) break;
+    if (waited > (copied == Copied::gone ? kEnding : kTold)) break;
     sched_yield();
   }
-  if (pulled == Pulled::gone) waiter_.fail_lost(peer, "message from");
-  if (pulled == Pulled::forbidden) {
+  if (copied == Copied::gone) waiter_.fail_lost(peer, "message from");
+  if (copied == Copied::forbidden) {
     waiter_.fail(FailureKind::misuse,
                  "rank " + std::to_string(rank()) + " may read the memory of " +
                      waiter_.name_of(peer) +

@@ -1,10 +1,11 @@
-// Messages that are lent: what is sent stays in the sender's array, and the receiver has the kernel
-// copy it from there (process_vm_readv). One copy instead of two, but a dear one: on some machines
-// twice as quick as by way of a slot, on others half as quick, so that it is tried.
+// When the kernel copies between the arrays of ranks (process_vm_readv, process_vm_writev): one
+// copy instead of two by way of a slot, but a dear one: on some machines twice as quick, on others
+// half as quick, so that it is tried.
+//
+// A message that is lent stays in the sender's array, and the receiver has it copied from there.
 #pragma once
 
 #include <array>
-#include <cstddef>
 #include <cstdint>
 #include <limits>
 
@@ -26,10 +27,12 @@ enum class Lend : std::uint32_t { never = 0, when_quicker, always };
 // of its operand and theirs do not, nothing is lent.
 class LendingTrials {
  public:
-  LendingTrials(const Region& region, std::uint32_t rank) : region_(region), rank_(rank) {}
+  // What is found is shown from trial `first` on.
+  LendingTrials(const Region& region, std::uint32_t rank, std::size_t first)
+      : region_(region), rank_(rank), first_(first) {}
 
-  // Whether the next run of the call with this fingerprint is to lend.
-  bool begin(std::uint64_t call);
+  // Whether the next run of the call with this fingerprint, on so many bytes, is to lend.
+  bool begin(std::uint64_t call, std::uint64_t bytes);
   // So long that run took.
   void end(std::uint64_t nanoseconds);
 
@@ -37,7 +40,8 @@ class LendingTrials {
   static constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
   struct Entry {
     std::uint64_t call = 0;
-    std::uint32_t runs = 0;  // begun
+    std::uint32_t runs = 0;   // begun
+    std::uint32_t trial = 0;  // runs of each way to try
     bool lends = false;
     std::uint64_t last = 0;                              // run of all
     std::array<std::uint64_t, 2> least{kNever, kNever};  // without and with lending
@@ -49,34 +53,10 @@ class LendingTrials {
 
   Region region_;
   std::uint32_t rank_;
+  std::size_t first_;
   std::array<Entry, kTrialPlaces> entries_{};  // sets of kTrialWays
   std::size_t place_ = 0;                      // of the running call
   std::uint64_t time_ = 0;                     // runs of all
-};
-
-enum class Pulled { done, nothing_there, forbidden, gone };
-
-// Copies `bytes` at `address` of another process, or of this one, to `into`. Of the user's own
-// processes those that may be traced allow it.
-Pulled pull(std::uint32_t pid, std::uint64_t address, std::byte* into, std::uint64_t bytes);
-// Whether that process would allow it.
-bool may_pull(std::uint32_t pid);
-// Whether others may still copy from this process: not if it has become another user's, or has
-// forbidden it.
-bool is_traceable();
-
-// Whether the kernel would copy this memory of ours: not that of a device, say. To ask takes a
-// microsecond, so that places are remembered.
-class PullableMemory {
- public:
-  bool holds(const std::byte* memory, std::uint64_t bytes);
-
- private:
-  struct Range {
-    const std::byte* memory;
-    std::uint64_t bytes;
-  };
-  std::array<Range, 64> known_{};
 };
 
 }  // namespace transports

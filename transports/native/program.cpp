@@ -257,6 +257,15 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
   find_lenders();
 }
 
+void Call::set_reached(const Call& call) {
+  if (!call.is_one_sided() || is_one_sided() || call.rank() != rank_ || call.size() != size_ ||
+      call.input_bytes() != input_bytes_ || call.output_bytes() != output_bytes_ ||
+      call.scratch_bytes() != 0 || call.in_place() != in_place_) {
+    refuse("expected the same call by a one-sided plan without scratch");
+  }
+  reached_ = &call;
+}
+
 void Call::find_lenders() {
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     Step& step = steps_[i];

@@ -139,6 +139,11 @@ class Call {
   // Whether it reaches into the peers' input or output, which then must be symmetric memory.
   bool reaches_inputs() const { return reaches_inputs_; }
   bool reaches_outputs() const { return reaches_outputs_; }
+  // What may run instead, if the kernel copies from and to the arrays of all ranks, wherever they
+  // lie: the same call as a one-sided plan has it; nullptr: nothing. Of calls in which every rank
+  // hears from every other. Must outlive this, and be set on every rank.
+  const Call* reached() const { return reached_; }
+  void set_reached(const Call& call);
   // The longest that any rank's input or output is.
   std::uint64_t widest_input() const { return widest_input_; }
   std::uint64_t widest_output() const { return widest_output_; }
@@ -163,6 +168,7 @@ class Call {
   std::vector<std::uint32_t> silent_peers_;
   std::vector<Reach> reaches_;
   std::vector<std::uint64_t> offsets_;
+  const Call* reached_ = nullptr;
   bool reaches_inputs_ = false;
   bool reaches_outputs_ = false;
   std::uint64_t widest_input_ = 0;

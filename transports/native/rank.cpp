@@ -101,12 +101,22 @@ void Rank::run(const Call& call, const std::byte* input, std::byte* output, doub
   engine_.execute(call, input, output, timeout, background, unlocking.once_slow());
 }
 
+template <class Work>
+void Rank::keeping(nb::handle output, const Work& work) {
+  try {
+    work();
+  } catch (...) {
+    if (engine_.take_may_be_written()) output.inc_ref();  // never freed
+    throw;
+  }
+}
+
 void Rank::execute(const Call& call, nb::handle input, nb::handle output, double timeout,
                    bool background) {
   const Buffer from(input, call.input_bytes(), Buffer::Access::read, "input");
   const Buffer to(output, call.output_bytes(), Buffer::Access::write, "output");
   refuse_overlap(call, from.data(), to.data());
-  run(call, from.data(), to.data(), timeout, background);
+  keeping(output, [&] { run(call, from.data(), to.data(), timeout, background); });
 }
 
 bool Rank::repeat(const KnownCalls::Ask& ask) {
@@ -119,7 +129,7 @@ bool Rank::repeat(const KnownCalls::Ask& ask) {
   // Held while it runs: the entry may be taken over by a call of another thread.
   const nb::object call = nb::borrow(found->holder);
   if (found->is_told && !next_is(*found->call, timeout_)) return false;
-  run(*found->call, found->input, found->output, timeout_, false);
+  keeping(ask.out, [&] { run(*found->call, found->input, found->output, timeout_, false); });
   return true;
 }
 

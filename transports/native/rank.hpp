@@ -51,6 +51,9 @@ class Rank {
  private:
   void run(const Call& call, const std::byte* input, std::byte* output, double timeout,
            bool background);
+  // Keeps the array of the result for ever if `work` fails while others may still write to it.
+  template <class Work>
+  void keeping(nanobind::handle output, const Work& work);
 
   Mapping mapping_;
   Engine engine_;

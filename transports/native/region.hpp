@@ -27,7 +27,7 @@ inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
 inline constexpr std::uint32_t kLentSlot = 0xfffffffeu;
-inline constexpr std::uint32_t kLayoutVersion = 6;
+inline constexpr std::uint32_t kLayoutVersion = 7;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -120,7 +120,7 @@ struct alignas(kLine) Waits {
   SharedText<12> what;                  // of point-to-point
 };
 
-// What a rank has found of a call: nanoseconds, with its long messages through slots and lent.
+// What a rank has found of a call: nanoseconds, by way of slots and by copies of the kernel's.
 struct Trial {
   std::atomic<std::uint64_t> call;  // its fingerprint
   std::atomic<std::uint64_t> least[2];
@@ -146,7 +146,11 @@ struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> queued;         // asynchronous calls of it that have not ended
   std::atomic<std::uint32_t> is_moving;      // messages to or from it move without its program
   std::atomic<std::uint32_t> is_untaken;  // some of it lie in lanes; shown while it waits for one
-  Trial trials[kTrialPlaces];             // see lending.hpp
+  // Of its calls, by number: the one whose arrays others may have copied to and from; 0: none.
+  std::atomic<std::uint64_t> open_for;
+  std::atomic<std::uint32_t> writes_to;  // whose array it is having copied to: a rank, plus one
+  // See lending.hpp: of calls that lend, then of those that reach.
+  Trial trials[2 * kTrialPlaces];
 };
 
 // Where the first trouble is written, for every rank to raise.

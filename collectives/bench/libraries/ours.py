@@ -107,6 +107,10 @@ class Ours(OrdinaryMemory):
             "predicted": None if case.cold else seconds,
         }
 
+    def reached(self) -> int:
+        """Calls that have run one-sided by the kernel's copies."""
+        return getattr(self.comm._engine, "reached", 0)  # an older build has no such calls
+
     def begin(self, case: Case, variant: str, x: Any, out: Any) -> Any:
         """An asynchronous call; its `wait()` ends it."""
         return partial(self.operation(case, variant, x, out), async_op=True)  # type: ignore[call-arg]

@@ -1,0 +1,264 @@
+// Calls by a one-sided plan on arrays that lie anywhere: the kernel copies from and to those of
+// other ranks. So the sum of a chunk goes from the caches of who has added it up to where its peers
+// want it, and no byte is moved on its way.
+//
+// Where arrays are, ranks tell each other first. To write into another process is to be trusted
+// with its memory: nobody does unless the address is under the communicator's seal, the process is
+// the one it was, and its rank is in the call still. One whose call fails says that it is not, and
+// then waits for whoever was writing.
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "engine.hpp"
+
+namespace transports {
+namespace {
+
+// So much at a time: what is copied to or from stays in an inner cache. A multiple of every
+// element's size.
+constexpr std::uint64_t kPiece = 128 * 1024;
+
+// Beyond it a rank that writes has been stopped: a piece takes some microseconds.
+constexpr std::chrono::nanoseconds kWriting = std::chrono::seconds(1);
+
+// Tells these messages from those of steps.
+constexpr std::uint64_t kPlaceMark = 0x94d049bb133111ebu;
+
+// Where the arrays of a rank are, and whether the kernel may copy from and to all of them, as far
+// as it knows.
+struct ArrayPlaces {
+  std::uint64_t input;
+  std::uint64_t output;
+  std::uint64_t may;
+  std::uint64_t seal;
+};
+static_assert(sizeof(ArrayPlaces) <= kInlineBytes);
+
+std::uint64_t mixed(std::uint64_t word) {
+  word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9u;
+  word = (word ^ (word >> 27)) * kPlaceMark;
+  return word ^ (word >> 31);
+}
+
+// Not to be guessed by who does not know the key; whoever of the user's processes wants to read it
+// can, and can write where he wants without.
+std::uint64_t sealed(std::uint64_t key, std::uint64_t number, std::uint32_t rank,
+                     const ArrayPlaces& places) {
+  std::uint64_t seal = key;
+  for (const std::uint64_t word :
+       {number, std::uint64_t{rank}, places.input, places.output, places.may}) {
+    seal = mixed(seal ^ word) + key;
+  }
+  return seal;
+}
+
+}  // namespace
+
+void Engine::run_long(const Call& call, const std::byte* input, std::byte* output) {
+  const bool may_reach = call.reached() != nullptr;
+  // Of calls that reach, all that a trial depends on is the same on every rank.
+  auto& trials = may_reach ? reaching_trials_ : lending_trials_;
+  const std::uint64_t trial = call.fingerprint() ^ std::uint64_t{!may_reach && input == output};
+  const bool copies =
+      lend_ == Lend::always || trials.begin(trial, call.input_bytes() + call.output_bytes());
+  const auto began = std::chrono::steady_clock::now();
+  if (copies && may_reach && exchange_places(call, input, output)) {
+    reaches_ = true;
+    run(*call.reached(), input, output);
+    reaches_ = false;
+    // All have told this rank that they have done with its arrays.
+    is_open_ = false;
+    region_.standing(rank()).open_for.store(0, std::memory_order_relaxed);
+    ++reached_count_;
+  } else {
+    lends_ = copies;
+    run_lending(call, input, output);
+  }
+  if (lend_ == Lend::always) return;
+  const auto took = std::chrono::steady_clock::now() - began;
+  trials.end(static_cast<std::uint64_t>(took / std::chrono::nanoseconds(1)));
+}
+
+bool Engine::exchange_places(const Call& call, const std::byte* input, std::byte* output) {
+  bool all_may = tell_place(call, input, output);
+  for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
+    if (peer != rank()) all_may = hear_place(peer) && all_may;
+  }
+  if (!all_may) {
+    is_open_ = false;
+    region_.standing(rank()).open_for.store(0, std::memory_order_relaxed);
+  }
+  return all_may;
+}
+
+bool Engine::tell_place(const Call& call, const std::byte* input, std::byte* output) {
+  const bool may = may_reach_ && is_traceable() && copied_.holds(input, call.input_bytes()) &&
+                   copied_.holds(output, call.output_bytes(), true);
+  ArrayPlaces places{reinterpret_cast<std::uint64_t>(input),
+                     reinterpret_cast<std::uint64_t>(output), may, 0};
+  places.seal = sealed(seal_, number_, rank(), places);
+  is_open_ = true;
+  // Relaxed: the messages order it.
+  region_.standing(rank()).open_for.store(number_, std::memory_order_relaxed);
+  for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
+    if (peer == rank()) continue;
+    auto& own = peers_[peer];
+    const auto& released = region_.acks(peer, rank()).released;
+    waiter_.await(released, own.reserved - region_.geometry().depth + 1, peer, "release by");
+    released_by(peer);
+    ++own.reserved;
+    const std::uint32_t index = own.sent++;
+    auto& descriptor = region_.descriptor(rank(), peer, index);
+    descriptor.length = sizeof places;
+    descriptor.fingerprint = stamp_ ^ kPlaceMark;
+    descriptor.number = static_cast<std::uint32_t>(number_);
+    descriptor.slot = kInlineSlot;
+    std::memcpy(descriptor.payload, &places, sizeof places);
+    // Release: the descriptor is complete for whoever sees the new sequence.
+    descriptor.sequence.store(index + 1, std::memory_order_release);
+    waiter_.fence_before_wake();
+    waiter_.wake(descriptor.sequence, peer);
+  }
+  return may;
+}
+
+bool Engine::hear_place(std::uint32_t peer) {
+  auto& own = peers_[peer];
+  const std::uint32_t index = own.taken++;
+  const auto& descriptor = region_.descriptor(peer, rank(), index);
+  waiter_.await(descriptor.sequence, index + 1, peer, "message from");
+  if (descriptor.fingerprint != (stamp_ ^ kPlaceMark)) {
+    fail_mismatch(peer, descriptor, sizeof(ArrayPlaces));
+  }
+  // Read once: what is under the seal is what is used.
+  std::uint64_t words[sizeof(ArrayPlaces) / sizeof(std::uint64_t)];
+  const auto* const there = reinterpret_cast<const std::uint64_t*>(descriptor.payload);
+  for (std::size_t i = 0; i < std::size(words); ++i) {
+    words[i] = __atomic_load_n(there + i, __ATOMIC_RELAXED);
+  }
+  ArrayPlaces places;
+  std::memcpy(&places, words, sizeof places);
+  if (places.seal != sealed(seal_, number_, peer, places)) {
+    waiter_.fail(FailureKind::mismatch, waiter_.name_of(peer) + " posted a damaged message");
+  }
+  auto& released = region_.acks(rank(), peer).released;
+  // Release: our reads of the descriptor are done before the sender may write there again.
+  released.store(++own.released, std::memory_order_release);
+  waiter_.fence_before_wake();
+  waiter_.wake(released, peer);
+  peer_inputs_[peer] = reinterpret_cast<std::byte*>(places.input);
+  peer_outputs_[peer] = reinterpret_cast<std::byte*>(places.output);
+  return places.may == 1;
+}
+
+void Engine::reach_by_kernel(const Call& call, const Call::Step& step, const std::byte* input,
+                             std::byte* output) {
+  for (auto* item = call.items() + step.items_begin; item != call.items() + step.items_end;
+       ++item) {
+    for (std::uint64_t at = 0; at < item->length; at += kPiece) {
+      reach_piece(call, step, *item, at, std::min(kPiece, item->length - at), input, output);
+    }
+  }
+}
+
+void Engine::reach_piece(const Call& call, const Call::Step& step, const Call::Item& item,
+                         std::uint64_t at, std::uint64_t bytes, const std::byte* input,
+                         std::byte* output) {
+  const Reach* const peeks = call.reaches() + step.peeks_begin;
+  const Reach* const pokes = call.reaches() + step.pokes_begin;
+  const std::uint32_t peek_count = step.pokes_begin - step.peeks_begin;
+  const std::uint32_t poke_count = step.reaches_end - step.pokes_begin;
+  const std::uint64_t* const offsets = call.offsets() + item.reaches;
+  const std::byte* const own = own_operand(item, at, input, output, nullptr);
+  std::byte* const kept = kept_at(item, at, output, nullptr);
+  if (peek_count == 1 && own == nullptr && poke_count == 0 && kept != nullptr) {
+    return copy_from(peeks[0], offsets[0] + at, kept, bytes);
+  }
+  for (std::uint32_t i = 0; i < peek_count; ++i) {
+    std::byte* const room = room_like(i, at_peer(peeks[i]) + offsets[i] + at);
+    copy_from(peeks[i], offsets[i] + at, room, bytes);
+    operands_[i + (own != nullptr && i >= step.own_at)] = room;
+  }
+  if (own != nullptr) operands_[step.own_at] = own;
+  const std::size_t count = peek_count + (own != nullptr);
+  // What goes on to others is taken from the caches, though the result goes past them.
+  const bool past_caches = call.streams() && kept != nullptr && !in_place(call, input, output);
+  std::byte* const passed_on = poke_count != 0 && (past_caches || kept == nullptr)
+                                   ? room_like(peek_count, kept != nullptr ? kept : own)
+                                   : nullptr;
+  std::byte* out = kept != nullptr ? kept : passed_on;
+  std::byte* const also = kept != nullptr ? passed_on : nullptr;
+  const Stores stores = past_caches ? Stores::past_caches : Stores::cached;
+  if (count > 1) {
+    call.reduce()(out, also, operands_.data(), count, bytes / call.item_bytes(), {stores});
+  } else if (out != operands_[0] || also != nullptr) {
+    copy_to_both(out, also, operands_[0], bytes, {stores});
+  }
+  for (std::uint32_t i = 0; i < poke_count; ++i) {
+    copy_to(pokes[i], offsets[peek_count + i] + at, passed_on != nullptr ? passed_on : kept, bytes);
+  }
+}
+
+std::byte* Engine::room_like(std::uint32_t number, const std::byte* like) {
+  auto& room = pulled_[number];
+  if (room == nullptr) {
+    room =
+        std::make_unique<std::byte[]>(std::max(kPiece + 2 * kLine, region_.geometry().slot_bytes));
+  }
+  // As far from a cache line: the kernel copies those that lie alike quicker, as do vectors.
+  const auto begin = reinterpret_cast<std::uintptr_t>(room.get());
+  const auto wanted = reinterpret_cast<std::uintptr_t>(like);
+  return room.get() + (wanted - begin) % kLine;
+}
+
+void Engine::copy_from(const Reach& from, std::uint64_t offset, std::byte* into,
+                       std::uint64_t bytes) {
+  const auto address = reinterpret_cast<std::uint64_t>(at_peer(from) + offset);
+  check_copied(from.peer, pull(waiter_.pid_of(from.peer), address, into, bytes));
+}
+
+void Engine::copy_to(const Reach& to, std::uint64_t offset, const std::byte* from,
+                     std::uint64_t bytes) {
+  const auto address = reinterpret_cast<std::uint64_t>(at_peer(to) + offset);
+  // First, as it takes a while, in which this rank might be stopped.
+  if (waiter_.has_gone(to.peer)) waiter_.fail_lost(to.peer, "message from");
+  auto& writes_to = region_.standing(rank()).writes_to;
+  writes_to.store(to.peer + 1, std::memory_order_relaxed);
+  // Pairs with close_arrays: either that rank sees that this one writes, or this one that it may
+  // not.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // Relaxed: the peer's arrays are not read by its leave.
+  const bool is_open =
+      region_.standing(to.peer).open_for.load(std::memory_order_relaxed) == number_;
+  const Copied copied =
+      is_open ? push(waiter_.pid_of(to.peer), address, from, bytes) : Copied::nothing_there;
+  // Release: it is written for whoever sees that this rank has done.
+  writes_to.store(0, std::memory_order_release);
+  check_copied(to.peer, copied);
+}
+
+bool Engine::close_arrays() {
+  if (!is_open_) return true;
+  is_open_ = false;
+  region_.standing(rank()).open_for.store(0, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);  // see copy_to
+  const auto began = std::chrono::steady_clock::now();
+  for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
+    // Acquire: what that rank has had copied is there, so that the program may write over it.
+    const auto& writes_to = region_.standing(peer).writes_to;
+    while (peer != rank() && writes_to.load(std::memory_order_acquire) == rank() + 1) {
+      if (waiter_.has_gone(peer)) break;
+      if (std::chrono::steady_clock::now() - began > kWriting) {
+        may_be_written_ = true;
+        return false;
+      }
+      sched_yield();
+    }
+  }
+  return true;
+}
+
+}  // namespace transports
