@@ -90,12 +90,12 @@ def test_the_table_takes_it_where_it_can(comm):
     for taken, by in ((out, "one_sided"), (x, "one_sided"), (None, "ring"), (private, "ring")):
         x[:] = 1
         assert comm.allreduce(x, out=taken)[7] == comm.size
-        assert last_call(comm).endswith(f"by {by}"), last_call(comm)
+        assert f"by {by}" in last_call(comm), last_call(comm)
     for array, by in ((x, "one_sided"), (private, "ring")):
         assert len(comm.allgather(array)) == comm.size
-        assert last_call(comm).endswith(f"by {by}")
+        assert f"by {by}" in last_call(comm)
     comm.allreduce(x[::2], out=out[::2])
-    assert last_call(comm).endswith("by ring")
+    assert "by ring" in last_call(comm)
     rows = comm.empty((comm.size, 20_000))
     rows[...] = comm.rank
     assert np.array_equal(comm.alltoall(rows)[:, 3], np.arange(comm.size))

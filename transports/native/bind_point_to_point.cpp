@@ -63,7 +63,8 @@ class Messages {
   }
   void withdraw(const PointToPoint::Handle& receive) {
     const Dropping drop(*this, receive.get());
-    const nb::gil_scoped_release free;
+    if (is_closed_) return;  // it has failed
+    const Outside outside;
     point_to_point_.withdraw(receive);
   }
   bool test(const PointToPoint::Handle& operation) {
