@@ -101,7 +101,7 @@ def test_the_table_takes_it_where_it_can(comm):
     assert np.array_equal(comm.alltoall(rows)[:, 3], np.arange(comm.size))
     assert last_call(comm).endswith("by one_sided")
     comm.alltoall(rows, out=rows)  # in place it reads a copy
-    assert last_call(comm).endswith("by pairwise")
+    assert "by pairwise" in last_call(comm)
     assert np.array_equal(rows[:, 3], np.arange(comm.size))
 
 
