@@ -178,9 +178,10 @@ class Symmetric(Messages):
 
         try:
             yield look
-        except PeerLostError:
+        except PeerLostError as error:
             look()  # what ended it for others says more than that they have gone
-            raise
+            # Its connections end before the process has: the others are to hear the same.
+            self._engine.peer_lost(str(error))
 
     def _view(self, block: _Block) -> Array:
         owner = _Owner(block.memory)

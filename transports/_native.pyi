@@ -185,6 +185,9 @@ class Engine:
     def mismatch(self, text: str) -> NoReturn:
         """Raise MismatchError on every rank."""
 
+    def peer_lost(self, text: str) -> NoReturn:
+        """Raise PeerLostError on every rank."""
+
     def close(self) -> None: ...
     def forsake(self) -> None:
         """In a child of fork: never touch the shared memory again."""

@@ -73,18 +73,29 @@ def _by_trial(comm):
         comm.allreduce(x, out=out, algorithm="ring")
         assert (out == 2 * turn + 1).all()
     tried = comm._engine.lent
-    for turn in range(40):  # nobody waits for whoever does not send: a broadcast is not lent
-        x[:] = turn if comm.rank == 0 else -1
-        comm.broadcast(x, out=x, root=0)
-        assert (x == turn).all()
-    return tried, comm._engine.lent - tried, comm._engine.lend
+    # Nobody waits for whoever does not send, unless it is for room: of two that root scatters the
+    # short one is not lent.
+    rows = np.empty((2, LONG)) if comm.rank == 0 else None
+    for turn in range(40):
+        if rows is not None:
+            rows[:] = [[turn], [turn + 1]]
+        part = comm.scatter(None if rows is None else rows[:, :1000], out=x[:1000], root=0)
+        assert (part == turn + comm.rank).all()
+    short = comm._engine.lent - tried
+    for turn in range(40):
+        if rows is not None:
+            rows[:] = [[turn], [turn + 1]]
+        assert (comm.scatter(rows, out=x, root=0) == turn + comm.rank).all()
+    long = comm._engine.lent - tried - short
+    return tried, short, long if comm.rank == 0 else -long, comm._engine.lend
 
 
 def test_it_is_tried_and_the_results_are_the_same():
-    for tried, more, lend in launch.spawn(_by_trial, 2):
-        assert lend == 1 and tried > 0 and more == 0
-    for tried, more, lend in launch.spawn(_by_trial, 2, environment={"COLLECTIVES_LEND": "never"}):
-        assert (tried, more, lend) == (0, 0, 0)
+    (tried, short, long, lend), (other, *rest) = launch.spawn(_by_trial, 2)
+    assert tried > 0 and other > 0 and (short, lend) == (0, 1) and rest == [0, 0, 1]
+    assert long > 0
+    never = launch.spawn(_by_trial, 2, environment={"COLLECTIVES_LEND": "never"})
+    assert never == [(0, 0, 0, 0)] * 2
 
 
 def _forbid():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import time
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pytest
 from harness.batches import Batch
 from harness.errors import raising, refused, still_works
 from harness.processes import Ranks, say, told
@@ -322,3 +324,23 @@ def test_a_killed_rank_leaves_nothing():  # what is left the rules of all tests 
             text, took, total = job.outcome(rank).value
             assert "rank 1" in text and f"pid {job.processes[1].pid}" in text and took < 10
             assert total == rank * 100_000  # memory of a lost peer stays what it was
+
+
+def _killed_while_they_meet():
+    import collectives.symmetric
+
+    with collectives.init(timeout=30) as comm:
+        comm.barrier()
+        if comm.rank == 0:
+            # What offers its memory once all have come.
+            collectives.symmetric.os.dup = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        comm.empty(1000)
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_rank_that_is_killed_while_they_meet_is_lost_to_all(turn):
+    """Its connections end before its process has: a rank that sees only that tells the others."""
+    with Ranks(_killed_while_they_meet, 4) as job:
+        outcomes = [job.outcome(rank) for rank in (1, 2, 3)]
+    assert [outcome.error for outcome in outcomes] == ["PeerLostError"] * 3, outcomes
+    assert all("rank 0" in outcome.text for outcome in outcomes), outcomes

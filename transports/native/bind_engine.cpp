@@ -217,6 +217,7 @@ void register_engine(nb::module_& module) {
       .def("wait_in_queue", &Rank::wait_in_queue, nb::arg("more"))
       .def("abort", [](Rank& self, const std::string& text) { self.engine().abort(text); })
       .def("mismatch", [](Rank& self, const std::string& text) { self.engine().mismatch(text); })
+      .def("peer_lost", [](Rank& self, const std::string& text) { self.engine().peer_lost(text); })
       .def("tell_of_trouble", [](Rank& self) { self.engine().waiter().tell_of_trouble(); })
       .def("check_complete", [](Rank& self) { self.engine().check_complete(); })
       .def("close", [](Rank& self) { self.engine().close(); })

@@ -104,9 +104,9 @@ void Engine::check_complete() {
   });
 }
 
-void Engine::mismatch(const std::string& text) {
-  if (forsaken_.load(std::memory_order_relaxed)) throw Failure(FailureKind::mismatch, text);
-  waiter_.fail(FailureKind::mismatch, text);
+void Engine::fail(FailureKind kind, const std::string& text) {
+  if (forsaken_.load(std::memory_order_relaxed)) throw Failure(kind, text);
+  waiter_.fail(kind, text);
 }
 
 void Engine::abort(const std::string& text) {

@@ -72,8 +72,9 @@ class Engine {
 
   // Tells all ranks that this one gives up; their waits throw `aborted` with the text.
   void abort(const std::string& text);
-  // Throws `mismatch` here and on every rank.
-  [[noreturn]] void mismatch(const std::string& text);
+  // Throws `mismatch`, or `peer_lost`, here and on every rank: what was found without a call.
+  [[noreturn]] void mismatch(const std::string& text) { fail(FailureKind::mismatch, text); }
+  [[noreturn]] void peer_lost(const std::string& text) { fail(FailureKind::peer_lost, text); }
   // Throws `mismatch` if a peer has sent what no call of this rank has taken, or a mismatch has
   // been reported that no call of this rank has thrown: before close(), of a rank that wants to
   // know. Nothing while a call is under way.
@@ -183,6 +184,7 @@ class Engine {
     // The length over all passes is part of it: both ends know it, and must agree from pass 0 on.
     return stamp ^ (step.bytes * 0xff51afd7ed558ccdu);
   }
+  [[noreturn]] void fail(FailureKind kind, const std::string& text);
   void refuse_in_child() const;
   void check_usable() const;
   // Shows the others which call this rank is in.

@@ -203,11 +203,8 @@ void Engine::reach_piece(const Call& call, const Call::Step& step, const Call::I
 }
 
 std::byte* Engine::room_like(std::uint32_t number, const std::byte* like) {
-  auto& room = pulled_[number];
-  if (room == nullptr) {
-    room =
-        std::make_unique<std::byte[]>(std::max(kPiece + 2 * kLine, region_.geometry().slot_bytes));
-  }
+  auto& room = rooms_[number];
+  if (room == nullptr) room = std::make_unique<std::byte[]>(kPiece + kLine);
   // As far from a cache line: the kernel copies those that lie alike quicker, as do vectors.
   const auto begin = reinterpret_cast<std::uintptr_t>(room.get());
   const auto wanted = reinterpret_cast<std::uintptr_t>(like);

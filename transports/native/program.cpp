@@ -254,7 +254,7 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
       weaves_ = are_independent(steps_[j], steps_[i]);
     }
   }
-  find_lenders();
+  find_lenders(in_flight);
 }
 
 void Call::set_reached(const Call& call) {
@@ -266,7 +266,7 @@ void Call::set_reached(const Call& call) {
   reached_ = &call;
 }
 
-void Call::find_lenders() {
+void Call::find_lenders(std::uint32_t in_flight) {
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     Step& step = steps_[i];
     if (step.targets_begin == step.targets_end || step.items_end - step.items_begin != 1) continue;
@@ -276,13 +276,15 @@ void Call::find_lenders() {
     step.lends_kept = step.sources_begin != step.sources_end;
     const Space space = step.lends_kept ? item.write : item.read;
     const std::uint64_t at = step.lends_kept ? item.write_at : item.read_at;
-    // Whoever it is lent to has to be in the call anyway: no rank waits that would not otherwise.
-    const bool are_heard =
+    // No rank waits that would hardly otherwise: whoever it is lent to has to be in the call
+    // anyway, or the message fills all slots.
+    const bool are_awaited =
+        step.bytes >= slot_bytes_ * in_flight ||
         std::all_of(peers_.begin() + step.targets_begin, peers_.begin() + step.targets_end,
                     [&](std::uint32_t peer) {
                       return std::count(silent_peers_.begin(), silent_peers_.end(), peer) == 0;
                     });
-    if (!are_heard) continue;
+    if (!are_awaited) continue;
     if (space != Space::input && space != Space::output) continue;
     // What average divides at the end is written once more.
     step.lends = divide_ == nullptr || space == Space::input;

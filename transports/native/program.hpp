@@ -159,7 +159,8 @@ class Call {
   // Whether two steps of one pass may be done in any order, or a little of each in turn.
   bool are_independent(const Step& one, const Step& other) const;
   // Of each step, whether what it sends stays as it is in the input or output until the call ends.
-  void find_lenders();
+  // A rank may have `in_flight` messages on their way.
+  void find_lenders(std::uint32_t in_flight);
 
   std::vector<Step> steps_;
   std::vector<Item> items_;
