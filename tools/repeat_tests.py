@@ -54,6 +54,21 @@ MANY_PROCESSES = [
     "tests/transports/test_engine.py",
     "tests/transports/test_waking.py",
     "tests/transports/test_conformance_shm.py::test_every_algorithm[3-fewest]",
+    "tests/transports/test_acting.py::test_only_what_could_act_counts[forked-True]",
+    "tests/collectives/test_circles.py::test_none_can_go_on[tag-words1]",
+    "tests/collectives/test_circles.py::test_what_can_go_on_does[work that ended]",
+    "tests/collectives/test_silence.py::test_a_time_out_says_the_same",
+    "tests/collectives/test_shrink.py::test_who_leads_the_meeting_is_lost_too[some go]",
+    "tests/collectives/test_faults.py::test_freezes_and_goes_on[middle]",
+    "tests/collectives/test_interrupted.py::test_an_abort_that_is_interrupted_reaches_the_others",
+    "tests/collectives/test_lending.py::test_a_rank_that_is_killed_after_lending",
+    "tests/collectives/test_lending.py::test_it_is_tried_and_the_results_are_the_same",
+    "tests/collectives/test_kernel_copies.py::test_a_rank_that_is_killed_in_the_midst[0.02]",
+    "tests/collectives/test_kernel_copies.py::test_nobody_writes_to_the_array_of_a_call_that_was_interrupted",
+    "tests/collectives/test_symmetric.py::test_a_rank_that_is_killed_while_they_meet_is_lost_to_all[0]",
+    "tests/launch/test_inject.py::test_a_fault_is_met_and_named",
+    "tests/launch/test_keep_going.py::test_those_that_are_left_shrink_and_finish",
+    "tests/soak/test_faults.py::test_every_kind_of_fault",
 ]
 
 

@@ -5,12 +5,14 @@ With COLLECTIVES_LEND=always every call that may does, of any length.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -198,6 +200,72 @@ def test_a_rank_that_is_stopped_in_the_midst_is_waited_for_until_the_deadline():
         ranks.kill(1, signal.SIGSTOP)
         kind, text, _ = ranks.outcome(0).value
     assert kind == "CollectiveTimeout" and "rank 1" in text, text
+
+
+def _with_trouble_half_told(comm):
+    """As when a rank is killed while it writes down why it gives up."""
+    comm.barrier()
+    geometry = settings.geometry()
+    region = mapped_at(_native.region_bytes(**geometry.for_ranks(2)))
+    board = next(area for area in areas(geometry, 2) if area.name == "trouble")
+    ctypes.c_uint32.from_address(region + board.begin).value = 1
+    comm.allreduce(np.ones(LONG))
+
+
+def test_trouble_of_which_nobody_says_why_is_no_leave_to_use_what_was_copied():
+    with pytest.raises(collectives.AbortedError, match="a rank gave up, and did not say why"):
+        launch.spawn(_with_trouble_half_told, 2, environment=ALWAYS)
+
+
+def _without_its_first_thread(known):
+    """Rank 1 goes on in another thread, of a process whose memory none finds by its number."""
+    comm = collectives.init(timeout=60)
+    x = np.ones(LONG)
+    if known:  # what the kernel has copied from once is not asked about again
+        comm.allreduce(x, out=x)
+    comm.barrier()
+    if comm.rank == 0:
+        say("there")
+        told()
+        began = time.monotonic()
+        try:
+            return "", str(comm.allreduce(x, out=x)[0]), 0.0
+        except collectives.CollectiveError as error:
+            return type(error).__name__, str(error), time.monotonic() - began
+
+    def go_on():
+        first = Path(f"/proc/self/task/{os.getpid()}/stat")
+        while first.read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.001)
+        with contextlib.suppress(collectives.CollectiveError):
+            comm.allreduce(x, out=x)
+        os._exit(0)
+
+    threading.Thread(target=go_on).start()
+    exit_thread = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
+    ctypes.CDLL(None).syscall(exit_thread, 0)
+    return None
+
+
+def _without_first_thread(known):
+    with Ranks(_without_its_first_thread, 2, known, environment=ALWAYS) as ranks:
+        assert ranks.said(0) == "there"
+        time.sleep(0.5)
+        ranks.tell(0)
+        outcome = ranks.outcome(0)
+        assert outcome.value, outcome
+        return outcome.value
+
+
+def test_a_rank_whose_memory_is_not_found_is_sent_messages():
+    assert _without_first_thread(False) == ("", "2.0", 0.0)
+
+
+@pytest.mark.full
+def test_a_rank_whose_memory_is_not_found_any_more_is_lost_after_a_while():
+    kind, text, took = _without_first_thread(True)
+    assert kind == "PeerLostError" and "rank 1" in text, text
+    assert 9 < took < 30
 
 
 class Stop(Exception):
