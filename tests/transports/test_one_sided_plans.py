@@ -127,14 +127,16 @@ def test_an_engine_takes_only_parts_that_a_block_has(engine):
 
 def test_what_may_run_instead_is_the_same_call():
     message = ([0], [], [1], [(INPUT, 0)], [(OUTPUT, 0)], 0, [], [])
+    hear = ([], [1], [], [], [], 0, [], [])
     told = _native.Plan(0, 2, 1, [0], [0], [], 1, [message])
-    peeks = _native.Plan(0, 2, 1, [0], [0], [], 1, [PEEK], **WHOLE)
+    peeks = _native.Plan(0, 2, 1, [0], [0], [], 1, [TELL, hear, PEEK], **WHOLE)
+    at_once = _native.Plan(0, 2, 1, [0], [0], [], 1, [PEEK, TELL, hear], **WHOLE)
 
-    def call(plan, length=4, rest=("one", 0)):
-        return _native.Call(plan, [length], 8, FLOAT64_SUM, 128, *rest)
+    def call(plan, length=4):
+        return _native.Call(plan, [length], 8, FLOAT64_SUM, 128, "one", 0)
 
     call(told).set_reached(call(peeks))
-    for one, other in ((told, told), (peeks, peeks), (peeks, told)):
+    for one, other in ((told, told), (peeks, peeks), (peeks, told), (told, at_once)):
         with pytest.raises(ValueError, match="expected the same call by a one-sided plan"):
             call(one).set_reached(call(other))
     with pytest.raises(ValueError, match="expected the same call by a one-sided plan"):

@@ -67,7 +67,11 @@ void Engine::run_long(const Call& call, const std::byte* input, std::byte* outpu
   const auto began = std::chrono::steady_clock::now();
   if (copies && may_reach && exchange_places(call, input, output)) {
     reaches_ = true;
-    run(*call.reached(), input, output);
+    const Call& reached = *call.reached();
+    for (std::size_t i = Call::kMeetingSteps; i < reached.steps().size(); ++i) {
+      step(reached, reached.steps()[i], 0, input, output);
+    }
+    if (reached.divide() != nullptr) divide(reached, 0, output);
     reaches_ = false;
     // All have told this rank that they have done with its arrays.
     is_open_ = false;

@@ -258,10 +258,17 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
 }
 
 void Call::set_reached(const Call& call) {
-  if (!call.is_one_sided() || is_one_sided() || call.rank() != rank_ || call.size() != size_ ||
-      call.input_bytes() != input_bytes_ || call.output_bytes() != output_bytes_ ||
-      call.scratch_bytes() != 0 || call.in_place() != in_place_) {
-    refuse("expected the same call by a one-sided plan without scratch");
+  const auto tells = [](const Step& step) { return step.targets_end - step.targets_begin; };
+  const auto hears = [](const Step& step) { return step.sources_end - step.sources_begin; };
+  const bool is_same = call.rank() == rank_ && call.size() == size_ &&
+                       call.input_bytes() == input_bytes_ && call.output_bytes() == output_bytes_ &&
+                       call.in_place() == in_place_;
+  const auto& steps = call.steps();
+  const bool begins_together = steps.size() >= kMeetingSteps && tells(steps[0]) == size_ - 1 &&
+                               hears(steps[0]) == 0 && hears(steps[1]) == size_ - 1;
+  if (is_one_sided() || !is_same || !call.is_one_sided() || call.scratch_bytes() != 0 ||
+      !begins_together) {
+    refuse("expected the same call by a one-sided plan without scratch that begins with a meeting");
   }
   reached_ = &call;
 }

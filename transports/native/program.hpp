@@ -141,8 +141,11 @@ class Call {
   bool reaches_outputs() const { return reaches_outputs_; }
   // What may run instead, if the kernel copies from and to the arrays of all ranks, wherever they
   // lie: the same call as a one-sided plan has it; nullptr: nothing. Of calls in which every rank
-  // hears from every other. Must outlive this, and be set on every rank.
+  // hears from every other, by a plan that begins on every rank with telling all the others and
+  // hearing of them all: as that is what telling where arrays are does, those steps are left out.
+  // Must outlive this, and be set on every rank.
   const Call* reached() const { return reached_; }
+  static constexpr std::size_t kMeetingSteps = 2;
   void set_reached(const Call& call);
   // The longest that any rank's input or output is.
   std::uint64_t widest_input() const { return widest_input_; }
