@@ -31,15 +31,15 @@ class _Given:
         self, family: Family, array: Array | None, stands_for: Array | None = None
     ) -> None:
         self._family = family
-        self._array = array
+        self.array = array
         self._stands_for = array if stands_for is None else stands_for
 
     def memory(self) -> Any:
-        return None if self._array is None else self._family.memory(self._array)
+        return None if self.array is None else self._family.memory(self.array)
 
     def finish(self) -> Array:
-        if self._array is not self._stands_for:
-            self._family.copy_into(self._stands_for, self._array)
+        if self.array is not self._stands_for:
+            self._family.copy_into(self._stands_for, self.array)
         return self._stands_for
 
 
@@ -156,6 +156,7 @@ class Execution:
                 family.memory(target),
                 self.timeout if timeout is None else check_timeout(timeout),
                 False,
+                target,
             )
         except ValueError:
             if shape is not None:
@@ -232,7 +233,8 @@ class Execution:
         def job() -> Any:
             given = source.memory() if source is not None else None
             taken = target.memory() if target is not None else None
-            self._engine.execute(call, given, taken, seconds, async_op)
+            owner = target.array if target is not None else None
+            self._engine.execute(call, given, taken, seconds, async_op, owner)
             return target.finish() if target is not None else None
 
         if not async_op and self._queue.idle:

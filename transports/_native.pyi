@@ -103,9 +103,18 @@ class Engine:
         self, fd: int, rank: int, peers: Sequence[tuple[str, int, int]], crowded: bool
     ) -> None: ...
     def execute(
-        self, call: Call, input: Buffer, output: Buffer, timeout: float, background: bool
+        self,
+        call: Call,
+        input: Buffer,
+        output: Buffer,
+        timeout: float,
+        background: bool,
+        owner: object = None,
     ) -> None:
-        """Run `call`; raises what the contract says, see transports/errors.py."""
+        """Run `call`; raises what the contract says, see transports/errors.py.
+
+        `owner` is what the memory of `output` lives with, where that is only an address.
+        """
 
     def remember(
         self,

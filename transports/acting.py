@@ -23,6 +23,8 @@ def is_alone(ours: str) -> bool:
     threads = threading.enumerate()
     if sum(not each.name.startswith(ours) for each in threads) != 1 or _handles_signals():
         return False
+    if threading.get_ident() not in {each.ident for each in threads}:
+        return False  # one that Python does not know asks, so the one that it knows may act
     # In a forked child the thread that asks is still known by its number in the parent.
     known = {threading.get_native_id(), *(each.native_id for each in threads)}
     # Threads that Python does not know, or only while they call it: numpy's and torch's, or such

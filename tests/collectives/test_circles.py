@@ -250,6 +250,19 @@ def each_goes_on(what):
             else:
                 comm.recv(np.zeros(4), source=0)
                 comm.send(x, dest=0)
+        elif what == "unknown thread waits":  # while the one that Python knows does something else
+            if comm.rank == 0:
+                gate = _thread.allocate_lock()
+                gate.acquire()
+                y = np.zeros(4)
+                wait = lambda: (comm.recv(y, source=1), gate.release())  # noqa: E731
+                _thread.start_new_thread(wait, ())
+                time.sleep(1.0)
+                comm.send(x, dest=1)
+                gate.acquire()
+            else:
+                comm.recv(np.zeros(4), source=0)
+                comm.send(x, dest=0)
         elif what == "signal":  # whose handler ends the wait of the others
             if comm.rank == 0:
                 signal.signal(signal.SIGALRM, lambda *_: comm.send(x, dest=1))
@@ -316,6 +329,7 @@ def test_what_can_go_on_does_though_one_waits_for_any(what):
         "between calls",
         "work that ended",
         "unknown thread",
+        "unknown thread waits",
         "signal",
         "asynchronous call",
         "late",

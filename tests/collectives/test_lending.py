@@ -148,7 +148,7 @@ def test_who_may_read_others_no_more_says_so():
     with Ranks(_demoted, 2, environment=ALWAYS) as ranks:
         for outcome in ranks.outcomes():
             assert outcome.error == "CollectiveError", outcome
-            assert "rank 0 may read the memory of rank 1 " in outcome.text, outcome
+            assert "rank 0 may copy from and to the memory of rank 1 " in outcome.text, outcome
             assert "With COLLECTIVES_LEND=never it need not" in outcome.text, outcome
 
 

@@ -55,9 +55,20 @@ def in_process(what):
             signal.signal(signal.SIGUSR1, lambda *_: None)
         case "forked":  # the child of a process whose threads are known by other numbers
             return before, in_child(settled)
+        case "asked by an unknown thread":  # while the one that is known may act
+            return before, in_thread(settled)
         case "ignored":
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     return before, settled()
+
+
+def in_thread(question):
+    """What a thread answers that Python does not know."""
+    answers, gate = [], _thread.allocate_lock()
+    gate.acquire()
+    _thread.start_new_thread(lambda: (answers.append(question()), gate.release()), ())
+    gate.acquire()
+    return answers[0]
 
 
 def in_child(question):
@@ -85,6 +96,7 @@ def settled():
         ("native thread waits", True),
         ("handler", False),
         ("forked", True),
+        ("asked by an unknown thread", False),
         ("ignored", True),
     ],
 )

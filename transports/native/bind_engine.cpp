@@ -181,7 +181,8 @@ void register_engine(nb::module_& module) {
       .def(nb::init<int, std::uint32_t, const Rank::Peers&, bool>(), nb::arg("fd"), nb::arg("rank"),
            nb::arg("peers"), nb::arg("crowded"))
       .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input").none(),
-           nb::arg("output").none(), nb::arg("timeout"), nb::arg("background"))
+           nb::arg("output").none(), nb::arg("timeout"), nb::arg("background"),
+           nb::arg("owner") = nb::none())
       .def(
           "remember",
           [](Rank& self, nb::handle collective, nb::handle x, nb::handle out, nb::handle root,

@@ -1,6 +1,7 @@
 #include "circle.hpp"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 namespace transports {
@@ -10,6 +11,10 @@ constexpr auto relaxed = std::memory_order_relaxed;  // what is read is looked a
 
 bool is_in_call(const Standing& standing) {
   return standing.entered.load(relaxed) != standing.completed.load(relaxed);
+}
+
+bool shows_wait(const Standing& standing) {
+  return standing.in_message.whom.load(relaxed) != Waits::kNobody || is_in_call(standing);
 }
 
 }  // namespace
@@ -52,9 +57,15 @@ bool Circle::follow(Actor actor, const Region& region, Programs programs, const 
   found.waits.push_back({{actor.rank, is_message, is_any ? Waits::kAnybody : whom - 1},
                          count,
                          wait.looks.load(relaxed)});
+  const auto is_asked = [&](std::uint32_t peer) {
+    return is_any ? peer != actor.rank : peer == whom - 1;
+  };
+  for (std::uint32_t peer = 0; is_any && peer < ranks; ++peer) {
+    // Of many, one that does not wait is soon found.
+    if (is_asked(peer) && !shows_wait(region.standing(peer)) && !has_ended(peer)) return false;
+  }
   for (std::uint32_t peer = 0; peer < ranks; ++peer) {
-    const bool is_asked = is_any ? peer != actor.rank : peer == whom - 1;
-    if (!is_asked) continue;
+    if (!is_asked(peer)) continue;
     if (peer != actor.rank && has_ended(peer)) {
       found.ended.insert(peer);
       continue;
@@ -72,13 +83,19 @@ bool Circle::follow(Actor actor, const Region& region, Programs programs, const 
 Circle::Found Circle::reached_from(Actor first, const Region& region, Programs programs,
                                    const HasEnded& has_ended) {
   Found found;
+  // Each is asked about once: it takes a system call.
+  std::map<std::uint32_t, bool> known;
+  const HasEnded has_ended_once = [&](std::uint32_t peer) {
+    const auto place = known.find(peer);
+    return place != known.end() ? place->second : known[peer] = has_ended(peer);
+  };
   std::vector<Actor> open{first}, visited;
   while (!open.empty()) {
     const Actor actor = open.back();
     open.pop_back();
     if (std::find(visited.begin(), visited.end(), actor) != visited.end()) continue;
     visited.push_back(actor);
-    if (!follow(actor, region, programs, has_ended, found, open)) return {};
+    if (!follow(actor, region, programs, has_ended_once, found, open)) return {};
   }
   return found;
 }

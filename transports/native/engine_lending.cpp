@@ -98,12 +98,14 @@ void Engine::check_copied(std::uint32_t peer, Copied copied) {
   if (copied == Copied::gone) waiter_.fail_lost(peer, "message from");
   if (copied == Copied::forbidden) {
     waiter_.fail(FailureKind::misuse,
-                 "rank " + std::to_string(rank()) + " may read the memory of " +
+                 "rank " + std::to_string(rank()) + " may copy from and to the memory of " +
                      waiter_.name_of(peer) +
                      " no more: has one of them changed its user or its rights since init? With "
                      "COLLECTIVES_LEND=never it need not");
   }
-  waiter_.fail(FailureKind::mismatch, waiter_.name_of(peer) + " posted a damaged message");
+  waiter_.fail(FailureKind::mismatch,
+               waiter_.name_of(peer) +
+                   " posted a damaged message, or has memory there that the kernel does not copy");
 }
 
 }  // namespace transports

@@ -21,8 +21,21 @@ namespace {
 // element's size.
 constexpr std::uint64_t kPiece = 128 * 1024;
 
+// From here on a call takes long, and its times differ less.
+constexpr std::uint64_t kLongBytes = 1024 * 1024;
+
 // Beyond it a rank that writes has been stopped: a piece takes some microseconds.
 constexpr std::chrono::nanoseconds kWriting = std::chrono::seconds(1);
+
+std::uint64_t pieces_of(const Call& call) {
+  std::uint64_t pieces = 0;
+  for (const auto& step : call.steps()) {
+    for (auto i = step.items_begin; i < step.items_end; ++i) {
+      pieces += (call.items()[i].length + kPiece - 1) / kPiece;
+    }
+  }
+  return pieces;
+}
 
 // Tells these messages from those of steps.
 constexpr std::uint64_t kPlaceMark = 0x94d049bb133111ebu;
@@ -62,12 +75,14 @@ void Engine::run_long(const Call& call, const std::byte* input, std::byte* outpu
   // Of calls that reach, all that a trial depends on is the same on every rank.
   auto& trials = may_reach ? reaching_trials_ : lending_trials_;
   const std::uint64_t trial = call.fingerprint() ^ std::uint64_t{!may_reach && input == output};
-  const bool copies =
-      lend_ == Lend::always || trials.begin(trial, call.input_bytes() + call.output_bytes());
+  // Of other calls ranks may have arrays of different lengths.
+  const bool is_long = may_reach && call.input_bytes() + call.output_bytes() >= kLongBytes;
+  const bool copies = lend_ == Lend::always || trials.begin(trial, is_long);
   const auto began = std::chrono::steady_clock::now();
   if (copies && may_reach && exchange_places(call, input, output)) {
     reaches_ = true;
     const Call& reached = *call.reached();
+    if (steps_to_fault_ != 0) steps_to_fault_ = std::max<std::uint64_t>(1, pieces_of(reached) / 2);
     for (std::size_t i = Call::kMeetingSteps; i < reached.steps().size(); ++i) {
       step(reached, reached.steps()[i], 0, input, output);
     }
@@ -99,8 +114,10 @@ bool Engine::exchange_places(const Call& call, const std::byte* input, std::byte
 }
 
 bool Engine::tell_place(const Call& call, const std::byte* input, std::byte* output) {
-  const bool may = may_reach_ && is_traceable() && copied_.holds(input, call.input_bytes()) &&
-                   copied_.holds(output, call.output_bytes(), true);
+  const Call& reached = *call.reached();
+  const bool may = may_reach_ && is_traceable() &&
+                   (!reached.reaches_inputs() || copied_.holds(input, call.input_bytes())) &&
+                   (!reached.reaches_outputs() || copied_.holds(output, call.output_bytes(), true));
   ArrayPlaces places{reinterpret_cast<std::uint64_t>(input),
                      reinterpret_cast<std::uint64_t>(output), may, 0};
   places.seal = sealed(seal_, number_, rank(), places);
@@ -171,6 +188,8 @@ void Engine::reach_by_kernel(const Call& call, const Call::Step& step, const std
 void Engine::reach_piece(const Call& call, const Call::Step& step, const Call::Item& item,
                          std::uint64_t at, std::uint64_t bytes, const std::byte* input,
                          std::byte* output) {
+  if (steps_to_fault_ != 0 && --steps_to_fault_ == 0) [[unlikely]]
+    meet_fault();
   const Reach* const peeks = call.reaches() + step.peeks_begin;
   const Reach* const pokes = call.reaches() + step.pokes_begin;
   const std::uint32_t peek_count = step.pokes_begin - step.peeks_begin;
@@ -251,7 +270,7 @@ bool Engine::close_arrays() {
     // Acquire: what that rank has had copied is there, so that the program may write over it.
     const auto& writes_to = region_.standing(peer).writes_to;
     while (peer != rank() && writes_to.load(std::memory_order_acquire) == rank() + 1) {
-      if (waiter_.has_gone(peer)) break;
+      if (waiter_.has_ended_process(peer)) break;  // one that has only closed may still write
       if (std::chrono::steady_clock::now() - began > kWriting) {
         may_be_written_ = true;
         return false;

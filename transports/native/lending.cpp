@@ -9,18 +9,22 @@ namespace {
 // while all write down and read what they have found, and so many as it holds for.
 constexpr std::uint32_t kTrial = 8;
 constexpr std::uint32_t kLongTrial = 3;  // as they take long, and differ less
-constexpr std::uint64_t kLongBytes = 1024 * 1024;
 constexpr std::uint32_t kReading = 2;
 constexpr std::uint32_t kHolds = 512;
 
 }  // namespace
 
-bool LendingTrials::begin(std::uint64_t call, std::uint64_t bytes) {
+bool LendingTrials::begin(std::uint64_t call, bool is_long) {
   place_ = place_of(call);
   Entry& entry = entries_[place_];
-  if (entry.call != call || entry.runs == kHolds) entry = Entry{call};
+  if (entry.call != call || entry.runs == kHolds) {
+    entry = Entry{call};
+    // What was found of another, or before, is not to be read by a rank that looks for what is not
+    // there yet. Relaxed: as in end().
+    region_.standing(rank_).trials[first_ + place_].call.store(0, std::memory_order_relaxed);
+  }
   entry.last = ++time_;
-  entry.trial = bytes < kLongBytes ? kTrial : kLongTrial;
+  entry.trial = is_long ? kLongTrial : kTrial;
   const auto run = entry.runs++;
   if (run < 2 * entry.trial + kReading) {
     entry.lends = run / entry.trial == 1;

@@ -31,8 +31,9 @@ class LendingTrials {
   LendingTrials(const Region& region, std::uint32_t rank, std::size_t first)
       : region_(region), rank_(rank), first_(first) {}
 
-  // Whether the next run of the call with this fingerprint, on so many bytes, is to lend.
-  bool begin(std::uint64_t call, std::uint64_t bytes);
+  // Whether the next run of the call with this fingerprint is to lend. One that is long, on every
+  // rank, is tried less often.
+  bool begin(std::uint64_t call, bool is_long);
   // So long that run took.
   void end(std::uint64_t nanoseconds);
 

@@ -102,21 +102,22 @@ void Rank::run(const Call& call, const std::byte* input, std::byte* output, doub
 }
 
 template <class Work>
-void Rank::keeping(nb::handle output, const Work& work) {
+void Rank::keeping(nb::handle owner, const Work& work) {
   try {
     work();
   } catch (...) {
-    if (engine_.take_may_be_written()) output.inc_ref();  // never freed
+    if (engine_.take_may_be_written()) owner.inc_ref();  // never let go
     throw;
   }
 }
 
 void Rank::execute(const Call& call, nb::handle input, nb::handle output, double timeout,
-                   bool background) {
+                   bool background, nb::handle owner) {
   const Buffer from(input, call.input_bytes(), Buffer::Access::read, "input");
   const Buffer to(output, call.output_bytes(), Buffer::Access::write, "output");
   refuse_overlap(call, from.data(), to.data());
-  keeping(output, [&] { run(call, from.data(), to.data(), timeout, background); });
+  keeping(owner.is_none() ? output : owner,
+          [&] { run(call, from.data(), to.data(), timeout, background); });
 }
 
 bool Rank::repeat(const KnownCalls::Ask& ask) {

@@ -22,9 +22,9 @@ class Rank {
 
   Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded);
 
-  // `input` and `output` as Buffer takes them.
+  // `input` and `output` as Buffer takes them; `owner` is what the output's memory lives with.
   void execute(const Call& call, nanobind::handle input, nanobind::handle output, double timeout,
-               bool background);
+               bool background, nanobind::handle owner);
 
   // Runs the call that was remembered for `ask`; false, and nothing was done, if there is none, or
   // the arrays are not such as the engine takes as they are, or calls wait in the queue.
@@ -51,9 +51,10 @@ class Rank {
  private:
   void run(const Call& call, const std::byte* input, std::byte* output, double timeout,
            bool background);
-  // Keeps the array of the result for ever if `work` fails while others may still write to it.
+  // Keeps what the result's memory lives with for ever if `work` fails while others may still write
+  // there.
   template <class Work>
-  void keeping(nanobind::handle output, const Work& work);
+  void keeping(nanobind::handle owner, const Work& work);
 
   Mapping mapping_;
   Engine engine_;

@@ -202,7 +202,10 @@ bool Waiter::has_ended(std::uint32_t peer) const {
 bool Waiter::has_gone(std::uint32_t peer) const {
   // Acquire: what it had posted before counts.
   const auto life = region_.standing(peer).life.load(std::memory_order_acquire);
-  if (life == static_cast<std::uint32_t>(Life::closed)) return true;
+  return life == static_cast<std::uint32_t>(Life::closed) || has_ended_process(peer);
+}
+
+bool Waiter::has_ended_process(std::uint32_t peer) const {
   if (peer >= pidfds_.size() || pidfds_[peer].get() < 0) return false;
   pollfd entry{pidfds_[peer].get(), POLLIN, 0};  // readable once the process has ended
   return ::poll(&entry, 1, 0) == 1;

@@ -222,6 +222,7 @@ class Waiter {
   // Whether it will not come to a meeting of those that are left: as has_ended, but for one that
   // has closed its communicator because it is in such a meeting's already.
   bool has_gone(std::uint32_t peer) const;
+  bool has_ended_process(std::uint32_t peer) const;
   // Throws if any rank ended before it completed the call this rank is in.
   void look_for_lost() const;
   // Throws if a rank that is in the call of the same number is in another call.
