@@ -19,7 +19,7 @@ namespace {
 
 // So much at a time: what is copied to or from stays in an inner cache. A multiple of every
 // element's size.
-constexpr std::uint64_t kPiece = 128 * 1024;
+constexpr std::uint64_t kPiece = 256 * 1024;
 
 // From here on a call takes long, and its times differ less.
 constexpr std::uint64_t kLongBytes = 1024 * 1024;
