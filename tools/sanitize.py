@@ -35,9 +35,8 @@ def without_release(name: str, file: str, store: str) -> Plant:
 
 PLANTS = [
     without_release("message", "engine_steps.cpp", "descriptor.sequence.store(index + 1, "),
-    without_release("release", "engine_steps.cpp", "acks.released.store(++peers_[peer].released, "),
+    without_release("release", "region.hpp", "released.store(count, "),
     without_release("packet", "lane.hpp", "descriptor.sequence.store(++sent_, "),
-    without_release("packet-release", "lane.hpp", "released.store(++taken_, "),
     Plant(
         "header", "region.cpp", "return __atomic_load_n(&place, __ATOMIC_RELAXED);", "return place;"
     ),

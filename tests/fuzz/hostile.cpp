@@ -128,7 +128,8 @@ void Hostile::write_message() {
 
 void Hostile::write_ack() {
   AckLine& ack = region_.acks(peer(), victim_);
-  ack.released.store(counter(ack.released.load(kRelaxed) + 1), std::memory_order_release);
+  ack.release(counter(ack.released.load(kRelaxed) + 1));
+  if (bytes_.below(4) == 0) ack.check.store(bytes_.next<std::uint32_t>(), kRelaxed);
   if (bytes_.below(4) == 0) ack.distance.store(bytes_.next<std::uint32_t>(), kRelaxed);
 }
 
@@ -204,7 +205,8 @@ void Hostile::write_packet() {
 
 void Hostile::write_lane_ack() {
   AckLine& ack = region_.lane_acks(peer(), victim_);
-  ack.released.store(counter(ack.released.load(kRelaxed) + 1), std::memory_order_release);
+  ack.release(counter(ack.released.load(kRelaxed) + 1));
+  if (bytes_.below(4) == 0) ack.check.store(bytes_.next<std::uint32_t>(), kRelaxed);
 }
 
 void Hostile::write_trouble() {

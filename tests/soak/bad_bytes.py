@@ -55,9 +55,9 @@ def areas(geometry: Geometry, size: int) -> list[Area]:
         begin = HEADER + rank * part
         found += [
             Area("standing", begin, STANDING),
-            Area("acks", begin + acks, size * LINE, LINE, 12),
+            Area("acks", begin + acks, size * LINE, LINE, 16),
             Area("descriptors", begin + descriptors, lane_acks - descriptors, LINE, FIELDS),
-            Area("lane acks", begin + lane_acks, size * LINE, LINE, 8),
+            Area("lane acks", begin + lane_acks, size * LINE, LINE, 16),
             Area("lane descriptors", begin + lane_descriptors,
                  size * geometry.lane_slots * LINE, LINE, FIELDS),
         ]  # fmt: skip

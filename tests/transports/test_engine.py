@@ -184,16 +184,20 @@ def test_a_damaged_message_is_not_followed(region):
         region.engines[1].check([])
 
 
-def test_an_acknowledgement_of_what_was_never_sent_frees_no_slot(region):
+@pytest.mark.parametrize("sent, acknowledged", [(0, 1000), (2, 1), (2, 2)])
+def test_an_acknowledgement_that_the_reader_has_not_left_frees_no_slot(region, sent, acknowledged):
+    """Neither of what was never sent, nor of what is there and has not been read."""
     plan = _native.Plan(0, 2, 1, [0], [], [], 1, [([0], [], [1], [(INPUT, 0)], [], 0, [], [])])
-    call = _native.Call(plan, [100], 8, None, 128, "one way")
+    one, many = (_native.Call(plan, [count], 8, None, 128, "one way") for count in (16, 100))
+    for _ in range(sent):
+        run(region, 0, one, np.ones(16), np.zeros(0))
     with region.bytes() as memory:
         shape = {name: value for name, value in GEOMETRY.items() if name != "ranks"}
         _, acks = [each.begin for each in areas(Geometry(**shape), 2) if each.name == "acks"]
         # What rank 1 has released of rank 0's, which then finds no room for its third message.
-        memory[acks : acks + 4] = struct.pack("=I", 1000)
+        memory[acks : acks + 4] = struct.pack("=I", acknowledged)
     with pytest.raises(MismatchError, match=r"rank 1 .* acknowledged messages that it never got"):
-        run(region, 0, call, np.ones(100), np.zeros(0), timeout=5.0)
+        run(region, 0, many, np.ones(100), np.zeros(0), timeout=5.0)
 
 
 def test_a_lent_message_is_not_followed_where_nothing_is():

@@ -1,4 +1,6 @@
 // Which slot a message gets, and what does not fit the call.
+#include <sched.h>
+
 #include <algorithm>
 #include <chrono>
 
@@ -14,6 +16,9 @@ constexpr std::uint64_t kHotBytes = 512 * 1024;
 // not, to be looked at.
 constexpr std::uint32_t kLookEvery = 32;
 constexpr std::uint32_t kLoads = 8;
+
+// Looks at an acknowledgement that seems to be none.
+constexpr int kLooksAtAck = 1000;
 
 // Nanoseconds a load, of loads that wait for each other, on lines that no prefetcher foresees.
 std::uint32_t nanoseconds_a_load(const std::byte* payload, std::uint32_t first) {
@@ -72,13 +77,18 @@ Engine::Slot& Engine::next_slot(std::uint64_t bytes) {
 }
 
 std::uint32_t Engine::released_by(std::uint32_t peer) {
-  // Acquire: what the peer read there it has read.
-  const auto released = region_.acks(peer, rank()).released.load(std::memory_order_acquire);
-  if (!reached(peers_[peer].sent, released)) {
+  const auto& acks = region_.acks(peer, rank());
+  auto released = acks.count();
+  // A reader that goes on leaves another; there are not many.
+  for (int looks = 0; !released && looks < kLooksAtAck; ++looks) {
+    sched_yield();
+    released = acks.count();
+  }
+  if (!released || !reached(peers_[peer].sent, *released)) {
     waiter_.fail(FailureKind::mismatch,
                  waiter_.name_of(peer) + " acknowledged messages that it never got");
   }
-  return peers_[peer].known_released = released;
+  return peers_[peer].known_released = *released;
 }
 
 bool Engine::is_released(const Message& message) {

@@ -165,11 +165,10 @@ bool Engine::hear_place(std::uint32_t peer) {
   if (places.seal != sealed(seal_, number_, peer, places)) {
     waiter_.fail(FailureKind::mismatch, waiter_.name_of(peer) + " posted a damaged message");
   }
-  auto& released = region_.acks(rank(), peer).released;
-  // Release: our reads of the descriptor are done before the sender may write there again.
-  released.store(++own.released, std::memory_order_release);
+  auto& acks = region_.acks(rank(), peer);
+  acks.release(++own.released);
   waiter_.fence_before_wake();
-  waiter_.wake(released, peer);
+  waiter_.wake(acks.released, peer);
   peer_inputs_[peer] = reinterpret_cast<std::byte*>(places.input);
   peer_outputs_[peer] = reinterpret_cast<std::byte*>(places.output);
   return places.may == 1;

@@ -359,9 +359,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
 }
 
 [[gnu::always_inline]] inline void Engine::release(std::uint32_t peer) {
-  auto& acks = region_.acks(rank(), peer);
-  // Release: our reads of the payload are done before the sender may write there again.
-  acks.released.store(++peers_[peer].released, std::memory_order_release);
+  region_.acks(rank(), peer).release(++peers_[peer].released);
 }
 
 }  // namespace transports

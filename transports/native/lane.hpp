@@ -42,8 +42,7 @@ class OutgoingLane {
   bool has_room() {
     const std::uint32_t slots = region_.geometry().lane_slots;
     if (sent_ - known_released_ < slots) return true;  // spares a cache miss a packet
-    // Acquire: the peer has read the slot before we write to it again.
-    known_released_ = released().load(std::memory_order_acquire);
+    look_at_acks();
     return sent_ - known_released_ < slots;
   }
   // There is room: post a packet, with `length` bytes, at most a slot, that lie at `payload`.
@@ -72,7 +71,7 @@ class OutgoingLane {
 
   // Whether the peer has taken all that was posted.
   bool is_taken() {
-    known_released_ = released().load(std::memory_order_acquire);
+    look_at_acks();
     return sent_ == known_released_;
   }
   // Whether there was none when last asked.
@@ -84,6 +83,12 @@ class OutgoingLane {
   std::uint32_t awaited() const { return sent_ - region_.geometry().lane_slots + 1; }
 
  private:
+  void look_at_acks() {
+    // What is no count of the peer's is none: it leaves another.
+    const auto found = region_.lane_acks(peer_, waiter_.rank()).count();
+    if (found) known_released_ = *found;
+  }
+
   Region region_;
   const Waiter& waiter_;
   std::uint32_t peer_;
@@ -120,11 +125,10 @@ class IncomingLane {
     }
   }
   void release() {
-    auto& released = region_.lane_acks(waiter_.rank(), peer_).released;
-    // Release: our reads of the payload are done before the peer may write there again.
-    released.store(++taken_, std::memory_order_release);
+    auto& acks = region_.lane_acks(waiter_.rank(), peer_);
+    acks.release(++taken_);
     waiter_.fence_before_wake();
-    waiter_.wake(released, peer_);
+    waiter_.wake(acks.released, peer_);
     place_ = (place_ + 1) % region_.geometry().lane_slots;
   }
 

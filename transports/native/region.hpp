@@ -18,6 +18,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 namespace transports {
@@ -27,7 +28,7 @@ inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
 inline constexpr std::uint32_t kLentSlot = 0xfffffffeu;
-inline constexpr std::uint32_t kLayoutVersion = 7;
+inline constexpr std::uint32_t kLayoutVersion = 8;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -87,6 +88,23 @@ struct alignas(kLine) AckLine {
   std::atomic<std::uint32_t> distance;
   // Whether the reader may have the kernel copy from the sender's memory.
   std::atomic<std::uint32_t> may_pull;
+  std::atomic<std::uint32_t> check;  // of `released`: what something else has written has none
+
+  static std::uint32_t check_of(std::uint32_t count) { return count * 0x9e3779b1u; }
+  // So many messages of the sender's have been read.
+  void release(std::uint32_t count) {
+    check.store(check_of(count), std::memory_order_relaxed);  // ordered by the next
+    // Release: our reads of the payload are done before the sender may write there again.
+    released.store(count, std::memory_order_release);
+  }
+  // How many; nothing, if that is not what the reader has left, or it is just leaving one more.
+  std::optional<std::uint32_t> count() const {
+    // Acquire: what was read there has been read, and the check is of this count or of a later one.
+    const std::uint32_t found = released.load(std::memory_order_acquire);
+    const std::uint32_t its = check.load(std::memory_order_relaxed);
+    if (its != check_of(found) && its != check_of(found + 1)) return std::nullopt;
+    return found;
+  }
 };
 
 // Text that one rank writes and others may read at any time: words, so that a torn read is old and
