@@ -63,9 +63,7 @@ MANY_PROCESSES = [
     "tests/collectives/test_interrupted.py::test_an_abort_that_is_interrupted_reaches_the_others",
     "tests/collectives/test_lending.py::test_a_rank_that_is_killed_after_lending",
     "tests/collectives/test_lending.py::test_it_is_tried_and_the_results_are_the_same",
-    "tests/collectives/test_kernel_copies_in_trouble.py::test_a_rank_that_is_killed_in_the_midst[0.02]",
-    "tests/collectives/test_kernel_copies_in_trouble.py::"
-    "test_nobody_writes_to_the_array_of_a_call_that_was_interrupted",
+    "tests/collectives/test_kernel_copies_in_trouble.py",
     "tests/collectives/test_kernel_copies.py::test_all_ranks_find_the_same_quicker",
     "tests/collectives/test_symmetric.py::test_a_rank_that_is_killed_while_they_meet_is_lost_to_all[0]",
     "tests/launch/test_inject.py::test_a_fault_is_met_and_named",
