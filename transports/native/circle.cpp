@@ -86,8 +86,9 @@ Circle::Found Circle::reached_from(Actor first, const Region& region, Programs p
   // Each is asked about once: it takes a system call.
   std::map<std::uint32_t, bool> known;
   const HasEnded has_ended_once = [&](std::uint32_t peer) {
-    const auto place = known.find(peer);
-    return place != known.end() ? place->second : known[peer] = has_ended(peer);
+    const auto [place, is_new] = known.try_emplace(peer, false);
+    if (is_new) place->second = has_ended(peer);
+    return place->second;
   };
   std::vector<Actor> open{first}, visited;
   while (!open.empty()) {
