@@ -46,6 +46,23 @@ def test_what_runs_and_why(comm):
     still_works(comm)
 
 
+@ranks(2, 3)
+def test_what_runs_instead_where_the_kernel_copies(comm):
+    """Not what a call names, what is short, nor what would fold in another order."""
+    for collective, count, named, instead in (
+        ("allreduce", 1 << 16, None, comm.size == 2),
+        ("allreduce", 1 << 16, "ring", False),
+        ("allreduce", 1 << 10, None, False),
+        ("allgather", 1 << 16, None, True),
+        ("broadcast", 1 << 16, None, False),
+    ):
+        x = np.ones(count, np.float32)
+        found = comm.explain(collective, x, algorithm=named)
+        assert found.instead == ("one_sided" if instead else ""), (collective, count, named)
+        words = "; or one_sided, if copies of the kernel's are found to be quicker"
+        assert (words in str(found)) == instead
+
+
 @ranks(1)
 def test_a_world_of_one_is_explained_too(comm):
     assert "runs " in str(comm.explain("allreduce", np.ones(3), measure=True, rounds=1))
