@@ -200,6 +200,16 @@ def test_an_acknowledgement_that_the_reader_has_not_left_frees_no_slot(region, s
         run(region, 0, many, np.ones(100), np.zeros(0), timeout=5.0)
 
 
+def test_where_nothing_is_known_of_slots_nobody_is_waited_for():
+    """As of a call that is made without saying how many messages may be on their way."""
+    made = Region(watched=True)
+    made.engines[0].lend = 2
+    plan = _native.Plan(0, 2, 1, [0], [], [], 1, [([0], [], [1], [(INPUT, 0)], [], 0, [], [])])
+    call = _native.Call(plan, [16], 8, None, 128, "one way")
+    run(made, 0, call, np.ones(16), np.zeros(0), timeout=5.0)
+    assert made.engines[0].lent == 0
+
+
 def test_a_lent_message_is_not_followed_where_nothing_is():
     """As between processes: with descriptors that watch them, here the only one."""
     made = Region(watched=True)

@@ -286,7 +286,7 @@ void Call::find_lenders(std::uint32_t in_flight) {
     // No rank waits that would hardly otherwise: whoever it is lent to has to be in the call
     // anyway, or the message fills all slots.
     const bool are_awaited =
-        step.bytes >= slot_bytes_ * in_flight ||
+        (in_flight != 0 && step.bytes >= slot_bytes_ * in_flight) ||
         std::all_of(peers_.begin() + step.targets_begin, peers_.begin() + step.targets_end,
                     [&](std::uint32_t peer) {
                       return std::count(silent_peers_.begin(), silent_peers_.end(), peer) == 0;

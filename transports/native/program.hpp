@@ -162,7 +162,7 @@ class Call {
   // Whether two steps of one pass may be done in any order, or a little of each in turn.
   bool are_independent(const Step& one, const Step& other) const;
   // Of each step, whether what it sends stays as it is in the input or output until the call ends.
-  // A rank may have `in_flight` messages on their way.
+  // A rank may have `in_flight` messages on their way; 0: not known.
   void find_lenders(std::uint32_t in_flight);
 
   std::vector<Step> steps_;
