@@ -274,6 +274,10 @@ class Engine {
   const std::byte* pull_from(std::uint32_t peer, const Descriptor& descriptor, const Call& call,
                              const Begun& begun, std::uint64_t turn, std::byte* output);
   void release(std::uint32_t peer);
+  // A message of at most kInlineBytes that belongs to no step; and the release of one.
+  void post_inline(std::uint32_t peer, const void* words, std::size_t bytes,
+                   std::uint64_t fingerprint);
+  void release_alone(std::uint32_t peer);
   // Whether one of these is so far that a long message is better stored past the caches.
   bool is_any_far(const std::uint32_t* targets, std::uint32_t count);
   // Now and then: how long it takes to get what the peer has just written.

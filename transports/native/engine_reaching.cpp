@@ -126,29 +126,13 @@ bool Engine::tell_place(const Call& call, const std::byte* input, std::byte* out
   region_.standing(rank()).open_for.store(number_, std::memory_order_relaxed);
   for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
     if (peer == rank()) continue;
-    auto& own = peers_[peer];
-    const auto& released = region_.acks(peer, rank()).released;
-    waiter_.await(released, own.reserved - region_.geometry().depth + 1, peer, "release by");
-    released_by(peer);
-    ++own.reserved;
-    const std::uint32_t index = own.sent++;
-    auto& descriptor = region_.descriptor(rank(), peer, index);
-    descriptor.length = sizeof places;
-    descriptor.fingerprint = stamp_ ^ kPlaceMark;
-    descriptor.number = static_cast<std::uint32_t>(number_);
-    descriptor.slot = kInlineSlot;
-    std::memcpy(descriptor.payload, &places, sizeof places);
-    // Release: the descriptor is complete for whoever sees the new sequence.
-    descriptor.sequence.store(index + 1, std::memory_order_release);
-    waiter_.fence_before_wake();
-    waiter_.wake(descriptor.sequence, peer);
+    post_inline(peer, &places, sizeof places, stamp_ ^ kPlaceMark);
   }
   return may;
 }
 
 bool Engine::hear_place(std::uint32_t peer) {
-  auto& own = peers_[peer];
-  const std::uint32_t index = own.taken++;
+  const std::uint32_t index = peers_[peer].taken++;
   const auto& descriptor = region_.descriptor(peer, rank(), index);
   waiter_.await(descriptor.sequence, index + 1, peer, "message from");
   if (descriptor.fingerprint != (stamp_ ^ kPlaceMark)) {
@@ -165,10 +149,7 @@ bool Engine::hear_place(std::uint32_t peer) {
   if (places.seal != sealed(seal_, number_, peer, places)) {
     waiter_.fail(FailureKind::mismatch, waiter_.name_of(peer) + " posted a damaged message");
   }
-  auto& acks = region_.acks(rank(), peer);
-  acks.release(++own.released);
-  waiter_.fence_before_wake();
-  waiter_.wake(acks.released, peer);
+  release_alone(peer);
   peer_inputs_[peer] = reinterpret_cast<std::byte*>(places.input);
   peer_outputs_[peer] = reinterpret_cast<std::byte*>(places.output);
   return places.may == 1;

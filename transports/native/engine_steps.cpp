@@ -362,4 +362,17 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
   region_.acks(rank(), peer).release(++peers_[peer].released);
 }
 
+void Engine::post_inline(std::uint32_t peer, const void* words, std::size_t bytes,
+                         std::uint64_t fingerprint) {
+  Begun begun{nullptr, bytes, fingerprint, take_slot(&peer, 1, bytes, 0), nullptr, {}, nullptr};
+  std::memcpy(begun.outgoing, words, bytes);
+  post(&peer, 1, begun);
+  wake(nullptr, 0, &peer, 1);
+}
+
+void Engine::release_alone(std::uint32_t peer) {
+  release(peer);
+  wake(&peer, 1, nullptr, 0);
+}
+
 }  // namespace transports
