@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
-from transports.caches import last_level_cache_bytes
+from transports.caches import usable_cache_bytes
 from transports.shm.connection import Geometry
 
 
@@ -134,7 +134,7 @@ def cache_bytes(environment: Mapping[str, str] | None = None) -> int:
 @cache
 def _system_cache_bytes() -> int:
     """Read from the system once, not for every communicator."""
-    return last_level_cache_bytes()
+    return usable_cache_bytes()
 
 
 def far_ns(default: int, environment: Mapping[str, str] | None = None) -> int:

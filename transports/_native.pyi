@@ -85,6 +85,8 @@ class SymmetricBlock:
         """What keeps the memory mapped as long as it lives."""
 
 def symmetric_file_bytes(parts: int, bytes: int) -> int: ...
+def take_huge_pages(fd: int) -> None:
+    """Fills an empty file of shared memory with huge pages, as far as there are some."""
 
 class Engine:
     """Runs calls of one rank over shared memory; owns the mapping and the given pidfds."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _IF_UNKNOWN = 64 << 20
+_MOST_OF_A_CORE = 64 << 20  # more than the caches of any processor have for each of its cores
 
 
 def last_level_cache_bytes(caches: Path = _CACHES) -> int:
@@ -21,3 +23,17 @@ def last_level_cache_bytes(caches: Path = _CACHES) -> int:
         if digits.isdigit():
             sizes.append(int(digits) * unit)
     return max(sizes, default=_IF_UNKNOWN)
+
+
+def usable_cache_bytes(caches: Path = _CACHES, processors: int | None = None) -> int:
+    """What arrays may fill of the last-level cache.
+
+    A virtual machine is told of the whole cache of its host, most of whose cores are others': no
+    more is counted on than any processor has had for as many cores.
+
+    Args:
+        caches: where the system tells of them.
+        processors: of this machine; None: as many as it has.
+    """
+    processors = processors or os.cpu_count() or 1
+    return min(last_level_cache_bytes(caches), _MOST_OF_A_CORE * processors)

@@ -13,7 +13,7 @@ import collectives
 from collectives import settings
 from collectives.settings import Place
 from transports import _native
-from transports.caches import last_level_cache_bytes
+from transports.caches import usable_cache_bytes
 from transports.shm.connection import Geometry
 
 OURS = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "LOCAL_RANK": "1",
@@ -70,7 +70,7 @@ def test_a_lone_rank_needs_nothing_to_be_found_by():
 
 
 def test_what_is_taken_for_the_cache():
-    assert settings.cache_bytes({}) == last_level_cache_bytes()
+    assert settings.cache_bytes({}) == usable_cache_bytes()
     assert settings.cache_bytes({"COLLECTIVES_CACHE_BYTES": "0"}) == 0
     with pytest.raises(ValueError, match=r"COLLECTIVES_CACHE_BYTES must be .* 0, found '-1'"):
         settings.cache_bytes({"COLLECTIVES_CACHE_BYTES": "-1"})

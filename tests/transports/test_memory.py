@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -10,11 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness.processes import open_descriptors
 
+from transports import _native
 from transports.allowances import CONTROL_GROUPS
 from transports.shm import memory
+
+HUGE = 2 << 20
 
 
 def test_it_is_zeroed_shared_and_of_the_size():
@@ -27,6 +32,55 @@ def test_it_is_zeroed_shared_and_of_the_size():
             assert other[9_999] == 7
     finally:
         os.close(descriptor)
+
+
+def collapses_shared_memory() -> bool:
+    """Whether this kernel puts shared memory into huge pages for who asks for it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    room = mmap.mmap(-1, 2 * HUGE)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    aligned = -first % HUGE
+    room[aligned] = 1
+    return libc.madvise(ctypes.c_void_p(first + aligned), ctypes.c_size_t(HUGE), 25) == 0
+
+
+def huge_kib(memory: np.ndarray) -> int:
+    """Of the mapping in which it lies, what is mapped by huge pages."""
+    address = memory.__array_interface__["data"][0]
+    found = None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            found = int(match[1], 16) <= address < int(match[2], 16)
+        if found and line.startswith("ShmemPmdMapped:"):
+            return int(line.split()[1])
+    raise AssertionError("memory that no mapping holds")
+
+
+@pytest.mark.parametrize("size", [HUGE - 4096, HUGE, 3 * HUGE + 5000])
+@pytest.mark.parametrize("welcome", [True, False])
+def test_long_memory_lies_in_huge_pages_where_there_are_some(monkeypatch, tmp_path, size, welcome):
+    if not welcome:
+        (tmp_path / "enabled").write_text("always madvise [never]\n")
+        monkeypatch.setattr(memory, "_HUGE_PAGES", tmp_path / "enabled")
+    descriptor = memory.allocate(size)
+    try:
+        assert os.fstat(descriptor).st_size == size
+        assert os.fstat(descriptor).st_blocks * 512 >= size, "nothing of it is missing later"
+        block = _native.SymmetricBlock(descriptor, 1, size - 2 * 4096)
+        view = block.part(0, block)
+        assert not view.any()
+        view[:] = 7
+        with mmap.mmap(descriptor, size) as other:
+            assert other[0] == other[view.size - 1] == 7
+        can = welcome and memory._are_huge_pages_welcome() and collapses_shared_memory()
+        assert huge_kib(view) == (size // HUGE * HUGE // 1024 if can else 0)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_system_that_says_nothing_of_huge_pages_has_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "_HUGE_PAGES", tmp_path / "nothing")
+    assert not memory._are_huge_pages_welcome()
 
 
 def test_nobody_can_change_its_size():

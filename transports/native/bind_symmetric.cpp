@@ -5,6 +5,7 @@
 
 #include "bindings.hpp"
 #include "held_block.hpp"
+#include "mapping.hpp"
 
 namespace nb = nanobind;
 
@@ -38,6 +39,7 @@ void register_symmetric(nb::module_& module) {
       });
   module.def("symmetric_file_bytes", &SymmetricBlock::file_bytes, nb::arg("parts"),
              nb::arg("bytes"));
+  module.def("take_huge_pages", &take_huge_pages, nb::arg("fd"));
 }
 
 }  // namespace transports

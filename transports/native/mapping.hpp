@@ -22,4 +22,8 @@ class Mapping {
   std::size_t size_ = 0;
 };
 
+// Fills an empty file of shared memory with huge pages, as far as it is as long and there are some:
+// whoever maps it needs few entries of the processor's translation cache. Throws std::system_error.
+void take_huge_pages(int fd);
+
 }  // namespace transports

@@ -12,8 +12,12 @@ import errno
 import fcntl
 import os
 import tempfile
+from pathlib import Path
 
+from transports import _native
 from transports.allowances import available_memory
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def allocate(size: int, name: str = "collectives") -> int:
@@ -35,6 +39,9 @@ def allocate(size: int, name: str = "collectives") -> int:
         sealed = False
     try:
         # Reserved now: memory that is missing is an error here, not a SIGBUS later.
+        if _are_huge_pages_welcome():
+            os.ftruncate(descriptor, size)
+            _native.take_huge_pages(descriptor)
         os.posix_fallocate(descriptor, 0, size)
         if sealed:
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -49,6 +56,14 @@ def allocate(size: int, name: str = "collectives") -> int:
             os.close(descriptor)
         raise
     return descriptor
+
+
+def _are_huge_pages_welcome() -> bool:
+    """Whether the system has transparent huge pages, and who runs it has not turned them off."""
+    try:
+        return "[never]" not in _HUGE_PAGES.read_text()
+    except OSError:
+        return False
 
 
 def _unlinked_file(name: str) -> int:
