@@ -36,12 +36,17 @@ def test_it_is_zeroed_shared_and_of_the_size():
 
 def collapses_shared_memory() -> bool:
     """Whether this kernel puts shared memory into huge pages for who asks for it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    room = mmap.mmap(-1, 2 * HUGE)
-    first = ctypes.addressof(ctypes.c_char.from_buffer(room))
-    aligned = -first % HUGE
-    room[aligned] = 1
-    return libc.madvise(ctypes.c_void_p(first + aligned), ctypes.c_size_t(HUGE), 25) == 0
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    both, fixed = mmap.PROT_READ | mmap.PROT_WRITE, 0x10
+    room = libc.mmap(None, 2 * HUGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    shared = fixed | mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+    begin = libc.mmap(room + -room % HUGE, HUGE, both, shared, -1, 0)
+    ctypes.memset(begin, 1, 1)
+    can = libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(HUGE), 25) == 0
+    libc.munmap(ctypes.c_void_p(room), ctypes.c_size_t(2 * HUGE))
+    return can
 
 
 def huge_kib(memory: np.ndarray) -> int:
