@@ -203,9 +203,10 @@ class Engine {
   // Each: whether the kernel can copy from and to those of one rank.
   bool tell_place(const Call& call, const std::byte* input, std::byte* output);
   bool hear_place(std::uint32_t peer);
-  // The work of a one-sided step on arrays of which the kernel copies.
-  void reach_by_kernel(const Call& call, const Call::Step& step, const std::byte* input,
-                       std::byte* output);
+  // A one-sided call on arrays of which the kernel copies, from its meeting on.
+  void run_reaching(const Call& call, const std::byte* input, std::byte* output);
+  // The work of `moving_`, which are independent of each other, a piece of each in turn.
+  void move_together(const Call& call, const std::byte* input, std::byte* output);
   void reach_piece(const Call& call, const Call::Step& step, const Call::Item& item,
                    std::uint64_t at, std::uint64_t bytes, const std::byte* input,
                    std::byte* output);
@@ -311,7 +312,6 @@ class Engine {
   LendingTrials reaching_trials_;
   CopiedMemory copied_;
   bool lends_ = false;    // in the running call
-  bool reaches_ = false;  // ... by the kernel's copies
   bool is_open_ = false;  // its arrays, to others
   bool may_be_written_ = false;
   bool may_reach_ = true;  // all ranks, as far as this one knows
@@ -321,6 +321,7 @@ class Engine {
   // For each peer and step of a wave, once it has lent.
   std::vector<std::unique_ptr<std::byte[]>> pulled_;
   std::vector<std::unique_ptr<std::byte[]>> rooms_;  // for pieces of a reaching call
+  std::vector<const Call::Step*> moving_;            // of it, what is done together
   std::unique_ptr<std::byte[]> scratch_;
   std::uint64_t scratch_bytes_ = 0;
   std::uint64_t number_ = 0;  // calls entered

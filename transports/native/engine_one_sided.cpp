@@ -49,7 +49,6 @@ void Engine::locate(const Call& call, const std::byte* input, const std::byte* o
 
 void Engine::reach(const Call& call, const Call::Step& step, const std::byte* input,
                    std::byte* output) {
-  if (reaches_) return reach_by_kernel(call, step, input, output);
   const Reach* const peeks = call.reaches() + step.peeks_begin;
   const Reach* const pokes = call.reaches() + step.pokes_begin;
   const std::uint32_t peek_count = step.pokes_begin - step.peeks_begin;

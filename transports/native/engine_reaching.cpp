@@ -80,14 +80,10 @@ void Engine::run_long(const Call& call, const std::byte* input, std::byte* outpu
   const bool copies = lend_ == Lend::always || trials.begin(trial, is_long);
   const auto began = std::chrono::steady_clock::now();
   if (copies && may_reach && exchange_places(call, input, output)) {
-    reaches_ = true;
     const Call& reached = *call.reached();
     if (steps_to_fault_ != 0) steps_to_fault_ = std::max<std::uint64_t>(1, pieces_of(reached) / 2);
-    for (std::size_t i = Call::kMeetingSteps; i < reached.steps().size(); ++i) {
-      step(reached, reached.steps()[i], 0, input, output);
-    }
+    run_reaching(reached, input, output);
     if (reached.divide() != nullptr) divide(reached, 0, output);
-    reaches_ = false;
     // All have told this rank that they have done with its arrays.
     is_open_ = false;
     region_.standing(rank()).open_for.store(0, std::memory_order_relaxed);
@@ -155,12 +151,38 @@ bool Engine::hear_place(std::uint32_t peer) {
   return places.may == 1;
 }
 
-void Engine::reach_by_kernel(const Call& call, const Call::Step& step, const std::byte* input,
-                             std::byte* output) {
-  for (auto* item = call.items() + step.items_begin; item != call.items() + step.items_end;
-       ++item) {
-    for (std::uint64_t at = 0; at < item->length; at += kPiece) {
-      reach_piece(call, step, *item, at, std::min(kPiece, item->length - at), input, output);
+void Engine::run_reaching(const Call& call, const std::byte* input, std::byte* output) {
+  const auto& steps = call.steps();
+  const auto moves = [&](std::size_t i) { return i < steps.size() && steps[i].bytes != 0; };
+  const auto is_local = [&](std::size_t i) {
+    return moves(i) && steps[i].peeks_begin == steps[i].reaches_end;
+  };
+  for (std::size_t i = Call::kMeetingSteps; i < steps.size();) {
+    moving_.clear();
+    for (; moves(i); ++i) moving_.push_back(&steps[i]);
+    const std::size_t message = i++;  // a notify or wait
+    const bool notifies =
+        message < steps.size() && steps[message].targets_begin != steps[message].targets_end;
+    // What a rank copies for itself after it has told others that it has done with their arrays, as
+    // no other step needs it, goes with what it has copied by the kernel: of the two the one moves
+    // what is in the caches, or goes past them, while the memory is at work for the other.
+    for (; notifies && is_local(i); ++i) moving_.push_back(&steps[i]);
+    move_together(call, input, output);
+    if (message < steps.size()) step(call, steps[message], 0, input, output);
+  }
+}
+
+void Engine::move_together(const Call& call, const std::byte* input, std::byte* output) {
+  bool is_done = false;
+  for (std::uint64_t at = 0; !is_done; at += kPiece) {
+    is_done = true;
+    for (const Call::Step* step : moving_) {
+      for (auto i = step->items_begin; i < step->items_end; ++i) {
+        const Call::Item& item = call.items()[i];
+        if (at >= item.length) continue;
+        reach_piece(call, *step, item, at, std::min(kPiece, item.length - at), input, output);
+        is_done = is_done && item.length - at <= kPiece;
+      }
     }
   }
 }
