@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from collectives import dtypes
-from collectives.catalogue import find
+from collectives.catalogue import REACHING
 from collectives.choosing import Chooser, Request
 from collectives.cost.work import Room
 from collectives.lowering import lower
@@ -23,9 +23,6 @@ from transports import _native
 from transports.plan import split_evenly
 
 _MOST_CALLS = 4096  # a program that never repeats a shape must not grow for ever
-# What may run one-sided on arrays that the kernel copies: each rank hears from every other, so that
-# none waits that would not otherwise, and all know what was tried.
-_REACHING = ("allreduce", "reduce_scatter", "allgather", "alltoall")
 _MOST_REACHING = 16  # ranks, since each tells each other where its arrays are
 _LONGEST_COUNTS = 48  # characters of counts in a call's text; beyond, their hash stands for them
 
@@ -99,7 +96,9 @@ class Calls:
         instead = self.instead_of(request, algo)
         call = self._bound(request, algo, reduction, self._text(request, algo, instead))
         if instead is not None:
-            call.set_reached(self._bound(request, instead, reduction, call.text))
+            around_root = instead.spec.rooted and not instead.spec.reduces
+            root = request.root if around_root else None
+            call.set_reached(self._bound(request, instead, reduction, call.text), root)
         return call
 
     def _bound(
@@ -133,14 +132,14 @@ class Calls:
         """
         may = (
             self._least_reaching is not None
-            and request.collective in _REACHING
+            and request.collective in REACHING
             and request.algorithm is None
             and not algo.one_sided
             and request.counts is None
             and 1 < self._size <= (2 if spec_named(request.collective).reduces else _MOST_REACHING)
             and self.chooser.nbytes(request) >= self._least_reaching
         )
-        return find(request.collective, "one_sided") if may else None
+        return REACHING[request.collective] if may else None
 
     def _lengths(self, request: Request, algo: Algorithm) -> Sequence[int]:
         """Elements of every chunk; of alltoall's, 0 for those this rank never touches."""

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from collectives.algorithms.around_root import (
+    pulled_scatter,
+    push_pull_broadcast,
+    pushed_gather,
+    pushed_reduce,
+)
 from collectives.algorithms.binomial_tree import (
     binomial_allgather,
     binomial_allreduce,
@@ -113,6 +119,24 @@ CATALOGUE: Mapping[tuple[str, str], Algorithm] = MappingProxyType(
     {(algo.collective, algo.name): algo for algo in _ALGORITHMS} | _ALIASES
 )
 """(collective, name) -> algorithm. Some algorithms have a second name."""
+
+REACHING: Mapping[str, Algorithm] = MappingProxyType(
+    {
+        algo.collective: algo
+        for algo in (
+            one_sided_allreduce,
+            pushed_reduce,
+            one_sided_reduce_scatter,
+            push_pull_broadcast,
+            pulled_scatter,
+            pushed_gather,
+            one_sided_allgather,
+            one_sided_alltoall,
+        )
+    }
+)
+"""collective -> the one-sided algorithm that may run on arrays that lie anywhere, by copies of the
+kernel's. Some of them need arrays that not every rank has, so that there is no name for them."""
 
 
 def names(collective: str) -> tuple[str, ...]:

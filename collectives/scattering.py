@@ -34,9 +34,9 @@ _HEADER_BYTES = 512
 # All ranks keep the same, in the same order, so they stop at the same; beyond it headers go on.
 _MOST_TOLD = 1024
 
-Told = tuple[str, Any, tuple[int, ...], str]
+Told = tuple[str, Any, tuple[int, ...], str, bool]
 """What a header says: family and dtype of the root's x, its shape, and the algorithm's name, empty
-for one of the user's: names are unique in the catalogue only."""
+for one of the user's: names are unique in the catalogue only; and whether the root has named it."""
 
 
 class Scatter(Operations):
@@ -105,7 +105,7 @@ class Scatter(Operations):
     ) -> Any:
         try:
             told, call = self._next_scatter(x, root, parts, algorithm, seconds)
-            family_name, dtype, whole, _ = told
+            family_name, dtype, whole, *_ = told
             like = x if self.rank == root else _example(family_name, dtype)
         except CollectiveError:
             raise
@@ -188,11 +188,12 @@ class Scatter(Operations):
     ) -> Told:
         """What the root's header says."""
         family = family_of(x)
-        told = (family.name, x.dtype, shape_of(x), "")  # type: ignore[union-attr]
+        what = (family.name, x.dtype, shape_of(x))  # type: ignore[union-attr]
         if isinstance(algorithm, Algorithm):
-            return told
-        request = self._scatter_request(told, root, parts, algorithm)
-        return (*told[:3], self._calls.chooser.algorithm_for(request).name)
+            return (*what, "", True)
+        request = self._scatter_request((*what, algorithm or "", True), root, parts, None)
+        name = self._calls.chooser.algorithm_for(request).name
+        return (*what, name, algorithm is not None)
 
     def _scatter_request(
         self,
@@ -205,9 +206,10 @@ class Scatter(Operations):
         family = family_of(like)
         row = int(np.prod(told[2][1:], dtype=np.int64))
         counts = None if parts is None else tuple(part * row for part in parts)
+        named = algorithm if isinstance(algorithm, Algorithm) else told[3] * told[4] or None
         return Request(
             "scatter", family.dtype_of(like), family.itemsize_of(like),
-            row if parts is None else 0, None, root, algorithm or told[3] or None, counts,
+            row if parts is None else 0, None, root, named, counts,
             whole=f"{told[0]} {told[2]}",
         )  # fmt: skip
 

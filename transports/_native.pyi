@@ -68,10 +68,11 @@ class Call:
         in_flight: int = 0,
         cache_bytes: int = ...,
     ) -> None: ...
-    def set_reached(self, call: Call) -> None:
+    def set_reached(self, call: Call, root: int | None) -> None:
         """Let `call`, the same by a one-sided plan, run where copies of the kernel's are quicker.
 
-        On every rank, of a call in which each hears from every other.
+        On every rank. Between all, by a plan that begins with a meeting of all; or, with a root,
+        between that and each of the others alone.
         """
 
 class SymmetricBlock:

@@ -142,6 +142,15 @@ class Task:
         wrong = wrong_elements(result, self._case, self._library.rank, self._library.size)
         return wrong
 
+    def check(self, plant: int = 0) -> dict[str, Any]:
+        """How many elements a call gets `wrong` here, and what `ran`, if not what is expected."""
+        reached = getattr(self._library, "reached", int)
+        before = reached()
+        found: dict[str, Any] = {"wrong": self.wrong(plant)}
+        if reached() > before:
+            found["ran"] = self._library.instead(self._case.collective)  # type: ignore[attr-defined]
+        return found
+
     def seconds(self, calls: int) -> float:
         """Times so many calls in a row, begun by all ranks together.
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectives.catalogue import CATALOGUE
+from collectives.catalogue import CATALOGUE, REACHING
 from collectives.closed_form import FUNCTIONS, evaluate
 from collectives.proof import verify
 from collectives.rounds import peers_of
 from collectives.schedule import Notify, Read, ReadReduce, Send, Write
 
-ALGORITHMS = {f"{a.collective} {a.name}": a for a in CATALOGUE.values()}
+ALGORITHMS = {f"{a.collective} {a.name}": a for a in (*CATALOGUE.values(), *REACHING.values())}
 
 
 def chunk_share(algo, size):

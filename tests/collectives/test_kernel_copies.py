@@ -19,11 +19,16 @@ from harness.processes import Ranks
 
 import collectives
 import launch
+from collectives.bench import cases as bench
+from collectives.bench import tasks as bench_tasks
+from collectives.bench.libraries.ours import Ours
+from collectives.catalogue import REACHING
 from collectives.choosing import Request
 
 ALWAYS = {"COLLECTIVES_LEND": "always"}
-REDUCING = ("allreduce", "reduce_scatter")
-COLLECTIVES = (*REDUCING, "allgather", "alltoall")
+REDUCING = ("allreduce", "reduce_scatter", "reduce")
+ROOTED = ("reduce", "broadcast", "scatter", "gather")
+COLLECTIVES = ("allreduce", "reduce_scatter", *ROOTED, "allgather", "alltoall")
 LONG = 1 << 20  # elements of 8 bytes
 SOON = 10.0
 
@@ -39,7 +44,8 @@ def _definition(comm):
                     kind = ("numpy", "torch")[(number + count) % 2]
                     if kind == "torch" and dtype in ("uint16", "uint32", "uint64"):
                         kind = "numpy"
-                    case = Case(collective, "", kind, dtype, count, op, 0)
+                    root = (number + count) % comm.size if collective in ROOTED else 0
+                    case = Case(collective, "", kind, dtype, count, op, root)
                     before = comm._engine.reached
                     if problem := run_case(comm, case):
                         failures.append(f"{case}: {problem}")
@@ -109,6 +115,53 @@ def test_it_is_tried_and_the_results_are_the_same():
     assert never == [[0, 0]] * 2
 
 
+def _around_roots(comm, count):
+    """Broadcasts, scatters and gathers, root after root, while each is tried and after."""
+    mine, rank, size = np.empty(count), comm.rank, comm.size
+    before = comm._engine.reached
+    for turn in range(40):
+        for root in range(size):
+            if turn % size == rank:
+                time.sleep(0.0002)  # each is late once
+            x = np.full(count, turn + 0.0 if rank == root else -1.0)
+            comm.broadcast(x, root=root, out=x)
+            assert (x == turn).all()
+            parts = np.arange(size * count + 0.0).reshape(size, count) if rank == root else None
+            comm.scatter(parts, out=mine, root=root)
+            assert (mine == np.arange(count) + rank * count).all()
+            whole = np.empty((size, count)) if rank == root else None
+            comm.gather(np.full(count, rank + turn + 0.0), out=whole, root=root)
+            if rank == root:
+                assert (whole == np.arange(size)[:, None] + turn).all()
+    return comm._engine.reached - before
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("count", [9000, LONG // 8])
+def test_around_a_root_all_find_the_same(size, count):
+    counts = launch.spawn(_around_roots, size, count)
+    assert len(set(counts)) == 1 and counts[0] >= 9 * size, counts
+    never = launch.spawn(_around_roots, size, count, environment={"COLLECTIVES_LEND": "never"})
+    assert never == [0] * size
+
+
+def _benched(comm):
+    found = []
+    for collective in COLLECTIVES:
+        op = "sum" if collective in REDUCING else ""
+        case = bench.Case(collective=collective, nbytes=256 * 1024, op=op)
+        task = bench_tasks.Task(Ours(comm), case, "auto", 1 << 20)
+        found.append(task.check())
+    return found
+
+
+def test_the_benchmark_says_what_has_run():
+    want = [{"wrong": 0, "ran": REACHING[collective].name} for collective in COLLECTIVES]
+    assert launch.spawn(_benched, 2, environment=ALWAYS) == [want] * 2
+    never = launch.spawn(_benched, 2, environment={"COLLECTIVES_LEND": "never"})
+    assert never == [[{"wrong": 0}] * len(COLLECTIVES)] * 2
+
+
 def _uncopied(comm):
     """Of a kind that the kernel copies for nobody, as memory of devices is: here the kernel's."""
     lines = Path("/proc/self/maps").read_text().splitlines()
@@ -125,6 +178,36 @@ def _uncopied(comm):
 
 def test_where_one_rank_has_what_the_kernel_would_not_copy_messages_go():
     assert launch.spawn(_uncopied, 2, environment=ALWAYS) == [(0, 1)] * 2
+
+
+def _uncopied_root(comm):
+    """As before, of a root whose word is what the others go on by."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    begin = next(line for line in lines if "[vvar" in line).split("-")[0]
+    found = np.frombuffer((ctypes.c_char * 4096).from_address(int(begin, 16)), np.uint8)
+    reached = []
+    for x in (found[:3999].reshape(3, -1), np.arange(3999, dtype=np.uint16).reshape(3, -1)):
+        before = comm._engine.reached
+        mine = comm.scatter(x if comm.rank == 1 else None, root=1)
+        assert mine.dtype == np.uint8 or (mine == np.arange(1333) + 1333 * comm.rank).all()
+        reached.append(comm._engine.reached - before)
+    return reached
+
+
+def test_where_only_the_root_has_what_the_kernel_would_not_copy_messages_go():
+    assert launch.spawn(_uncopied_root, 3, environment=ALWAYS) == [[0, 1]] * 3
+
+
+def _two_roots(comm, collective):
+    x = np.ones(LONG)
+    getattr(comm, collective)(x, root=comm.rank)
+
+
+@pytest.mark.parametrize("collective", ["broadcast", "gather", "reduce"])
+@pytest.mark.parametrize("lend", ["auto", "always"])
+def test_two_roots_are_told(collective, lend):
+    with pytest.raises(collectives.MismatchError, match=r"root (0 by .* root 1|1 by .* root 0) by"):
+        launch.spawn(_two_roots, 2, collective, environment={"COLLECTIVES_LEND": lend})
 
 
 def _untraceable():

@@ -40,16 +40,25 @@ def test_an_address_that_is_not_under_the_seal_is_not_used():
         launch.spawn(_with_seal, 2, 5, environment=ALWAYS)
 
 
-def _until_lost(timeout):
+CALLS = {
+    "allreduce": lambda comm, x, root: comm.allreduce(x, out=x),
+    "reduce": lambda comm, x, root: comm.reduce(x, root=root),
+    "broadcast": lambda comm, x, root: comm.broadcast(x, root=root),
+    "scatter": lambda comm, x, root: comm.scatter(x[: 3 << 20].reshape(comm.size, -1), root=root),
+    "gather": lambda comm, x, root: comm.gather(x, root=root),
+}
+
+
+def _until_lost(timeout, collective="allreduce", root=0):
     comm = collectives.init(timeout=timeout)
     x = np.ones(8 * LONG)
-    comm.allreduce(x)
+    CALLS[collective](comm, x, root)
     say("runs")
     began = time.monotonic()
     try:
         while True:
             began = time.monotonic()
-            comm.allreduce(x, out=x)
+            CALLS[collective](comm, x, root)
     except collectives.CollectiveError as error:
         return type(error).__name__, str(error), time.monotonic() - began
 
@@ -63,6 +72,19 @@ def test_a_rank_that_is_killed_in_the_midst(delay):
         kind, text, took = ranks.outcome(0).value
     assert kind == "PeerLostError" and "rank 1" in text and "SIGKILL" in text, text
     assert took < SOON
+
+
+@pytest.mark.parametrize("root", [0, 1])
+@pytest.mark.parametrize("collective", ["reduce", "broadcast", "scatter", "gather"])
+def test_a_rank_that_is_killed_in_the_midst_of_what_is_around_a_root(collective, root):
+    with Ranks(_until_lost, 3, 30, collective, root, environment=ALWAYS) as ranks:
+        assert {ranks.said(rank) for rank in range(3)} == {"runs"}
+        time.sleep(0.0137)
+        ranks.kill(1)
+        for rank in (0, 2):
+            kind, text, took = ranks.outcome(rank).value
+            assert kind == "PeerLostError" and "rank 1" in text and "SIGKILL" in text, text
+            assert took < SOON
 
 
 def test_a_rank_that_is_stopped_in_the_midst_is_waited_for_until_the_deadline():
@@ -264,22 +286,26 @@ def test_a_writer_that_has_only_closed_is_waited_for():
     assert "rank 1" in text and "a rank was stopped while it wrote" in text, text
 
 
-def _until_a_fault():
+def _until_a_fault(collective):
     comm = collectives.init(timeout=20)
     x = np.ones(LONG)
     done = 0
     try:
         while done < 5:
-            comm.allreduce(x)
+            CALLS[collective](comm, x, 0)
             done += 1
     except collectives.CollectiveError as error:
         return done + 1, type(error).__name__
 
 
-@pytest.mark.parametrize("lend", ["never", "always"])
-def test_the_middle_of_a_call_is_in_it(lend):
-    environment = {
-        "COLLECTIVES_LEND": lend, "COLLECTIVES_INJECT": "kill rank=1 op=2 at=middle"
-    }  # fmt: skip
-    with Ranks(_until_a_fault, 2, environment=environment) as ranks:
-        assert ranks.outcome(0).value == (2, "PeerLostError")
+@pytest.mark.parametrize("collective", CALLS)
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_middle_of_a_call_is_in_it(collective, lost):
+    for lend in ("never", "always"):
+        # Only scatter has calls of its own, of a header, before others know what comes.
+        op = 3 if collective == "scatter" else 2
+        environment = {
+            "COLLECTIVES_LEND": lend, "COLLECTIVES_INJECT": f"kill rank={lost} op={op} at=middle"
+        }  # fmt: skip
+        with Ranks(_until_a_fault, 2, collective, environment=environment) as ranks:
+            assert ranks.outcome(1 - lost).value == (2, "PeerLostError")

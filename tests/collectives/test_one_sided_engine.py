@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collectives.catalogue import CATALOGUE, find
+from collectives.catalogue import CATALOGUE, REACHING, find
 from collectives.lowering import lower
 from collectives.schedule import algorithm, notify, read, wait
 from transports.errors import MismatchError
 from transports.plan import Layout, Space
 from transports.python_engine import Stuck, connected_channels, execute, run_together
 
-ALGORITHMS = {f"{a.collective} {a.name}": a for a in CATALOGUE.values() if a.one_sided}
+ALGORITHMS = {
+    f"{a.collective} {a.name}": a for a in (*CATALOGUE.values(), *REACHING.values()) if a.one_sided
+}
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16)
 
 

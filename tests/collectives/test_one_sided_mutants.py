@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from harness.holding_up import find_wrong
 
-from collectives.catalogue import CATALOGUE
+from collectives.catalogue import CATALOGUE, REACHING
 from collectives.proof import ProofError
 from collectives.proof.verification import verify_schedules
 from collectives.rounds import peers_of
@@ -31,7 +31,9 @@ from collectives.schedule import (
     write,
 )
 
-ALGORITHMS = {f"{a.collective} {a.name}": a for a in CATALOGUE.values() if a.one_sided}
+ALGORITHMS = {
+    f"{a.collective} {a.name}": a for a in (*CATALOGUE.values(), *REACHING.values()) if a.one_sided
+}
 SIZES = (2, 3, 4, 5)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from collectives.catalogue import CATALOGUE, find
+from collectives.catalogue import CATALOGUE, REACHING, find
 from collectives.lowering import lower
 from collectives.proof import ProofError
 from collectives.schedule import (
@@ -21,7 +21,9 @@ from collectives.schedule import (
 )
 from transports.plan import Instruction, Layout, Space
 
-ALGORITHMS = {f"{a.collective} {a.name}": a for a in CATALOGUE.values() if a.one_sided}
+ALGORITHMS = {
+    f"{a.collective} {a.name}": a for a in (*CATALOGUE.values(), *REACHING.values()) if a.one_sided
+}
 IN, OUT, SCRATCH = Space.INPUT, Space.OUTPUT, Space.SCRATCH
 
 
@@ -80,6 +82,10 @@ REMOTE = {
     "gather": (IN,),
     "allgather": (IN,),
     "alltoall": (IN,),
+    "reduce push": (IN, OUT),
+    "broadcast push_pull": (IN, OUT),
+    "scatter pull": (IN,),
+    "gather push": (OUT,),
 }
 
 
@@ -90,7 +96,8 @@ def test_only_what_must_be_symmetric_is_reached_into(algo):
             plans = [lower(algo, rank, size, root) for rank in range(size)]
             for plan in plans:
                 assert plan.one_sided
-                assert plan.remote == (REMOTE[algo.collective] if size > 1 else ())
+                remote = REMOTE.get(f"{algo.collective} {algo.name}") or REMOTE[algo.collective]
+                assert plan.remote == (remote if size > 1 else ())
                 assert plan.peer_inputs[plan.rank] == plan.inputs
                 assert plan.peer_outputs[plan.rank] == plan.outputs
                 assert plan.scratch == ()

@@ -135,9 +135,46 @@ def test_what_may_run_instead_is_the_same_call():
     def call(plan, length=4):
         return _native.Call(plan, [length], 8, FLOAT64_SUM, 128, "one", 0)
 
-    call(told).set_reached(call(peeks))
-    for one, other in ((told, told), (peeks, peeks), (peeks, told), (told, at_once)):
+    for root in (None, 0, 1):
+        call(told).set_reached(call(peeks), root)
+        for one, other in ((told, told), (peeks, peeks), (peeks, told)):
+            with pytest.raises(ValueError, match="expected the same call by a one-sided plan"):
+                call(one).set_reached(call(other), root)
         with pytest.raises(ValueError, match="expected the same call by a one-sided plan"):
-            call(one).set_reached(call(other))
-    with pytest.raises(ValueError, match="expected the same call by a one-sided plan"):
-        call(told).set_reached(call(peeks, length=5))
+            call(told).set_reached(call(peeks, length=5), root)
+        with pytest.raises(ValueError, match="begins with a meeting of all, or of all with"):
+            call(told).set_reached(call(at_once), root)
+
+
+def test_what_runs_around_a_root_is_between_it_and_each_other_rank():
+    def planned(rank, *instructions):
+        space = {"peer_inputs": [[0]] * 3, "peer_outputs": [[0]] * 3, "remote": [INPUT]}
+        return _native.Plan(rank, 3, 1, [0], [0], [], 1, list(instructions), **space)
+
+    def call(plan):
+        return _native.Call(plan, [4], 8, FLOAT64_SUM, 128, "one", 0)
+
+    def told(rank):
+        message = ([0], [], [(rank + 1) % 3], [(INPUT, 0)], [(OUTPUT, 0)], 0, [], [])
+        return call(_native.Plan(rank, 3, 1, [0], [0], [], 1, [message]))
+
+    def tell(*peers):
+        return ([], [], list(peers), [], [], 0, [], [])
+
+    def hear(*peers):
+        return ([], list(peers), [], [], [], 0, [], [])
+
+    def peek(peer):
+        return ([0], [], [], [], [(OUTPUT, 0)], 0, [(peer, INPUT)], [])
+
+    told(0).set_reached(call(planned(0, tell(1, 2), hear(1, 2))), 0)
+    told(0).set_reached(call(planned(0, hear(1, 2), tell(1, 2), peek(1), hear(1, 2))), 0)
+    told(1).set_reached(call(planned(1, hear(0), peek(0), tell(0))), 0)
+    told(1).set_reached(call(planned(1, tell(0), hear(0), peek(0), tell(0))), 0)
+    for rank, steps in {
+        0: [[hear(1, 2), peek(1)], [tell(1), hear(1)]],
+        1: [[peek(0), hear(0), tell(0)], [hear(0), peek(2), tell(0)], [hear(0, 2), tell(0)]],
+    }.items():
+        for each in steps:
+            with pytest.raises(ValueError, match="begins with a meeting of all, or of all with"):
+                told(rank).set_reached(call(planned(rank, *each)), 0)

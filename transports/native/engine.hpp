@@ -53,6 +53,19 @@ inline bool in_place(const Call& call, const std::byte* input, const std::byte* 
 // to 36 ns, one of a core with another in 60 to 140.
 inline constexpr std::uint32_t kFarNs = 60;
 
+// Where the arrays of a rank are, and whether the kernel may copy from and to all of them, as far
+// as it knows.
+struct ArrayPlaces {
+  std::uint64_t input;
+  std::uint64_t output;
+  std::uint64_t may;
+  std::uint64_t seal;
+};
+static_assert(sizeof(ArrayPlaces) <= kInlineBytes);
+
+// Tells the messages that say so from those of steps.
+inline constexpr std::uint64_t kPlaceMark = 0x94d049bb133111ebu;
+
 class Engine {
  public:
   Engine(const Region& region, std::uint32_t rank, const std::vector<Waiter::Peer>& peers,
@@ -197,14 +210,20 @@ class Engine {
   void run_long(const Call& call, const std::byte* input, std::byte* output);
   // ... until all that was lent has been copied.
   void run_lending(const Call& call, const std::byte* input, std::byte* output);
-  // Tells all ranks where the arrays of this one are, and hears it of them; false if the kernel
-  // cannot copy from and to all of them.
+  // Tells all ranks where the arrays of this one are, and hears it of them, or of the root alone;
+  // false if the kernel cannot copy from and to all of them.
   bool exchange_places(const Call& call, const std::byte* input, std::byte* output);
-  // Each: whether the kernel can copy from and to those of one rank.
-  bool tell_place(const Call& call, const std::byte* input, std::byte* output);
+  bool may_be_reached(const Call& call, const std::byte* input, const std::byte* output);
+  // From here on others may have copied from and to them.
+  ArrayPlaces open_arrays(const std::byte* input, const std::byte* output, bool may);
+  void tell_others(const ArrayPlaces& places);
+  void post_place(std::uint32_t peer, const ArrayPlaces& places);
+  // Whether the kernel can copy from and to those of that rank.
   bool hear_place(std::uint32_t peer);
-  // A one-sided call on arrays of which the kernel copies, from its meeting on.
-  void run_reaching(const Call& call, const std::byte* input, std::byte* output);
+  // Not any more: nobody is at it.
+  void close_at_once();
+  // A one-sided call on arrays of which the kernel copies, from its step `first` on.
+  void run_reaching(const Call& call, std::size_t first, const std::byte* input, std::byte* output);
   // The work of `moving_`, which are independent of each other, a piece of each in turn.
   void move_together(const Call& call, const std::byte* input, std::byte* output);
   void reach_piece(const Call& call, const Call::Step& step, const Call::Item& item,

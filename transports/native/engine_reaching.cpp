@@ -37,19 +37,6 @@ std::uint64_t pieces_of(const Call& call) {
   return pieces;
 }
 
-// Tells these messages from those of steps.
-constexpr std::uint64_t kPlaceMark = 0x94d049bb133111ebu;
-
-// Where the arrays of a rank are, and whether the kernel may copy from and to all of them, as far
-// as it knows.
-struct ArrayPlaces {
-  std::uint64_t input;
-  std::uint64_t output;
-  std::uint64_t may;
-  std::uint64_t seal;
-};
-static_assert(sizeof(ArrayPlaces) <= kInlineBytes);
-
 std::uint64_t mixed(std::uint64_t word) {
   word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9u;
   word = (word ^ (word >> 27)) * kPlaceMark;
@@ -76,19 +63,25 @@ void Engine::run_long(const Call& call, const std::byte* input, std::byte* outpu
   auto& trials = may_reach ? reaching_trials_ : lending_trials_;
   const std::uint64_t trial = call.fingerprint() ^ std::uint64_t{!may_reach && input == output};
   // Of other calls ranks may have arrays of different lengths.
-  const bool is_long = may_reach && call.input_bytes() + call.output_bytes() >= kLongBytes;
+  const bool is_long =
+      may_reach && call.reached()->widest_input() + call.reached()->widest_output() >= kLongBytes;
   const bool copies = lend_ == Lend::always || trials.begin(trial, is_long);
-  const auto began = std::chrono::steady_clock::now();
-  if (copies && may_reach && exchange_places(call, input, output)) {
+  // Of a call around a root some hear of nobody: that all know what was found they meet.
+  const bool meets = may_reach && (copies || (call.reached_root() && trials.is_trying()));
+  auto began = std::chrono::steady_clock::now();
+  const bool may = meets && exchange_places(call, input, output);
+  if (may && copies) {
     const Call& reached = *call.reached();
     if (steps_to_fault_ != 0) steps_to_fault_ = std::max<std::uint64_t>(1, pieces_of(reached) / 2);
-    run_reaching(reached, input, output);
+    run_reaching(reached, call.reached_begin(), input, output);
     if (reached.divide() != nullptr) divide(reached, 0, output);
-    // All have told this rank that they have done with its arrays.
-    is_open_ = false;
-    region_.standing(rank()).open_for.store(0, std::memory_order_relaxed);
+    close_at_once();  // all have told this rank that they have done with its arrays
     ++reached_count_;
   } else {
+    if (may) {
+      close_at_once();
+      began = std::chrono::steady_clock::now();  // once it is known to be quicker none meet
+    }
     lends_ = copies;
     run_lending(call, input, output);
   }
@@ -98,33 +91,62 @@ void Engine::run_long(const Call& call, const std::byte* input, std::byte* outpu
 }
 
 bool Engine::exchange_places(const Call& call, const std::byte* input, std::byte* output) {
-  bool all_may = tell_place(call, input, output);
-  for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
-    if (peer != rank()) all_may = hear_place(peer) && all_may;
+  const bool may = may_be_reached(call, input, output);
+  const ArrayPlaces places = open_arrays(input, output, may);
+  bool all_may = may;
+  const auto hear_others = [&] {
+    for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
+      if (peer != rank()) all_may = hear_place(peer) && all_may;
+    }
+  };
+  const auto& root = call.reached_root();
+  if (!root || peers_.size() == 2) {
+    tell_others(places);
+    hear_others();
+  } else if (rank() == *root) {
+    tell_others(places);
+    hear_others();
+    // Whether all may is what the others go on by.
+    tell_others(open_arrays(input, output, all_may));
+  } else {
+    hear_place(*root);
+    post_place(*root, places);
+    all_may = hear_place(*root);
   }
-  if (!all_may) {
-    is_open_ = false;
-    region_.standing(rank()).open_for.store(0, std::memory_order_relaxed);
-  }
+  if (!all_may) close_at_once();
   return all_may;
 }
 
-bool Engine::tell_place(const Call& call, const std::byte* input, std::byte* output) {
+void Engine::close_at_once() {
+  is_open_ = false;
+  region_.standing(rank()).open_for.store(0, std::memory_order_relaxed);
+}
+
+bool Engine::may_be_reached(const Call& call, const std::byte* input, const std::byte* output) {
   const Call& reached = *call.reached();
-  const bool may = may_reach_ && is_traceable() &&
-                   (!reached.reaches_inputs() || copied_.holds(input, call.input_bytes())) &&
-                   (!reached.reaches_outputs() || copied_.holds(output, call.output_bytes(), true));
+  return may_reach_ && is_traceable() &&
+         (!reached.reaches_inputs() || copied_.holds(input, call.input_bytes())) &&
+         (!reached.reaches_outputs() || copied_.holds(output, call.output_bytes(), true));
+}
+
+ArrayPlaces Engine::open_arrays(const std::byte* input, const std::byte* output, bool may) {
   ArrayPlaces places{reinterpret_cast<std::uint64_t>(input),
                      reinterpret_cast<std::uint64_t>(output), may, 0};
   places.seal = sealed(seal_, number_, rank(), places);
   is_open_ = true;
   // Relaxed: the messages order it.
   region_.standing(rank()).open_for.store(number_, std::memory_order_relaxed);
+  return places;
+}
+
+void Engine::tell_others(const ArrayPlaces& places) {
   for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
-    if (peer == rank()) continue;
-    post_inline(peer, &places, sizeof places, stamp_ ^ kPlaceMark);
+    if (peer != rank()) post_place(peer, places);
   }
-  return may;
+}
+
+void Engine::post_place(std::uint32_t peer, const ArrayPlaces& places) {
+  post_inline(peer, &places, sizeof places, stamp_ ^ kPlaceMark);
 }
 
 bool Engine::hear_place(std::uint32_t peer) {
@@ -151,13 +173,14 @@ bool Engine::hear_place(std::uint32_t peer) {
   return places.may == 1;
 }
 
-void Engine::run_reaching(const Call& call, const std::byte* input, std::byte* output) {
+void Engine::run_reaching(const Call& call, std::size_t first, const std::byte* input,
+                          std::byte* output) {
   const auto& steps = call.steps();
   const auto moves = [&](std::size_t i) { return i < steps.size() && steps[i].bytes != 0; };
   const auto is_local = [&](std::size_t i) {
     return moves(i) && steps[i].peeks_begin == steps[i].reaches_end;
   };
-  for (std::size_t i = Call::kMeetingSteps; i < steps.size();) {
+  for (std::size_t i = first; i < steps.size();) {
     moving_.clear();
     for (; moves(i); ++i) moving_.push_back(&steps[i]);
     const std::size_t message = i++;  // a notify or wait
@@ -199,6 +222,10 @@ void Engine::reach_piece(const Call& call, const Call::Step& step, const Call::I
   const std::uint64_t* const offsets = call.offsets() + item.reaches;
   const std::byte* const own = own_operand(item, at, input, output, nullptr);
   std::byte* const kept = kept_at(item, at, output, nullptr);
+  if (peek_count == 0 && kept == nullptr) {
+    for (std::uint32_t i = 0; i < poke_count; ++i) copy_to(pokes[i], offsets[i] + at, own, bytes);
+    return;
+  }
   if (peek_count == 1 && own == nullptr && poke_count == 0 && kept != nullptr) {
     return copy_from(peeks[0], offsets[0] + at, kept, bytes);
   }

@@ -34,6 +34,11 @@ bool LendingTrials::begin(std::uint64_t call, bool is_long) {
   return entry.lends;
 }
 
+bool LendingTrials::is_trying() const {
+  const Entry& entry = entries_[place_];
+  return entry.runs <= 2 * entry.trial + kReading;
+}
+
 std::size_t LendingTrials::place_of(std::uint64_t call) {
   const std::size_t set = ((call * 0x9e3779b97f4a7c15u) >> 40) % (kTrialPlaces / kTrialWays);
   const auto first = entries_.begin() + static_cast<std::ptrdiff_t>(set * kTrialWays);

@@ -22,9 +22,10 @@ enum class Lend : std::uint32_t { never = 0, when_quicker, always };
 // Finds out for each call whether lending is quicker: by doing it so many times without, then so
 // many times with, and by what took least, since nothing but the call itself makes it quick. What
 // was found holds for some hundred runs. Ranks tell each other what they have found and take what
-// is quicker for the slowest; since nobody is a run ahead of a rank it hears from, all know the
-// same. Where a rank has found nothing, since it has no long message, or its result takes the place
-// of its operand and theirs do not, nothing is lent.
+// is quicker for the slowest; since nobody is a run ahead of a rank it hears from, and of calls
+// around a root all meet while they try, all know the same. Where a rank has found nothing, since
+// it has no long message, or its result takes the place of its operand and theirs do not, nothing
+// is lent.
 class LendingTrials {
  public:
   // What is found is shown from trial `first` on.
@@ -34,6 +35,8 @@ class LendingTrials {
   // Whether the next run of the call with this fingerprint is to lend. One that is long, on every
   // rank, is tried less often.
   bool begin(std::uint64_t call, bool is_long);
+  // Whether the run that has begun is one of those that find it out.
+  bool is_trying() const;
   // So long that run took.
   void end(std::uint64_t nanoseconds);
 

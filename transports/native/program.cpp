@@ -257,20 +257,44 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
   find_lenders(in_flight);
 }
 
-void Call::set_reached(const Call& call) {
-  const auto tells = [](const Step& step) { return step.targets_end - step.targets_begin; };
-  const auto hears = [](const Step& step) { return step.sources_end - step.sources_begin; };
+void Call::set_reached(const Call& call, std::optional<std::uint32_t> root) {
   const bool is_same = call.rank() == rank_ && call.size() == size_ &&
                        call.input_bytes() == input_bytes_ && call.output_bytes() == output_bytes_ &&
                        call.in_place() == in_place_;
-  const auto& steps = call.steps();
-  const bool begins_together = steps.size() >= kMeetingSteps && tells(steps[0]) == size_ - 1 &&
-                               hears(steps[0]) == 0 && hears(steps[1]) == size_ - 1;
-  if (is_one_sided() || !is_same || !call.is_one_sided() || call.scratch_bytes() != 0 ||
-      !begins_together) {
-    refuse("expected the same call by a one-sided plan without scratch that begins with a meeting");
+  if (is_one_sided() || !is_same || !call.is_one_sided() || call.scratch_bytes() != 0) {
+    refuse("expected the same call by a one-sided plan without scratch");
   }
+  const std::size_t begin = root ? call.begin_around(*root) : call.begin_among_all();
+  if (begin == 0)
+    refuse("expected a plan that begins with a meeting of all, or of all with the root");
   reached_ = &call;
+  reached_root_ = root;
+  reached_begin_ = begin;
+}
+
+std::size_t Call::begin_among_all() const {
+  const auto tells = [](const Step& step) { return step.targets_end - step.targets_begin; };
+  const auto hears = [](const Step& step) { return step.sources_end - step.sources_begin; };
+  const bool is_meeting = steps_.size() >= 2 && tells(steps_[0]) == size_ - 1 &&
+                          hears(steps_[0]) == 0 && hears(steps_[1]) == size_ - 1;
+  return is_meeting ? 2 : 0;
+}
+
+std::size_t Call::begin_around(std::uint32_t root) const {
+  if (rank_ != root) {
+    const auto is_root = [&](std::uint32_t peer) { return peer == root; };
+    const bool is_between_two =
+        std::all_of(peers_.begin(), peers_.end(), is_root) &&
+        std::all_of(reaches_.begin(), reaches_.end(),
+                    [&](const Reach& reach) { return is_root(reach.peer); });
+    if (!is_between_two) return 0;
+  }
+  for (std::size_t i = 0; i < steps_.size() && steps_[i].bytes == 0; ++i) {
+    const auto told = steps_[i].targets_end - steps_[i].targets_begin;
+    const auto heard = steps_[i].sources_end - steps_[i].sources_begin;
+    if (rank_ == root ? told == size_ - 1 : heard == 1) return i + 1;
+  }
+  return 0;
 }
 
 void Call::find_lenders(std::uint32_t in_flight) {

@@ -140,13 +140,17 @@ class Call {
   bool reaches_inputs() const { return reaches_inputs_; }
   bool reaches_outputs() const { return reaches_outputs_; }
   // What may run instead, if the kernel copies from and to the arrays of all ranks, wherever they
-  // lie: the same call as a one-sided plan has it; nullptr: nothing. Of calls in which every rank
-  // hears from every other, by a plan that begins on every rank with telling all the others and
-  // hearing of them all: as that is what telling where arrays are does, those steps are left out.
-  // Must outlive this, and be set on every rank.
+  // lie: the same call as a one-sided plan has it; nullptr: nothing. Must outlive this, and be set
+  // on every rank. Its first steps, which say that arrays may be used, are left out, as that is
+  // what telling where they are does: between all ranks, by a plan that begins on each with telling
+  // all the others and hearing of them all; or, if it is between a root and each of the others
+  // alone, up to where the root tells them all, and they hear of it.
   const Call* reached() const { return reached_; }
-  static constexpr std::size_t kMeetingSteps = 2;
-  void set_reached(const Call& call);
+  const std::optional<std::uint32_t>& reached_root() const { return reached_root_; }
+  std::size_t reached_begin() const {
+    return reached_begin_;
+  }  // the first step that is not left out
+  void set_reached(const Call& call, std::optional<std::uint32_t> root);
   // The longest that any rank's input or output is.
   std::uint64_t widest_input() const { return widest_input_; }
   std::uint64_t widest_output() const { return widest_output_; }
@@ -161,6 +165,9 @@ class Call {
  private:
   // Whether two steps of one pass may be done in any order, or a little of each in turn.
   bool are_independent(const Step& one, const Step& other) const;
+  // Of a one-sided plan: the step behind the meeting that it begins with; 0: it does not.
+  std::size_t begin_among_all() const;
+  std::size_t begin_around(std::uint32_t root) const;
   // Of each step, whether what it sends stays as it is in the input or output until the call ends.
   // A rank may have `in_flight` messages on their way; 0: not known.
   void find_lenders(std::uint32_t in_flight);
@@ -173,6 +180,8 @@ class Call {
   std::vector<Reach> reaches_;
   std::vector<std::uint64_t> offsets_;
   const Call* reached_ = nullptr;
+  std::optional<std::uint32_t> reached_root_;
+  std::size_t reached_begin_ = 0;
   bool reaches_inputs_ = false;
   bool reaches_outputs_ = false;
   std::uint64_t widest_input_ = 0;

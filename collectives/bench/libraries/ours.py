@@ -111,6 +111,12 @@ class Ours(OrdinaryMemory):
         """Calls that have run one-sided by the kernel's copies."""
         return getattr(self.comm._engine, "reached", 0)  # an older build has no such calls
 
+    def instead(self, collective: str) -> str:
+        """What such a call runs."""
+        from collectives.catalogue import REACHING
+
+        return REACHING[collective].name
+
     def begin(self, case: Case, variant: str, x: Any, out: Any) -> Any:
         """An asynchronous call; its `wait()` ends it."""
         return partial(self.operation(case, variant, x, out), async_op=True)  # type: ignore[call-arg]
