@@ -12,7 +12,9 @@ Every method checks its arguments before anything is sent. Common to all:
 * `deterministic=True` folds the ranks' values in rank order, ((x0 + x1) + x2) + ..., 16-bit floats
   in float32 with one rounding at the end: the same bits whatever the algorithm, transport and
   placement. An algorithm that does not fold so is refused;
-* `timeout` in seconds replaces the communicator's.
+* `timeout` in seconds replaces the communicator's;
+* a call may return on a rank before others have come to it, and may as well wait until they have:
+  as with MPI, a program must not need the one or the other.
 """
 
 from __future__ import annotations
