@@ -50,17 +50,20 @@ def test_what_runs_and_why(comm):
 def test_what_runs_instead_where_the_kernel_copies(comm):
     """Not what a call names, what is short, nor what would fold in another order."""
     for collective, count, named, instead in (
-        ("allreduce", 1 << 16, None, comm.size == 2),
-        ("allreduce", 1 << 16, "ring", False),
-        ("allreduce", 1 << 10, None, False),
-        ("allgather", 1 << 16, None, True),
-        ("broadcast", 1 << 16, None, False),
+        ("allreduce", 1 << 16, None, "one_sided" if comm.size == 2 else ""),
+        ("allreduce", 1 << 16, "ring", ""),
+        ("allreduce", 1 << 10, None, ""),
+        ("reduce", 1 << 16, None, "push" if comm.size == 2 else ""),
+        ("allgather", 1 << 16, None, "one_sided"),
+        ("broadcast", 1 << 16, None, "push_pull"),
+        ("broadcast", 1 << 16, "tree", ""),
+        ("gather", 1 << 16, None, "push"),
     ):
         x = np.ones(count, np.float32)
         found = comm.explain(collective, x, algorithm=named)
-        assert found.instead == ("one_sided" if instead else ""), (collective, count, named)
-        words = "; or one_sided, if copies of the kernel's are found to be quicker"
-        assert (words in str(found)) == instead
+        assert found.instead == instead, (collective, count, named)
+        words = f"; or {instead}, if copies of the kernel's are found to be quicker"
+        assert (words in str(found)) == bool(instead)
 
 
 @ranks(1)

@@ -123,6 +123,10 @@ class LimitTask:
         limit.call(*way, calls * self._messages)
         return time.perf_counter() - begin
 
+    def check(self, plant: int = 0) -> dict[str, Any]:
+        """As a task's."""
+        return {"wrong": self.wrong(plant)}
+
     def wrong(self, plant: int = 0) -> int:
         """Nothing: a limit has no result."""
         return 0
