@@ -98,7 +98,8 @@ class Calls:
         if instead is not None:
             around_root = instead.spec.rooted and not instead.spec.reduces
             root = request.root if around_root else None
-            call.set_reached(self._bound(request, instead, reduction, call.text), root)
+            reached = self._bound(request, instead, reduction, call.text)
+            call.set_reached(reached, root, instead.spec.rooted)
         return call
 
     def _bound(

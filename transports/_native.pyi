@@ -68,11 +68,12 @@ class Call:
         in_flight: int = 0,
         cache_bytes: int = ...,
     ) -> None: ...
-    def set_reached(self, call: Call, root: int | None) -> None:
+    def set_reached(self, call: Call, root: int | None, meets_to_try: bool) -> None:
         """Let `call`, the same by a one-sided plan, run where copies of the kernel's are quicker.
 
         On every rank. Between all, by a plan that begins with a meeting of all; or, with a root,
-        between that and each of the others alone.
+        between that and each of the others alone. Where some hear of nobody in the call, all must
+        meet while it is tried.
         """
 
 class SymmetricBlock:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from harness.conformance import FLOATS, OPS_OF, Case, run_case
-from harness.processes import Ranks
+from harness.processes import Ranks, say, told
 
 import collectives
 import launch
@@ -116,7 +118,7 @@ def test_it_is_tried_and_the_results_are_the_same():
 
 
 def _around_roots(comm, count):
-    """Broadcasts, scatters and gathers, root after root, while each is tried and after."""
+    """Calls with a root, root after root, while each is tried and after."""
     mine, rank, size = np.empty(count), comm.rank, comm.size
     before = comm._engine.reached
     for turn in range(40):
@@ -133,6 +135,9 @@ def _around_roots(comm, count):
             comm.gather(np.full(count, rank + turn + 0.0), out=whole, root=root)
             if rank == root:
                 assert (whole == np.arange(size)[:, None] + turn).all()
+            total = comm.reduce(np.full(count, rank + turn + 0.0), root=root)
+            if rank == root:
+                assert (total == size * turn + size * (size - 1) / 2).all()
     return comm._engine.reached - before
 
 
@@ -143,6 +148,45 @@ def test_around_a_root_all_find_the_same(size, count):
     assert len(set(counts)) == 1 and counts[0] >= 9 * size, counts
     never = launch.spawn(_around_roots, size, count, environment={"COLLECTIVES_LEND": "never"})
     assert never == [0] * size
+
+
+def _ever_other(collective):
+    """Calls of ever other lengths, in which one rank hears of nobody and runs ahead."""
+    comm = collectives.init()
+    comm.barrier()
+    before = comm._engine.reached
+    for count in range(60_000, 60_600):
+        x = np.ones(count)
+        for _ in range(24):
+            getattr(comm, collective)(x, root=0)
+    found = comm._engine.reached - before
+    say("done")
+    told()
+    return found
+
+
+@pytest.mark.parametrize("collective, stopped", [("reduce", 0), ("gather", 0), ("broadcast", 1)])
+def test_who_runs_ahead_finds_the_same(collective, stopped):
+    """A rank that is stopped now and then has not yet written what the other looks for."""
+    with Ranks(_ever_other, 2, collective) as ranks:
+        over = threading.Event()
+
+        def disturb():
+            while not over.wait(0.002):
+                ranks.kill(stopped, signal.SIGSTOP)
+                time.sleep(0.001)
+                ranks.kill(stopped, signal.SIGCONT)
+
+        disturber = threading.Thread(target=disturb)
+        disturber.start()
+        said = ranks.said(stopped)
+        over.set()
+        disturber.join()
+        assert (said, ranks.said(1 - stopped)) == ("done", "done"), ranks.outcomes()
+        for rank in range(2):
+            ranks.tell(rank)
+        first, second = (outcome.value for outcome in ranks.outcomes())
+    assert first == second >= 8 * 600
 
 
 def _benched(comm):
@@ -223,6 +267,27 @@ def _untraceable():
 def test_a_rank_that_is_not_to_be_traced_is_left_alone():
     with Ranks(_untraceable, 2, environment=ALWAYS) as ranks:
         assert [outcome.value for outcome in ranks.outcomes()] == [1, 1]
+
+
+def _untraceable_around_a_root():
+    comm = collectives.init(timeout=20)
+    x = np.ones(9000)
+    if comm.rank == 1:
+        assert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0
+    comm.broadcast(x, root=0)
+    if comm.rank == 1:
+        told()
+    for _ in range(3):
+        comm.broadcast(x, root=0)
+    say("done")
+    return comm._engine.reached
+
+
+def test_once_it_is_known_that_none_can_be_reached_none_meet_for_it():
+    with Ranks(_untraceable_around_a_root, 2) as ranks:
+        assert ranks.said(0) == "done", "the root waits for a rank that has not come"
+        ranks.tell(1)
+        assert [outcome.value for outcome in ranks.outcomes()] == [0, 0]
 
 
 def _other_algorithm(comm):

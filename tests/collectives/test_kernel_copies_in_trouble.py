@@ -225,11 +225,11 @@ def shown_writing():
 
 
 def _with_a_writer_that_stands_still(kind):
+    if kind == "torch":
+        import torch  # first: it takes a while, of which the time of a call has none to spare
     comm = collectives.init(timeout=1.0)
     x, out = np.ones(LONG), np.ones(LONG)
     if kind == "torch":
-        import torch
-
         x, out = torch.from_numpy(x), torch.ones(LONG, dtype=torch.float64)
     comm.allreduce(x, out=out)
     if comm.rank == 1:
@@ -308,4 +308,7 @@ def test_the_middle_of_a_call_is_in_it(collective, lost):
             "COLLECTIVES_LEND": lend, "COLLECTIVES_INJECT": f"kill rank={lost} op={op} at=middle"
         }  # fmt: skip
         with Ranks(_until_a_fault, 2, collective, environment=environment) as ranks:
-            assert ranks.outcome(1 - lost).value == (2, "PeerLostError")
+            done, kind = ranks.outcome(1 - lost).value
+        assert kind == "PeerLostError"
+        # By messages a rank may have all that it needs of one that is lost in the midst of it.
+        assert done == 2 or (lend == "never" and collective != "allreduce" and done == 3)

@@ -128,6 +128,22 @@ def test_plans_keep_the_order_of_notifies_and_waits_and_name_chunks_that_are_the
                 assert not any(space is IN for space, _ in (*each.pokes, *each.writes))
 
 
+@pytest.mark.parametrize("algo", REACHING.values(), ids=REACHING)
+def test_what_runs_by_the_kernel_begins_alike_on_all_ranks(algo):
+    """A rank that skips what it would tell at first is one that skips to hear it."""
+    for size in (2, 3, 5, 16):
+        for root in (0, size - 1) if algo.spec.rooted else (0,):
+            schedules = [algo.schedule(rank, size, root) for rank in range(size)]
+            first = [type(steps[0]) for steps in schedules]
+            if not algo.spec.rooted or algo.spec.reduces:
+                assert set(first) == {Notify}
+                assert all(len(steps[0].peers) == size - 1 for steps in schedules)
+            else:
+                assert set(first[:root] + first[root + 1 :]) == {
+                    Notify if first[root] is Wait else Wait
+                }
+
+
 def meet(rank, size):
     others = [peer for peer in range(size) if peer != rank]
     return [notify(others), wait(others)]

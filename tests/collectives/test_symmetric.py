@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+import resource
 import signal
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ from harness.errors import raising, refused, still_works
 from harness.processes import Ranks, say, told
 
 import collectives
+import launch
 
 ranks = Batch()
 
@@ -266,6 +269,23 @@ def test_no_memory_to_be_had(comm):
     with raising(MemoryError, text, "cannot be had"):
         comm.empty((1 << 43, 1), np.float32)
     reaches(comm, comm.empty(9))
+
+
+def _with_little_room(comm, short_of_it):
+    if comm.rank == short_of_it:
+        status = Path("/proc/self/status").read_text()
+        used = int(re.search(r"VmSize:\s+(\d+)", status)[1]) << 10
+        resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+    with raising(MemoryError, "Cannot allocate memory"):
+        comm.empty(128 << 20, np.int8)
+    if comm.rank == short_of_it:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    reaches(comm, comm.empty(9))
+
+
+@pytest.mark.parametrize("short_of_it", [0, 1])
+def test_memory_that_one_rank_cannot_map_is_no_rank_s(short_of_it):
+    launch.spawn(_with_little_room, 2, short_of_it, timeout=30)
 
 
 @ranks(2)

@@ -176,7 +176,7 @@ void register_engine(nb::module_& module) {
       .def_prop_ro("one_sided",
                    [](const Call& self) { return self.reaches_inputs() || self.reaches_outputs(); })
       .def("set_reached", &Call::set_reached, nb::arg("call"), nb::arg("root").none(),
-           nb::keep_alive<1, 2>())
+           nb::arg("meets_to_try"), nb::keep_alive<1, 2>())
       .def_prop_ro("text", &Call::text);
   nb::class_<Rank>(module, "Engine")
       .def(nb::init<int, std::uint32_t, const Rank::Peers&, bool>(), nb::arg("fd"), nb::arg("rank"),

@@ -1,5 +1,6 @@
 // Failures of the engine as the exceptions of transports/errors.py; the only place that translates.
 #include <string_view>
+#include <system_error>
 
 #include "bindings.hpp"
 #include "failure.hpp"
@@ -37,6 +38,9 @@ void translate_failure(const std::exception_ptr& pointer, void*) {
     nb::object decoded = nb::steal(
         PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
     if (decoded.is_valid()) PyErr_SetObject(error.ptr(), decoded.ptr());
+  } catch (const std::system_error& error) {
+    const nb::object words = nb::make_tuple(error.code().value(), error.what());
+    PyErr_SetObject(PyExc_OSError, words.ptr());
   } catch (const Interrupted&) {
     // The signal handler's exception is already set.
   }

@@ -224,7 +224,8 @@ class Engine {
   void close_at_once();
   // A one-sided call on arrays of which the kernel copies, from its step `first` on.
   void run_reaching(const Call& call, std::size_t first, const std::byte* input, std::byte* output);
-  // The work of `moving_`, which are independent of each other, a piece of each in turn.
+  // The work of `moving_`, a piece of each in turn: what a step does to an element needs only what
+  // those before it did to the same element of a chunk.
   void move_together(const Call& call, const std::byte* input, std::byte* output);
   void reach_piece(const Call& call, const Call::Step& step, const Call::Item& item,
                    std::uint64_t at, std::uint64_t bytes, const std::byte* input,

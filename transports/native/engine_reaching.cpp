@@ -65,11 +65,15 @@ void Engine::run_long(const Call& call, const std::byte* input, std::byte* outpu
   // Of other calls ranks may have arrays of different lengths.
   const bool is_long =
       may_reach && call.reached()->widest_input() + call.reached()->widest_output() >= kLongBytes;
-  const bool copies = lend_ == Lend::always || trials.begin(trial, is_long);
-  // Of a call around a root some hear of nobody: that all know what was found they meet.
-  const bool meets = may_reach && (copies || (call.reached_root() && trials.is_trying()));
+  const bool meets_to_try = may_reach && call.meets_to_try();
+  const bool is_tried = lend_ != Lend::always;
+  const bool copies = !is_tried || trials.begin(trial, is_long, meets_to_try);
+  const bool meets = may_reach && (copies || (meets_to_try && trials.is_trying()));
   auto began = std::chrono::steady_clock::now();
   const bool may = meets && exchange_places(call, input, output);
+  if (meets && !may && is_tried) trials.refuse();
+  // Else who is late would be waited for in what is timed of the one way, and not of the other.
+  if (meets_to_try) began = std::chrono::steady_clock::now();
   if (may && copies) {
     const Call& reached = *call.reached();
     if (steps_to_fault_ != 0) steps_to_fault_ = std::max<std::uint64_t>(1, pieces_of(reached) / 2);
@@ -78,14 +82,11 @@ void Engine::run_long(const Call& call, const std::byte* input, std::byte* outpu
     close_at_once();  // all have told this rank that they have done with its arrays
     ++reached_count_;
   } else {
-    if (may) {
-      close_at_once();
-      began = std::chrono::steady_clock::now();  // once it is known to be quicker none meet
-    }
+    if (may) close_at_once();
     lends_ = copies;
     run_lending(call, input, output);
   }
-  if (lend_ == Lend::always) return;
+  if (!is_tried) return;
   const auto took = std::chrono::steady_clock::now() - began;
   trials.end(static_cast<std::uint64_t>(took / std::chrono::nanoseconds(1)));
 }

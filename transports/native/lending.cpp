@@ -12,9 +12,12 @@ constexpr std::uint32_t kLongTrial = 3;  // as they take long, and differ less
 constexpr std::uint32_t kReading = 2;
 constexpr std::uint32_t kHolds = 512;
 
+// Of the time through slots, what has to be gained where ranks must meet for it.
+constexpr std::uint64_t kWorth = 8;
+
 }  // namespace
 
-bool LendingTrials::begin(std::uint64_t call, bool is_long) {
+bool LendingTrials::begin(std::uint64_t call, bool is_long, bool meets) {
   place_ = place_of(call);
   Entry& entry = entries_[place_];
   if (entry.call != call || entry.runs == kHolds) {
@@ -29,7 +32,7 @@ bool LendingTrials::begin(std::uint64_t call, bool is_long) {
   if (run < 2 * entry.trial + kReading) {
     entry.lends = run / entry.trial == 1;
   } else if (run == 2 * entry.trial + kReading) {
-    entry.lends = is_lending_quicker(place_);
+    entry.lends = is_lending_quicker(place_, meets);
   }
   return entry.lends;
 }
@@ -37,6 +40,12 @@ bool LendingTrials::begin(std::uint64_t call, bool is_long) {
 bool LendingTrials::is_trying() const {
   const Entry& entry = entries_[place_];
   return entry.runs <= 2 * entry.trial + kReading;
+}
+
+void LendingTrials::refuse() {
+  Entry& entry = entries_[place_];
+  entry.lends = false;
+  entry.runs = std::max(entry.runs, 2 * entry.trial + kReading + 1);
 }
 
 std::size_t LendingTrials::place_of(std::uint64_t call) {
@@ -64,7 +73,7 @@ void LendingTrials::end(std::uint64_t nanoseconds) {
     shown.least[i].store(entry.least[i], std::memory_order_relaxed);
 }
 
-bool LendingTrials::is_lending_quicker(std::size_t place) const {
+bool LendingTrials::is_lending_quicker(std::size_t place, bool meets) const {
   std::array<std::uint64_t, 2> slowest{};
   for (std::uint32_t rank = 0; rank < region_.geometry().ranks; ++rank) {
     const Trial* const first =
@@ -77,7 +86,9 @@ bool LendingTrials::is_lending_quicker(std::size_t place) const {
       slowest[i] = std::max(slowest[i], shown->least[i].load(std::memory_order_relaxed));
     }
   }
-  return slowest[1] < slowest[0];
+  // What it takes to meet is not counted, since waiting for who is late cannot be told from it; as
+  // nobody meets once it is known to be slower, it must be worth it.
+  return slowest[1] < (meets ? slowest[0] / kWorth * (kWorth - 1) : slowest[0]);
 }
 
 }  // namespace transports

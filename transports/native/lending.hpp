@@ -22,8 +22,8 @@ enum class Lend : std::uint32_t { never = 0, when_quicker, always };
 // Finds out for each call whether lending is quicker: by doing it so many times without, then so
 // many times with, and by what took least, since nothing but the call itself makes it quick. What
 // was found holds for some hundred runs. Ranks tell each other what they have found and take what
-// is quicker for the slowest; since nobody is a run ahead of a rank it hears from, and of calls
-// around a root all meet while they try, all know the same. Where a rank has found nothing, since
+// is quicker for the slowest; since nobody is a run ahead of a rank it hears from, and where some
+// hear of nobody all meet while they try, all know the same. Where a rank has found nothing, since
 // it has no long message, or its result takes the place of its operand and theirs do not, nothing
 // is lent.
 class LendingTrials {
@@ -33,10 +33,12 @@ class LendingTrials {
       : region_(region), rank_(rank), first_(first) {}
 
   // Whether the next run of the call with this fingerprint is to lend. One that is long, on every
-  // rank, is tried less often.
-  bool begin(std::uint64_t call, bool is_long);
+  // rank, is tried less often; one for which all meet has to be quicker by more.
+  bool begin(std::uint64_t call, bool is_long, bool meets);
   // Whether the run that has begun is one of those that find it out.
   bool is_trying() const;
+  // In the run that has begun all have found that they cannot: not until it is tried anew.
+  void refuse();
   // So long that run took.
   void end(std::uint64_t nanoseconds);
 
@@ -53,7 +55,7 @@ class LendingTrials {
 
   // The place of a call; its own, or that of the call in its set that has not run for longest.
   std::size_t place_of(std::uint64_t call);
-  bool is_lending_quicker(std::size_t place) const;
+  bool is_lending_quicker(std::size_t place, bool meets) const;
 
   Region region_;
   std::uint32_t rank_;

@@ -257,7 +257,7 @@ Call::Call(Plan plan, std::vector<std::uint64_t> lengths, std::size_t item_bytes
   find_lenders(in_flight);
 }
 
-void Call::set_reached(const Call& call, std::optional<std::uint32_t> root) {
+void Call::set_reached(const Call& call, std::optional<std::uint32_t> root, bool meets_to_try) {
   const bool is_same = call.rank() == rank_ && call.size() == size_ &&
                        call.input_bytes() == input_bytes_ && call.output_bytes() == output_bytes_ &&
                        call.in_place() == in_place_;
@@ -270,6 +270,7 @@ void Call::set_reached(const Call& call, std::optional<std::uint32_t> root) {
   reached_ = &call;
   reached_root_ = root;
   reached_begin_ = begin;
+  meets_to_try_ = meets_to_try;
 }
 
 std::size_t Call::begin_among_all() const {
@@ -289,12 +290,22 @@ std::size_t Call::begin_around(std::uint32_t root) const {
                     [&](const Reach& reach) { return is_root(reach.peer); });
     if (!is_between_two) return 0;
   }
-  for (std::size_t i = 0; i < steps_.size() && steps_[i].bytes == 0; ++i) {
+  // Of a step: told or heard so many, or more than that.
+  enum class Does { tells_all, hears_all, else_ };
+  const std::uint32_t all = rank_ == root ? size_ - 1 : 1;
+  const auto does = [&](std::size_t i) {
+    if (i >= steps_.size() || steps_[i].bytes != 0) return Does::else_;
     const auto told = steps_[i].targets_end - steps_[i].targets_begin;
     const auto heard = steps_[i].sources_end - steps_[i].sources_begin;
-    if (rank_ == root ? told == size_ - 1 : heard == 1) return i + 1;
-  }
-  return 0;
+    return told == all && heard == 0   ? Does::tells_all
+           : told == 0 && heard == all ? Does::hears_all
+                                       : Does::else_;
+  };
+  const Does first = rank_ == root ? Does::hears_all : Does::tells_all;
+  const Does last = rank_ == root ? Does::tells_all : Does::hears_all;
+  if (does(0) == first) return does(1) == last ? 2 : 0;
+  // What the root would hear next was told in answer, or before: it cannot be known.
+  return does(0) == last && does(1) != first ? 1 : 0;
 }
 
 void Call::find_lenders(std::uint32_t in_flight) {

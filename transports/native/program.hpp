@@ -144,13 +144,16 @@ class Call {
   // on every rank. Its first steps, which say that arrays may be used, are left out, as that is
   // what telling where they are does: between all ranks, by a plan that begins on each with telling
   // all the others and hearing of them all; or, if it is between a root and each of the others
-  // alone, up to where the root tells them all, and they hear of it.
+  // alone, on the root with telling all, maybe after hearing of all, and accordingly on the others.
   const Call* reached() const { return reached_; }
   const std::optional<std::uint32_t>& reached_root() const { return reached_root_; }
   std::size_t reached_begin() const {
     return reached_begin_;
   }  // the first step that is not left out
-  void set_reached(const Call& call, std::optional<std::uint32_t> root);
+  // Whether some rank may not hear of others in this call: then all meet while it is tried which
+  // of the two is quicker, so that all find the same.
+  bool meets_to_try() const { return meets_to_try_; }
+  void set_reached(const Call& call, std::optional<std::uint32_t> root, bool meets_to_try);
   // The longest that any rank's input or output is.
   std::uint64_t widest_input() const { return widest_input_; }
   std::uint64_t widest_output() const { return widest_output_; }
@@ -182,6 +185,7 @@ class Call {
   const Call* reached_ = nullptr;
   std::optional<std::uint32_t> reached_root_;
   std::size_t reached_begin_ = 0;
+  bool meets_to_try_ = false;
   bool reaches_inputs_ = false;
   bool reaches_outputs_ = false;
   std::uint64_t widest_input_ = 0;

@@ -110,6 +110,8 @@ def connect(
             with undisturbed():
                 engine = _native.Engine(meeting.descriptor, me.rank, people, crowded)
                 meeting.take_pidfds()
+        except OSError as error:
+            raise MemoryError(f"the shared memory cannot be mapped: {error}") from None
         except RuntimeError as error:  # what lies in it is not what rank 0 has written
             raise CollectiveError(str(error)) from None
         words = Describe(meeting.ranks)
