@@ -24,6 +24,9 @@ from transports.plan import split_evenly
 
 _MOST_CALLS = 4096  # a program that never repeats a shape must not grow for ever
 _MOST_REACHING = 16  # ranks, since each tells each other where its arrays are
+# Messages of a reduce overlap from call to call, as its senders hear of nobody: copies, for which
+# all must meet, gain from so many times the least bytes on.
+_LATER_REACHING = {"reduce": 8}
 _LONGEST_COUNTS = 48  # characters of counts in a call's text; beyond, their hash stands for them
 
 
@@ -131,14 +134,15 @@ class Calls:
         Depends only on what ranks agree on. Nothing for what a user names; nor where values would
         be folded in another order, and so have other bits: what runs is what is quicker.
         """
+        least = self._least_reaching
         may = (
-            self._least_reaching is not None
+            least is not None
             and request.collective in REACHING
             and request.algorithm is None
             and not algo.one_sided
             and request.counts is None
             and 1 < self._size <= (2 if spec_named(request.collective).reduces else _MOST_REACHING)
-            and self.chooser.nbytes(request) >= self._least_reaching
+            and self.chooser.nbytes(request) >= least * _LATER_REACHING.get(request.collective, 1)
         )
         return REACHING[request.collective] if may else None
 
