@@ -43,18 +43,36 @@ Plan plan_of(std::uint32_t rank) {
   return plan;
 }
 
-Call bound(Plan plan, std::uint64_t count, const char* text) {
-  return Call(std::move(plan), {count}, sizeof(double), Reduction{DType::float64, Op::sum, false},
-              kGeometry.slot_bytes, kGeometry.in_flight(), std::uint64_t{64} << 20, text);
+Call bound(Plan plan, std::vector<std::uint64_t> lengths, const char* text) {
+  return Call(std::move(plan), std::move(lengths), sizeof(double),
+              Reduction{DType::float64, Op::sum, false}, kGeometry.slot_bytes,
+              kGeometry.in_flight(), std::uint64_t{64} << 20, text);
+}
+
+Numbers others(std::uint32_t rank) {
+  Numbers peers;
+  for (std::uint32_t peer = 0; peer < kRanks; ++peer) {
+    if (peer != rank) peers.push_back(peer);
+  }
+  return peers;
+}
+
+Instruction tell(Numbers peers) {
+  Instruction step;
+  step.targets = std::move(peers);
+  return step;
+}
+
+Instruction hear(Numbers peers) {
+  Instruction step;
+  step.sources = std::move(peers);
+  return step;
 }
 
 // All send all they have to all, and add it up; `delays` lets passes overlap.
 Call allreduce(std::uint32_t rank, std::uint64_t count, bool overlaps) {
   Plan plan = plan_of(rank);
-  Numbers peers;
-  for (std::uint32_t peer = 0; peer < kRanks; ++peer) {
-    if (peer != rank) peers.push_back(peer);
-  }
+  const Numbers peers = others(rank);
   plan.inputs = plan.outputs = {0};
   Instruction add{{0}, peers, {}, {{Space::input, 0}}, {{Space::output, 0}}};
   add.own_at = rank;
@@ -63,7 +81,7 @@ Call allreduce(std::uint32_t rank, std::uint64_t count, bool overlaps) {
     plan.delays = {0, 1};
     plan.in_flight = 2;
   }
-  return bound(std::move(plan), count, overlaps ? "overlapping allreduce" : "allreduce");
+  return bound(std::move(plan), {count}, overlaps ? "overlapping allreduce" : "allreduce");
 }
 
 // From rank 0 along a chain: one way only, so that nothing but the messages orders what is read.
@@ -77,7 +95,43 @@ Call broadcast(std::uint32_t rank, std::uint64_t count) {
     plan.outputs = {0};
     plan.instructions = {{{0}, {rank - 1}, next, {}, {{Space::output, 0}}}};
   }
-  return bound(std::move(plan), count, "broadcast");
+  return bound(std::move(plan), {count}, "broadcast");
+}
+
+// The same where the kernel copies: each adds up its third and writes it to all.
+Call reached_allreduce(std::uint32_t rank, std::uint64_t count) {
+  Plan plan = plan_of(rank);
+  plan.chunk_count = kRanks;
+  plan.inputs = plan.outputs = {0, 1, 2};
+  plan.peer_inputs = plan.peer_outputs = {kRanks, plan.inputs};
+  plan.remote = {Space::input, Space::output};
+  Instruction add{{rank}, {}, {}, {{Space::input, rank}}, {{Space::output, rank}}};
+  add.own_at = rank;
+  for (const auto peer : others(rank)) {
+    add.peeks.push_back({peer, Space::input});
+    add.pokes.push_back({peer, Space::output});
+  }
+  plan.instructions = {tell(others(rank)), hear(others(rank)), add, tell(others(rank)),
+                       hear(others(rank))};
+  return bound(std::move(plan), {count - count / 3 * 2, count / 3, count / 3}, "allreduce");
+}
+
+// Rank 0 writes to all.
+Call reached_broadcast(std::uint32_t rank, std::uint64_t count) {
+  Plan plan = plan_of(rank);
+  plan.peer_inputs = {{0}, {}, {}};
+  plan.peer_outputs = {{}, {0}, {0}};
+  plan.remote = {Space::output};
+  if (rank == 0) {
+    plan.inputs = {0};
+    Instruction give{{0}, {}, {}, {{Space::input, 0}}, {}};
+    for (const auto peer : others(rank)) give.pokes.push_back({peer, Space::output});
+    plan.instructions = {hear({1, 2}), tell({1, 2}), give, tell({1, 2})};
+  } else {
+    plan.outputs = {0};
+    plan.instructions = {tell({0}), hear({0}), hear({0})};
+  }
+  return bound(std::move(plan), {count}, "broadcast");
 }
 
 // All ranks are threads of it.
@@ -101,11 +155,17 @@ struct Rank {
   PointToPoint messages;
 };
 
-void run_calls(Rank& rank, int turns, bool background) {
+void run_calls(Rank& rank, int turns, bool background, bool reaches = false) {
   constexpr std::uint64_t kCounts[] = {1, 5, 6, 128, 1000};
   for (const auto count : kCounts) {
-    const Call calls[] = {allreduce(rank.number, count, false), broadcast(rank.number, count),
-                          allreduce(rank.number, count, true)};
+    const Call reached[] = {reached_allreduce(rank.number, count),
+                            reached_broadcast(rank.number, count)};
+    Call calls[] = {allreduce(rank.number, count, false), broadcast(rank.number, count),
+                    allreduce(rank.number, count, true)};
+    if (reaches) {
+      calls[0].set_reached(reached[0], std::nullopt, false);
+      calls[1].set_reached(reached[1], 0, true);
+    }
     std::vector<double> x(count), out(count);
     for (int turn = 0; turn < turns; ++turn) {
       for (const Call& call : calls) {
@@ -228,6 +288,12 @@ int main(int argc, char** argv) {
       rank.engine.set_lend(Lend::always);
       run_calls(rank, turns, false);
       if (rank.engine.lent() == 0) is_wrong("nothing was lent");
+      run_calls(rank, turns, false, true);
+      if (rank.engine.reaching_calls() == 0) is_wrong("nobody was reached");
+    });
+    on_all(ranks, [&](Rank& rank) {
+      rank.engine.set_lend(Lend::when_quicker);
+      run_calls(rank, 2 * turns, false, true);
     });
     on_all(ranks, [&](Rank& rank) { run_one_way(rank, 20 * turns); });
     // Calls in the background while messages move, as an asynchronous call does.

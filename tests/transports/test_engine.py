@@ -475,5 +475,5 @@ def test_a_wrong_time_of_the_last_word_silences_nobody(region, spoken):
     with region.bytes() as memory:
         struct.pack_into("=q", memory, SPOKEN_AT, spoken)
     with pytest.raises(CollectiveTimeout):
-        region.engines[0].execute(exchange(0, 4), np.ones(4), np.ones(4), 0.5, False)
+        region.engines[0].execute(exchange(0, 4), np.ones(4), np.ones(4), 2.0, False)
     assert True in aloud
