@@ -66,6 +66,7 @@ MANY_PROCESSES = [
     "tests/collectives/test_kernel_copies_in_trouble.py",
     "tests/collectives/test_kernel_copies.py::test_all_ranks_find_the_same_quicker",
     "tests/collectives/test_kernel_copies.py::test_around_a_root_all_find_the_same[9000-3]",
+    "tests/collectives/test_kernel_copies.py::test_who_runs_ahead_finds_the_same[reduce-0]",
     "tests/collectives/test_symmetric.py::test_a_rank_that_is_killed_while_they_meet_is_lost_to_all[0]",
     "tests/launch/test_inject.py::test_a_fault_is_met_and_named",
     "tests/launch/test_keep_going.py::test_those_that_are_left_shrink_and_finish",
