@@ -301,7 +301,7 @@ def _until_a_fault(collective):
 @pytest.mark.parametrize("collective", CALLS)
 @pytest.mark.parametrize("lost", [0, 1])
 def test_the_middle_of_a_call_is_in_it(collective, lost):
-    for lend in ("never", "always"):
+    for lend in ("never", "always") if lost else ("always",):
         # Only scatter has calls of its own, of a header, before others know what comes.
         op = 3 if collective == "scatter" else 2
         environment = {
