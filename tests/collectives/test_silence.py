@@ -68,7 +68,7 @@ def test_a_rank_in_no_call_is_shown_with_its_stack(how):
     assert 1 <= len(re.findall("collectives: .* rank [01] has waited", spoken)) <= 4
     first = spoken.split("collectives: ")[1]
     assert re.match(
-        r"allreduce float32\[1000\] sum by \w+ #2: rank [01] has waited 0\.\d+ s", first
+        r"allreduce float32\[1000\] sum by \w+ #2: rank [01] has waited \d\.\d+ s", first
     )
     assert f"rank 2 (pid {pid} on {os.uname().nodename})" in first
     assert "is in no collective; its last was barrier by" in first
@@ -106,7 +106,7 @@ def test_a_time_out_says_the_same():
         text = job.outcome(0).value
         job.tell(1)
         assert job.outcome(1).value == ""
-    assert re.match(r"allreduce float64\[3\] sum .* has waited 0\.\d+ s", text)
+    assert re.match(r"allreduce float64\[3\] sum .* has waited \d\.\d+ s", text)
     assert "is in no collective; its last was barrier" in text
     assert re.search(r"test_silence.py:\d+ in late", text)
 
@@ -120,7 +120,7 @@ def test_a_rendezvous_says_who_has_not_come():
             collectives.init(timeout=1)
         return sys.stderr.getvalue()
 
-    for only, words in (([0, 1], "rank 0 has waited 0.3"), ([1, 2], "rank 0 to come")):
+    for only, words in (([0, 1], "rank 0 has waited "), ([1, 2], "rank 0 to come")):
         with Ranks(come, 3, only=only, environment=QUIET) as job:
             texts = [outcome.value for outcome in job.outcomes()]
         spoken = "".join(texts)
