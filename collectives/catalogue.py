@@ -162,3 +162,13 @@ def find(collective: str, name: str) -> Algorithm:
             + nearest(name, valid)
         )
     return CATALOGUE[collective, name]
+
+
+def find_to_show(collective: str, name: str) -> Algorithm:
+    """As `find`, also of what runs by copies of the kernel's, which no call can name.
+
+    Raises:
+        ValueError: as `find`.
+    """
+    reaching = REACHING.get(collective)
+    return reaching if reaching is not None and reaching.name == name else find(collective, name)

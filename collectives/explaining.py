@@ -58,6 +58,7 @@ class Explanation:
             fitted, of 64 KiB and more; None if that is not known.
         instead: what runs in its place where copies of the kernel's between the ranks' arrays are
             quicker, which the call finds out by trying; empty: nothing.
+        found: what it has found last: "trying", "slower" or "quicker"; empty: nothing yet.
     """
 
     call: str
@@ -67,11 +68,13 @@ class Explanation:
     machine: str
     error: float | None
     instead: str = ""
+    found: str = ""
 
     def __str__(self) -> str:
         head = f"{self.call}: runs {self.algorithm}, {self.reason}"
         if self.instead:
-            head += f"; or {self.instead}, if copies of the kernel's are found to be quicker"
+            words = f"or {self.instead}, if copies of the kernel's are found to be quicker"
+            head += "; " + words + _FOUND[self.found].format(self)
         measured = any(each.measured is not None for each in self.candidates)
         wide = max(len("algorithm"), *(len(each.algorithm) for each in self.candidates)) + 2
         lines = [head, f"  {'algorithm':<{wide}}{'predicted':>12}{'measured' * measured:>12}"]
@@ -85,6 +88,15 @@ class Explanation:
         if self.error is not None:
             about += f"; median error of {self.algorithm} there {self.error:.0%}"
         return "\n".join([*lines, about])
+
+
+_FOUND = {
+    "": "",
+    "trying": ", which is being tried",
+    "slower": ": which they were not, when it was tried last",
+    "quicker": ": which they were, so {0.instead} runs",
+}
+"""What a call has found, in the engine's order, and the words for it."""
 
 
 class Explaining(Symmetric):
@@ -152,7 +164,12 @@ class Explaining(Symmetric):
             machine=model.machine,
             error=model.errors.get(f"{collective} {chosen.name}"),
             instead=instead.name if instead is not None else "",
+            found=self._found(request) if instead is not None else "",
         )
+
+    def _found(self, request: Request) -> str:
+        """What the call has found of copies of the kernel's, here and on all ranks alike."""
+        return tuple(_FOUND)[self._engine.found(self._calls.get(request))]
 
     def _request(
         self,
@@ -178,6 +195,7 @@ class Explaining(Symmetric):
             spec.name, family.dtype_of(x), family.itemsize_of(x), count,
             (op or "sum") if spec.reduces else None, root if spec.rooted else 0, algorithm,
             None, deterministic, both if self._lies_in_symmetric(family, x) else (),
+            f"{family.name} {shape_of(x)}" if spec.name == "scatter" else "",
         )  # fmt: skip
 
     def _candidate(

@@ -13,6 +13,7 @@ or end. Several are parted by semicolons.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -168,6 +169,8 @@ class FaultyEngine:
         """The faults are this rank's."""
         self._engine = engine
         self._faults = tuple(faults)
+        self._unmet = [fault for fault in faults if fault.op is not None]
+        atexit.register(self._tell_unmet)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -179,6 +182,7 @@ class FaultyEngine:
         """As the engine's, with the faults of its number."""
         number = self._engine.calls + 1
         mine = [fault for fault in self._faults if fault.op in (None, number)]
+        self._unmet = [fault for fault in self._unmet if fault.op != number]
         with ExitStack() as afterwards:
             for fault in mine:
                 if fault.at == "middle":
@@ -193,6 +197,12 @@ class FaultyEngine:
         for fault in mine:
             if fault.at == "end":
                 _act(fault)
+
+    def _tell_unmet(self) -> None:
+        """At the program's end: else who practises would think that it has gone well."""
+        for fault in self._unmet:
+            calls = self._engine.calls
+            tell(f"not injected: {fault.text}: rank {fault.rank} made {calls} calls in all")
 
     def _spare(self, waker: subprocess.Popen[bytes]) -> None:
         """End the waker of a call that failed before its middle; what stands still needs it."""

@@ -57,7 +57,10 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
             f"{place.size} ranks, but {place.local_size} on this host: ranks on several hosts are "
             "not carried yet, expected all on one"
         )
-    faults = parse_faults(settings.injected_faults())
+    try:
+        faults = parse_faults(settings.injected_faults())
+    except ValueError as error:
+        raise ValueError(f"COLLECTIVES_INJECT: {error}") from None
     return Communicator(
         rank=place.rank,
         size=place.size,

@@ -178,7 +178,7 @@ class Found:
 
 
 def ask(pid: int, ready: Readiness) -> Found:
-    """What process `pid` of this pid namespace does now; takes half a second at most."""
+    """What process `pid` of this pid namespace does now; takes a second at most."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -203,8 +203,21 @@ def ask(pid: int, ready: Readiness) -> Found:
     return Found(f"{_STATES.get(_state_of(pid), 'does not answer')}, in no Python code")
 
 
+def _wait_for_others(file: FileIO) -> None:
+    """Until nobody else asks the same process: two answers at once would be one text."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_EVERY)
+        else:
+            return
+
+
 def _answer(pid: int, pidfd: int, ready: Readiness) -> str:
     with _stack_file(pid, ready) as file:
+        _wait_for_others(file)
         file.truncate(0)
         signal.pidfd_send_signal(pidfd, ready.signal)
         deadline = time.monotonic() + _PATIENCE

@@ -76,14 +76,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Prints the explanation."""
-    from collectives.catalogue import find
+    from collectives.catalogue import find_to_show
     from collectives.proof import verify
 
     if arguments.algorithm is None:
         _list_algorithms(arguments.collective)
         return 0
     try:
-        algo = find(arguments.collective, arguments.algorithm)
+        algo = find_to_show(arguments.collective, arguments.algorithm)
         nbytes = parse_bytes(arguments.bytes)
         _check_numbers(arguments, algo)
     except ValueError as error:

@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Prints what the model machine says."""
-    from collectives.catalogue import find
+    from collectives.catalogue import find_to_show
     from collectives.cost.comparison import able_algorithms
     from collectives.cost.links import parse_links, spread_over
     from collectives.specs import spec_named
@@ -73,7 +73,7 @@ def execute(arguments: argparse.Namespace) -> int:
         if arguments.algorithm == "all":
             _compare(able_algorithms(spec.name, size, one_sided=True), size, nbytes, links, root)
             return 0
-        algo = find(spec.name, arguments.algorithm)
+        algo = find_to_show(spec.name, arguments.algorithm)
         if not algo.allows(size):
             raise ValueError(f"{spec.name} {algo.name} is not written for {size} ranks")
     except ValueError as error:

@@ -67,6 +67,41 @@ def test_what_runs_instead_where_the_kernel_copies(comm):
         assert (words in str(found)) == bool(instead)
 
 
+@ranks(2)
+def test_what_a_call_has_found_is_explained(comm):
+    for collective in ("allreduce", "broadcast", "scatter", "gather"):
+        x = np.ones((2, 1 << 16) if collective == "scatter" else 1 << 17, np.float32)
+        call = getattr(comm, collective)
+
+        def found(collective=collective, x=x):
+            told = comm.explain(collective, x)
+            return told.found, str(told).split("\n")[0]
+
+        before, words = found()
+        assert before == "" and words.endswith("are found to be quicker")
+        call(x)
+        during, words = found()
+        assert during == "trying" and words.endswith("quicker, which is being tried")
+        for _ in range(18):
+            call(x)
+        after, words = found()
+        assert comm.allgather_object(after) in (["slower"] * 2, ["quicker"] * 2)
+        instead = comm.explain(collective, x).instead
+        quicker, slower = f"which they were, so {instead} runs", "not, when it was tried last"
+        assert words.endswith(quicker if after == "quicker" else slower)
+    if comm.rank == 0:
+        before = comm._engine.calls
+        work = comm.allreduce(x, async_op=True)
+        while comm._engine.calls == before:
+            pass
+        assert comm.explain("broadcast", x).found == "", "while another call runs it is not known"
+        comm.send(x[:1], dest=1)
+        work.wait()
+    else:
+        comm.recv(x[:1], source=0)
+        comm.allreduce(x)
+
+
 @ranks(1)
 def test_a_world_of_one_is_explained_too(comm):
     assert "runs " in str(comm.explain("allreduce", np.ones(3), measure=True, rounds=1))

@@ -200,3 +200,30 @@ def test_is_slow():
     with Ranks(every_call, 2, environment={"COLLECTIVES_INJECT": "slow rank=1 by=50ms"}) as job:
         for outcome in job.outcomes():
             assert 0.4 < outcome.value < 10, outcome.text
+
+
+def _few_calls():
+    with collectives.init() as comm:
+        for _ in range(3):
+            comm.barrier()
+
+
+def test_a_fault_that_was_not_met_is_told(capfd):
+    faults = "kill rank=1 op=99; kill rank=0 op=50 at=middle; slow rank=1 by=1us"
+    with Ranks(_few_calls, 2, environment={"COLLECTIVES_INJECT": faults}) as job:
+        assert [outcome.error for outcome in job.outcomes()] == ["", ""]
+    spoken = capfd.readouterr().err
+    for rank, text in ((1, "kill rank=1 op=99"), (0, "kill rank=0 op=50 at=middle")):
+        assert f"not injected: {text}: rank {rank} made " in spoken
+    assert spoken.count("not injected") == 2 and " calls in all" in spoken
+
+
+def test_what_is_no_fault_names_where_it_stands():
+    def come():
+        collectives.init()
+
+    with Ranks(come, 1, environment={"COLLECTIVES_INJECT": "foo"}) as job:
+        (outcome,) = job.outcomes()
+    assert (outcome.error, outcome.text.partition(": expected")[0]) == (
+        "ValueError", "COLLECTIVES_INJECT: fault 'foo'",
+    )  # fmt: skip

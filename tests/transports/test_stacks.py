@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,20 @@ def test_ready_as_long_as_somebody_is():
     del second
     with pytest.raises(OSError):
         os.fstat(ready.descriptor)
+
+
+def _sleeps():
+    say(repr(be_ready()))
+    told()
+
+
+def test_several_who_ask_at_once_hear_the_same_each():
+    with Ranks(_sleeps, 1) as ranks:
+        ready = eval(ranks.said(0))
+        pid = ranks.processes[0].pid
+        while not (alone := ask(pid, ready)).frames[0].endswith(" in told"):
+            pass
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: ask(pid, ready), range(60)))
+        assert [each for each in found if each != alone] == []
+        ranks.tell(0)

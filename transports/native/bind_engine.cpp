@@ -253,6 +253,12 @@ void register_engine(nb::module_& module) {
       .def_prop_ro("lent", [](Rank& self) { return self.engine().lent(); })
       .def_prop_ro("reached", [](Rank& self) { return self.engine().reaching_calls(); })
       .def(
+          "found",
+          [](Rank& self, const Call& call) {
+            return static_cast<std::uint32_t>(self.engine().found(call));
+          },
+          nb::arg("call"))
+      .def(
           "set_seal", [](Rank& self, std::uint64_t key) { self.engine().set_seal(key); },
           nb::arg("key"))
       .def_prop_rw(

@@ -218,6 +218,16 @@ void Engine::enter(const Call& call, std::uint64_t number, std::uint64_t stamp) 
   standing.entered.store(number, std::memory_order_release);
 }
 
+Found Engine::found(const Call& call) {
+  bool is_busy = false;
+  if (!busy_.compare_exchange_strong(is_busy, true, std::memory_order_acquire,
+                                     std::memory_order_relaxed)) {
+    return Found::nothing;
+  }
+  const Turn turn(busy_, std::adopt_lock);
+  return lend_ == Lend::always ? Found::copies : reaching_trials_.found(call.fingerprint());
+}
+
 bool Engine::next_is(const Call& call, double timeout_seconds, OnceSlow once_slow) {
   refuse_in_child();  // first: the turn may be one that a thread of the parent had at the fork
   const Turn turn(busy_);

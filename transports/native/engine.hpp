@@ -127,6 +127,9 @@ class Engine {
   std::uint64_t lent() const { return lent_count_; }
   // Calls in which ranks had the kernel copy from and to each other's arrays.
   std::uint64_t reaching_calls() const { return reached_count_; }
+  // Of a call that may run by them, whether they were found to be quicker; nothing, if another is
+  // just running.
+  Found found(const Call& call);
   // What the ranks of a communicator alone know: where their arrays are they say under this seal,
   // so that nobody has anything copied to where something else has written an address.
   void set_seal(std::uint64_t key) { seal_ = key; }

@@ -42,13 +42,20 @@ bool LendingTrials::is_trying() const {
   return entry.runs <= 2 * entry.trial + kReading;
 }
 
+Found LendingTrials::found(std::uint64_t call) const {
+  const Entry& entry = entries_[place_of(call)];
+  if (entry.call != call || entry.runs == 0) return Found::nothing;
+  if (entry.runs <= 2 * entry.trial + kReading) return Found::trying;
+  return entry.lends ? Found::copies : Found::slots;
+}
+
 void LendingTrials::refuse() {
   Entry& entry = entries_[place_];
   entry.lends = false;
   entry.runs = std::max(entry.runs, 2 * entry.trial + kReading + 1);
 }
 
-std::size_t LendingTrials::place_of(std::uint64_t call) {
+std::size_t LendingTrials::place_of(std::uint64_t call) const {
   const std::size_t set = ((call * 0x9e3779b97f4a7c15u) >> 40) % (kTrialPlaces / kTrialWays);
   const auto first = entries_.begin() + static_cast<std::ptrdiff_t>(set * kTrialWays);
   const auto last = first + kTrialWays;

@@ -19,6 +19,9 @@ inline constexpr std::uint64_t kLentBytes = 32 * 1024;
 // When long messages are lent.
 enum class Lend : std::uint32_t { never = 0, when_quicker, always };
 
+// What is known of a call: whether copies of the kernel's are quicker than the way by slots.
+enum class Found : std::uint32_t { nothing = 0, trying, slots, copies };
+
 // Finds out for each call whether lending is quicker: by doing it so many times without, then so
 // many times with, and by what took least, since nothing but the call itself makes it quick. What
 // was found holds for some hundred runs. Ranks tell each other what they have found and take what
@@ -37,6 +40,8 @@ class LendingTrials {
   bool begin(std::uint64_t call, bool is_long, bool meets);
   // Whether the run that has begun is one of those that find it out.
   bool is_trying() const;
+  // What has been found of the call with this fingerprint.
+  Found found(std::uint64_t call) const;
   // In the run that has begun all have found that they cannot: not until it is tried anew.
   void refuse();
   // So long that run took.
@@ -54,7 +59,7 @@ class LendingTrials {
   };
 
   // The place of a call; its own, or that of the call in its set that has not run for longest.
-  std::size_t place_of(std::uint64_t call);
+  std::size_t place_of(std::uint64_t call) const;
   bool is_lending_quicker(std::size_t place, bool meets) const;
 
   Region region_;
