@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 62  # how version 1 says that there is none: the most that fits, in whole pages
 MEMBERSHIP = Path("/proc/self/cgroup")
 
 
@@ -110,7 +111,9 @@ def number_in(path: Path) -> int | None:
 def _left(group: Path, most: str, used: str) -> int | None:
     """What a limit leaves, below zero if it was lowered; None where there is none."""
     allowed, taken = number_in(group / most), number_in(group / used)
-    return None if allowed is None or taken is None else allowed - taken
+    if allowed is None or taken is None or allowed >= _NO_LIMIT:
+        return None
+    return allowed - taken
 
 
 def _core_time_of(group: Path) -> float | None:

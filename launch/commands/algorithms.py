@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from collectives.conformance import Outcome, Results
 
-HELP = "list the algorithms: what each sends and costs, where each has been tested"
+HELP = "list the algorithms: what each sends and costs; with --matrix, where each was tested"
 DESCRIPTION = """\
 Lists every algorithm. In the formulas n is the number of ranks and s the size in bytes of all
 chunks together (of alltoall: what one rank sends in all). messages and volume are those of the

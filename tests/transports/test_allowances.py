@@ -47,6 +47,14 @@ def test_groups_of_version_1_have_a_folder_for_each_controller(tmp_path):
     assert found == ["misc/a", "misc", "unit", "."]
 
 
+def test_a_limit_that_nothing_can_reach_is_none(tmp_path):
+    for folder in (tmp_path, tmp_path / "memory"):
+        folder.mkdir(exist_ok=True)
+        (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+        (folder / "memory.usage_in_bytes").write_text("4096\n")
+    assert memory_left(tmp_path, tmp_path / "absent") is None
+
+
 def test_a_group_outside_of_what_is_mounted_is_the_root(tmp_path):
     (tmp_path / "membership").write_text("0::/../../system.slice\n")
     assert group_folders("memory", tmp_path, tmp_path / "membership") == [tmp_path]
