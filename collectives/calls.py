@@ -134,7 +134,7 @@ class Calls:
         Depends only on what ranks agree on. Nothing for what a user names; nor where values would
         be folded in another order, and so have other bits: what runs is what is quicker.
         """
-        least = self._least_reaching
+        least, later = self._least_reaching, _LATER_REACHING.get(request.collective, 1)
         may = (
             least is not None
             and request.collective in REACHING
@@ -142,7 +142,7 @@ class Calls:
             and not algo.one_sided
             and request.counts is None
             and 1 < self._size <= (2 if spec_named(request.collective).reduces else _MOST_REACHING)
-            and self.chooser.nbytes(request) >= least * _LATER_REACHING.get(request.collective, 1)
+            and self.chooser.nbytes(request) >= max(1, least * later)
         )
         return REACHING[request.collective] if may else None
 

@@ -174,7 +174,7 @@ _LEAST_REACHING = 64 * 1024  # bytes
 
 def least_reaching(lend: int) -> int | None:
     """From how many bytes of the full array on a call may reach arrays anywhere; None: none may."""
-    return (None, _LEAST_REACHING, 1)[lend]
+    return (None, _LEAST_REACHING, 0)[lend]
 
 
 def silence_seconds(environment: Mapping[str, str] | None = None) -> float:
