@@ -290,7 +290,7 @@ std::size_t Call::begin_around(std::uint32_t root) const {
                     [&](const Reach& reach) { return is_root(reach.peer); });
     if (!is_between_two) return 0;
   }
-  // Of a step: told or heard so many, or more than that.
+  // What a step does that moves nothing: tells or hears all that it has to do with, or else.
   enum class Does { tells_all, hears_all, else_ };
   const std::uint32_t all = rank_ == root ? size_ - 1 : 1;
   const auto does = [&](std::size_t i) {
