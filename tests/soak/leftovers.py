@@ -34,9 +34,9 @@ def held() -> Held:
 
 def left_over(before: Held) -> str:
     """What this process holds more than before, in words; waits for threads that are ending."""
-    gc.collect()
     deadline = time.monotonic() + _PATIENCE
     while True:
+        gc.collect()  # each time: what such a thread has held may be in a circle
         more = [
             f"{name}: {then} before, {now} now"
             for name, then, now in zip(Held._fields, before, held(), strict=True)
