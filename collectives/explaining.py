@@ -10,7 +10,7 @@ from typing import Any
 from collectives.arguments import check_leading_axis, check_root, input_array
 from collectives.arrays import Array, shape_of
 from collectives.bench.timing import measure as measure_rounds
-from collectives.choosing import Request
+from collectives.choosing import Chooser, Request
 from collectives.cost.comparison import able_algorithms
 from collectives.cost.parameters import Parameters
 from collectives.cost.shared_memory import predict
@@ -167,6 +167,56 @@ class Explaining(Symmetric):
             found=self._found(request) if instead is not None else "",
         )
 
+    def predict(
+        self,
+        collective: str,
+        x: Array | None = None,
+        *,
+        root: int = 0,
+        op: str | None = None,
+        deterministic: bool = False,
+        ranks: int | None = None,
+    ) -> float | None:
+        """Seconds that `comm.<collective>(x, ...)` takes, as the model of this machine says.
+
+        Nothing is sent. What `explain` says of the algorithm that runs, for other numbers of ranks,
+        too: then every rank has a core of its own on one host, and what the model was not fitted
+        for is extrapolated.
+
+        Args:
+            collective: as in `explain`.
+            x: as in `explain`.
+            root: as in the call.
+            op: as in the call.
+            deterministic: as in the call.
+            ranks: of how many; by default as many as there are.
+
+        Returns:
+            None where the model was not fitted for that algorithm.
+
+        Raises:
+            ValueError: as `explain`; or ranks below 1, or below what root asks for.
+            TypeError: as `explain`.
+        """
+        size = self.size if ranks is None else ranks
+        if size < 1:
+            raise ValueError(f"ranks: expected 1 or more, found {ranks}")
+        spec = spec_named(collective)
+        root = check_root(root, size)
+        request = self._request(spec, x, root, op, None, deterministic, size)
+        chooser, room = self._calls.chooser, self._room
+        if size != self.size:
+            chooser = Chooser(0, size, (0,) * size, self._table)
+            room = replace(room, cores=max(room.cores, size))
+        algo = chooser.algorithm_for(request)
+        model = machine_model()
+        if not model.tells_of(algo):
+            return None
+        return predict(
+            algo, size, _full_bytes(spec, request, size), model, room,
+            item_bytes=request.itemsize, root=root,
+        )  # fmt: skip
+
     def _found(self, request: Request) -> str:
         """What the call has found of copies of the kernel's, here and on all ranks alike."""
         return tuple(_FOUND)[self._engine.found(self._calls.get(request))]
@@ -179,6 +229,7 @@ class Explaining(Symmetric):
         op: str | None,
         algorithm: str | Algorithm | None,
         deterministic: bool,
+        size: int | None = None,
     ) -> Request:
         if spec.chunking == "empty":
             return Request(spec.name, "", 1, 0, algorithm=algorithm)
@@ -187,8 +238,9 @@ class Explaining(Symmetric):
         family, x = input_array(x)
         count = family.count_of(x)
         if spec.name in ("reduce_scatter", "scatter", "alltoall"):
-            check_leading_axis(x, self.size, "the number of ranks")
-            count //= self.size
+            ranks = self.size if size is None else size
+            check_leading_axis(x, ranks, "the number of ranks")
+            count //= ranks
         # What one array is asked about stands for both, as in place.
         both = (Space.INPUT, Space.OUTPUT)
         return Request(

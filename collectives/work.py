@@ -23,7 +23,12 @@ Count = Callable[[int], None]
 
 
 class Work:
-    """The handle of an asynchronous call."""
+    """The handle of an asynchronous call.
+
+    Attributes:
+        began: when the call began to run, in seconds of `time.perf_counter`; 0.0 before.
+        ended: when it had ended, well or not; 0.0 before.
+    """
 
     def __init__(
         self,
@@ -48,6 +53,8 @@ class Work:
         self._has_ended = False
         self._result: Any = None
         self._error: BaseException | None = None
+        self.began = 0.0
+        self.ended = 0.0
 
     def wait(self, timeout: float | None = None) -> Any:
         """Wait for the call's end and return its result.
@@ -202,10 +209,12 @@ class WorkQueue:
                     return
                 work, job = self._jobs.popleft()
             result, error = None, None
+            work.began = time.perf_counter()
             try:
                 result = job()
             except BaseException as caught:
                 error = caught
+            work.ended = time.perf_counter()
             with self._lock:
                 self._unfinished -= 1
                 self._count(-1)

@@ -19,7 +19,7 @@ from launch.failures import Failure, first_failure
 from launch.processes import Job, RankCommand
 from launch.rank_shim import CANNOT_EXECUTE
 from launch.report import Report
-from launch.watching import StopRequest, Watch
+from launch.watching import STOPPING, StopRequest, Watch
 
 RESTART_PAUSE = 0.2  # seconds between the end of a failed job and the start of the next
 
@@ -42,6 +42,7 @@ def run_job(
     threads: int | None = None,
     max_restarts: int = 0,
     keep_going: bool = False,
+    stopping: float = STOPPING,
     log_directory: Path | None = None,
     prefix: bool = True,
     all_tracebacks: bool = False,
@@ -59,6 +60,7 @@ def run_job(
         ranks.
         max_restarts: how often all ranks are started anew after one has failed.
         keep_going: leave the others running when a rank fails, as they may go on without it.
+        stopping: seconds that ranks get to end by themselves when a signal stops the job.
         log_directory: write what rank r prints to `rank-r.log` in this folder, too.
         prefix: begin every line with the rank that wrote it.
         all_tracebacks: show those of all failed ranks whole, not only what differs.
@@ -107,6 +109,7 @@ def run_job(
         log_directory=log_directory,
         all_tracebacks=all_tracebacks,
         keep_going=keep_going,
+        stopping=stopping,
     )
     stop = StopRequest()
     jobs: list[Job] = []
@@ -140,6 +143,7 @@ class _Start:
     log_directory: Path | None
     all_tracebacks: bool
     keep_going: bool
+    stopping: float
 
 
 def _run_once(
@@ -174,7 +178,9 @@ def _run_once(
         ) as report:
             start.console.show_notice(notice)
             with job:
-                Watch(job, report, stop, keep_going=start.keep_going).until_end()
+                Watch(
+                    job, report, stop, keep_going=start.keep_going, stopping=start.stopping
+                ).until_end()
             return _conclude(report, stop)
 
 

@@ -22,7 +22,7 @@ from launch.tracebacks import listed
 
 GRACE = 1.5  # seconds after the first failure until the others are asked to end
 ASKED = 2.0  # seconds from that until they are killed
-STOPPING = 5.0  # seconds that ranks get to end by themselves when the user stops the job
+STOPPING = 5.0  # seconds that ranks get to end by themselves when the user stops a job
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -104,13 +104,18 @@ class Watch:
         deadline: float | None = None,
         *,
         keep_going: bool = False,
+        stopping: float = STOPPING,
     ) -> None:
-        """With `keep_going`, the failure of a rank leaves the others running."""
+        """With `keep_going`, the failure of a rank leaves the others running.
+
+        `stopping`: seconds that ranks get to end by themselves when the user stops the job.
+        """
         self._job = job
         self._report = report
         self._stop = stop
         self._deadline = deadline
         self._keep_going = keep_going
+        self._stopping = stopping
         self._plan: list[tuple[float, int]] = []  # (when, signal), in order
         self._ending = False  # whether a signal of ours may be what ends a rank
         self._stopped = 0
@@ -174,8 +179,8 @@ class Watch:
     def _end_with(self, number: int, now: float) -> None:
         self._plan = [
             (now, number),
-            (now + STOPPING, signal.SIGTERM),
-            (now + STOPPING + ASKED, signal.SIGKILL),
+            (now + self._stopping, signal.SIGTERM),
+            (now + self._stopping + ASKED, signal.SIGKILL),
         ]
 
     def _follow_plan(self, now: float) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+SIGNALLED = 128
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 ALL_ARE_INTERRUPTED_WITHIN = 1.0  # seconds
 
@@ -21,13 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     try:
-        _train(arguments)
-    except KeyboardInterrupt:  # where in a step it was is of no use to anybody
+        stopped = _train(arguments)
+    except KeyboardInterrupt:  # before the first step or after the last
         return INTERRUPTED
-    return 0
+    return SIGNALLED + stopped if stopped else 0
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(arguments: argparse.Namespace) -> int:
+    """Trains; returns the signal that has stopped it, or 0."""
     import collectives
     from trainers.configuration import read_config
 
@@ -38,7 +40,7 @@ def _train(arguments: argparse.Namespace) -> None:
             from trainers.run import carry_out
 
             start = Start.from_environment()
-            carry_out(config, comm, resume=arguments.resume, start=start)
+            return carry_out(config, comm, resume=arguments.resume, start=start).stopped
     except (collectives.AbortedError, collectives.PeerLostError):
         # Ctrl-C is for every rank, and another may have had it, and gone, before us: then ours is
         # on its way and ends this sleep.

@@ -23,7 +23,7 @@ import yaml
 from trainers.errors import ConfigurationError, TrainerError
 
 if TYPE_CHECKING:
-    from trainers.training import RunConfig
+    from trainers.run_config import RunConfig
 
 TASKS = {"super_resolution": "trainers.super_resolution.task:SuperResolutionConfig"}
 """Every task's name in a configuration, and where its dataclass is."""

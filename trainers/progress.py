@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from trainers.step_times import PARTS
+
 REDRAW_EVERY = 2.0
 
 
@@ -27,13 +29,15 @@ class ProgressLine:
         steps: of the whole run.
         start: the step it begins or resumes at.
         epoch: steps per epoch.
+        unit: what a speed is counted in.
         shown: whether this rank shows anything.
     """
 
-    def __init__(self, *, steps: int, start: int, epoch: int, shown: bool) -> None:
+    def __init__(self, *, steps: int, start: int, epoch: int, unit: str, shown: bool) -> None:
         self._steps = steps
         self._start = start
         self._epoch = epoch
+        self._unit = unit
         self._shown = shown
         self._began = time.monotonic()
         self._drawn = self._began
@@ -45,7 +49,7 @@ class ProgressLine:
             self._drawn = now
             self._write(self._line(done, facts) + "\r")
 
-    def finish_epoch(self, done: int, facts: dict[str, float], result: str) -> None:
+    def leave(self, done: int, facts: dict[str, float], result: str) -> None:
         """Leaves the line standing, with what the evaluation found."""
         if self._shown:
             self._write(f"{self._line(done, facts)}  {result}\n")
@@ -60,8 +64,9 @@ class ProgressLine:
             f"epoch {epoch}/{epochs}",
             f"step {done}/{self._steps}",
             f"loss {facts['loss']:.3g}",
-            f"{facts['images_per_second']:,.0f} images/s",
-            f"communicating {100 * facts['communication_share']:.1f} %",
+            f"{facts['units_per_second']:,.0f} {self._unit}/s",
+            f"communicating {_share(facts, 'exposed'):.1f} %,",
+            f"waiting {_share(facts, 'late'):.1f} %",
             f"{_clock(left)} left",
         )
         text = io.StringIO()
@@ -98,6 +103,12 @@ class MetricsFile:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def _share(facts: dict[str, float], part: str) -> float:
+    """How many hundredths of a step a part of it takes."""
+    whole = sum(facts[f"{each}_ms"] for each in PARTS)
+    return 100 * facts[f"{part}_ms"] / whole
 
 
 def _clock(seconds: float) -> str:

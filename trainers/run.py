@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainers.aftermath import write_aftermath
 from trainers.checkpoints import unpacked
 from trainers.configuration import as_data, as_yaml
-from trainers.data_parallel import share_of
 from trainers.errors import ConfigurationError
 from trainers.restarts import Start
-from trainers.training import (
-    RunConfig,
-    Trainer,
-    begin_folder,
-    check_folder,
-    check_ranks,
-    checkpoint_to_resume,
-)
+from trainers.run_config import RunConfig, check_ranks
+from trainers.run_folder import begin_folder, check_folder, checkpoint_to_resume
+from trainers.sharing import share_of
+from trainers.training import Trainer
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -79,12 +76,16 @@ def carry_out(
         _announce(trainer)
     begin = trainer.step
     trainer.fit()
-    if first:
+    if not trainer.stopped:
+        write_aftermath(trainer)
+    if first and not trainer.stopped:
         task.report(trainer.average.model, config.run)
+    if first:
         done = str(trainer.step - begin) + f" of {trainer.step}" * (begin > 0)
         passed = time.monotonic() - began
+        by = f"stopped by {signal.Signals(trainer.stopped).name}: " if trainer.stopped else ""
         _say(
-            f"{passed:.0f} s, {done} steps; everything is in {config.run}"
+            f"{by}{passed:.0f} s, {done} steps; everything is in {config.run}"
             + (f", the earlier run in {aside}" if aside else "")
         )
     comm.barrier()
@@ -111,6 +112,8 @@ def _announce(trainer: Trainer) -> None:
         f"{weights:,} parameters on {size} rank{'s' * (size > 1)}, {config.train.steps} steps of "
         f"{config.train.batch} samples ({each} a rank), {kind}"
     )
+    if size > 1:
+        _say(str(trainer.model.plan))
     if trainer.step >= config.train.steps:
         _say(
             f"this run has ended already: all of its {trainer.step} steps are done, so it is only "

@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """One thing to train, with its data loaded."""
+    """One thing to train, with its data loaded.
+
+    Attributes:
+        name: as in a configuration.
+        unit: what a speed is counted in, such as "images" or "tokens".
+        units_per_sample: how many of them a sample has.
+    """
 
     name: str
+    unit: str
+    units_per_sample: int
 
     def new_model(self) -> nn.Module:
         """A model with its initial weights, drawn from torch's random state."""

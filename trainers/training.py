@@ -6,108 +6,33 @@ was broken off and resumed ends with the same bits as one that was not.
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from trainers.averaging import WeightAverage
-from trainers.checkpoints import (
-    Checkpoint,
-    all_checkpoints,
-    latest,
-    load_weights,
-    read_bytes,
-    unpacked,
-    write_checkpoint,
-)
-from trainers.configuration import as_data, differences
-from trainers.data_parallel import DataParallel, share_of
-from trainers.errors import CheckpointError, ConfigurationError, DivergedError
-from trainers.optimization import Optimization, OptimizerConfig
-from trainers.precision import Precision, agreed_precision
+from trainers.checkpoints import Checkpoint, load_weights, write_checkpoint
+from trainers.configuration import as_data
+from trainers.data_parallel import DataParallel
+from trainers.errors import DivergedError
+from trainers.optimization import Optimization
+from trainers.precision import agreed_precision
 from trainers.progress import MetricsFile, ProgressLine
+from trainers.run_config import RunConfig, check_ranks
+from trainers.sharing import share_of
+from trainers.step_times import Interval, StepRecord, StepTimes
+from trainers.stopping import StopRequest
 
 if TYPE_CHECKING:
     from collectives import Communicator
     from trainers.task import Task
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, on how much at once, and what is kept.
-
-    Attributes:
-        epochs: how many times `steps_per_epoch`; evaluated and saved after each.
-        steps_per_epoch: optimizer steps in an epoch.
-        batch: samples per step, of all ranks together.
-        precision: what the model computes in; weights, gradients and sums stay float32.
-        average: decay of the moving average of the weights that is judged and used; 0 for none.
-        device: where the model is.
-        keep: how many checkpoints stay in the folder.
-        log_every: steps between two records of metrics.
-    """
-
-    epochs: int = 10
-    steps_per_epoch: int = 1000
-    batch: int = 16
-    precision: Precision = "auto"
-    average: float = 0.0
-    device: str = "cpu"
-    keep: int = 2
-    log_every: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "steps_per_epoch", "batch", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(
-                    f"train.{name}: expected 1 or more, found {getattr(self, name)}"
-                )
-        if not 0 <= self.average < 1:
-            raise ConfigurationError(
-                f"train.average: expected a number from 0 to below 1, found {self.average}"
-            )
-        if self.device != "cpu":
-            raise ConfigurationError(
-                f"train.device: expected 'cpu', found {self.device!r}; training on other devices "
-                "is not carried yet"
-            )
-
-    @property
-    def steps(self) -> int:
-        """Of the whole run."""
-        return self.epochs * self.steps_per_epoch
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What every run has, whatever its task.
-
-    Attributes:
-        task: what is trained.
-        run: folder for checkpoints, metrics and pictures.
-        seed: everything random follows from it.
-        train: how long and on how much at once.
-        optimizer: how parameters follow their gradients.
-    """
-
-    task: str
-    run: Path
-    seed: int = 0
-    train: TrainConfig = field(default_factory=TrainConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigurationError(f"seed: expected 0 or more, found {self.seed}")
-
-    def build(self) -> Task:
-        """The task, with its data loaded."""
-        raise NotImplementedError(f"{type(self).__name__} has no build()")
+_WIRES = {"as they are": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Trainer:
@@ -118,6 +43,12 @@ class Trainer:
         task: what to train.
         comm: the ranks.
         checkpoint: what to go on from.
+
+    Attributes:
+        step: how many steps have been done.
+        stopped: the signal that has ended `fit` before the run's end, or 0.
+        intervals: where the time went, since this was made; the same on every rank.
+        times: of this rank's steps.
     """
 
     def __init__(
@@ -133,51 +64,83 @@ class Trainer:
         self.comm = comm
         self.precision = agreed_precision(comm, config.train.precision)
         self.step = 0
+        self.stopped = 0
         torch.manual_seed(_mixed(config.seed))
-        model = task.new_model()
+        self.network = task.new_model()
         if checkpoint is not None:
-            load_weights(model, checkpoint.part("model"), "the checkpoint")
+            load_weights(self.network, checkpoint.part("model"), "the checkpoint")
             self.step = checkpoint.step
-        self.model = DataParallel(model, comm)
-        self.average = WeightAverage(model, config.train.average)
-        self.optimization = Optimization(model, config.optimizer, config.train.steps)
+        self.average = WeightAverage(self.network, config.train.average)
+        self.model = DataParallel(
+            self._compiled(self.network),
+            comm,
+            bucket_bytes=config.parallel.bucket_bytes or None,
+            unused=config.parallel.unused,
+            wire=_WIRES[config.parallel.wire],
+        )
+        self.optimization = Optimization(self.network, config.optimizer, config.train.steps)
         if checkpoint is not None:
             self.optimization.load_state(checkpoint.part("optimizer"))
             if averaged := checkpoint.part("average"):
                 load_weights(self.average.model, averaged, "the checkpoint's average")
+        self.times = StepTimes(comm, config.train.trace)
+        self.intervals: list[Interval] = []
 
     def fit(self) -> dict[str, float]:
-        """Trains to the end; returns the last evaluation. A collective call."""
+        """Trains to the end, or until a signal stops it; returns the last evaluation.
+
+        A collective call.
+        """
         train = self.config.train
         first = self.comm.rank == 0
         line = ProgressLine(
-            steps=train.steps, start=self.step, epoch=train.steps_per_epoch, shown=first
+            steps=train.steps,
+            start=self.step,
+            epoch=train.steps_per_epoch,
+            unit=self.task.unit,
+            shown=first,
         )
         metrics = MetricsFile(self.config.run / "metrics.jsonl" if first else None, self.step)
         share = share_of(train.batch, self.comm.rank, self.comm.size)
-        meter = _Meter(self.model, train.batch)
+        speed = _Speed(train.batch * self.task.units_per_sample)
         result: dict[str, float] = {}
         if self.step >= train.steps:
             result = self.task.evaluate(self.average.model, self.comm)
-        while self.step < train.steps:
-            meter.add(self._one_step(share))
-            epoch_ends = self.step % train.steps_per_epoch == 0
-            if epoch_ends or self.step % train.log_every == 0:
-                facts = self._facts(meter)
-                metrics.write({"step": self.step, **facts})
-                line.update(self.step, facts)
-            if epoch_ends:
-                result = self.task.evaluate(self.average.model, self.comm)
-                metrics.write({"step": self.step, **result})
-                if first:
+        stop = StopRequest(self.comm)
+        with stop.listening():
+            while self.step < train.steps and not self.stopped:
+                self.times.note(self.one_step(share))
+                self.stopped = stop.agreed()
+                evaluates = train.is_due(train.evaluate_every, self.step)
+                saves = train.is_due(train.save_every, self.step) or self.stopped
+                if evaluates or saves or self.step % train.log_every == 0:
+                    facts = self._facts(speed)
+                    metrics.write({"step": self.step, **facts})
+                    line.update(self.step, facts)
+                if evaluates and not self.stopped:
+                    result = self.task.evaluate(self.average.model, self.comm)
+                    metrics.write({"step": self.step, **result})
+                if saves and first:
                     self.save()
-                line.finish_epoch(self.step, facts, self.task.summary(result))
-                meter.restart()
+                if evaluates and not self.stopped:
+                    line.leave(self.step, facts, self.task.summary(result))
+                if evaluates or saves:
+                    speed.restart()
         return result
 
     def save(self) -> Path:
-        """Writes a checkpoint; on rank 0."""
-        tensors = {f"model/{n}": t for n, t in self.model.module.state_dict().items()}
+        """Writes a checkpoint; on rank 0.
+
+        Raises:
+            DivergedError: a weight is not a number; the checkpoints before stay.
+        """
+        tensors = {f"model/{n}": t for n, t in self.network.state_dict().items()}
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise DivergedError(
+                    f"rank {self.comm.rank}: after step {self.step} {name} holds what is not a "
+                    f"number. {_ADVICE}"
+                )
         tensors |= {f"optimizer/{n}": t for n, t in self.optimization.state().items()}
         if self.average.decay:
             tensors |= {f"average/{n}": t for n, t in self.average.model.state_dict().items()}
@@ -186,132 +149,100 @@ class Trainer:
         )
         return write_checkpoint(self.config.run, checkpoint, self.config.train.keep)
 
-    def _one_step(self, share: range) -> float:
-        """One optimizer step; returns this rank's part of the global batch's mean loss."""
-        # Not torch.manual_seed, which looks after every other device too, for 0.3 ms.
-        torch.default_generator.manual_seed(_mixed(self.config.seed, self.step, self.comm.rank))
-        samples = self.task.samples(self.step, share)
-        self.model.zero_gradients()
-        with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
-            loss = self.task.loss(self.model, samples)
-        loss.backward()  # type: ignore[no-untyped-call]
-        weight = len(share) / self.config.train.batch
-        self.model.average_gradients(weight)
+    def one_step(self, share: range) -> StepRecord:
+        """One optimizer step on this rank's `share` of the global batch; a collective call."""
+        began = time.perf_counter()
+        step = self.step
+        self.model.zero_grad()
+        loss, data = self._gradients(step, share)
+        backward = self.model.times
+        assert backward is not None, "the last part has averaged"
         if self.config.optimizer.clip:
             self.model.clip_gradients(self.config.optimizer.clip)
-        self.optimization.step(self.step)
-        self.average.update(self.step)
+        self.optimization.step(step)
+        self.average.update(step)
         self.step += 1
-        return loss.item() * weight
+        return StepRecord(
+            step, loss, began, data, self._forward_ended, backward, time.perf_counter()
+        )
 
-    def _facts(self, meter: _Meter) -> dict[str, float]:
+    def compute_seconds(self, step: int, share: range) -> float:
+        """Adds up a step's gradients and says what that took, getting the samples left out."""
+        began = time.perf_counter()
+        _, data = self._gradients(step, share)
+        return time.perf_counter() - began - data
+
+    def _gradients(self, step: int, share: range) -> tuple[float, float]:
+        """Forwards and backwards of a step.
+
+        Returns:
+            This rank's part of the global batch's mean loss, and seconds that getting samples took.
+        """
+        # Not torch.manual_seed, which looks after every other device too, for 0.3 ms.
+        torch.default_generator.manual_seed(_mixed(self.config.seed, step, self.comm.rank))
+        loss, data = 0.0, 0.0
+        parts = self.config.train.accumulate
+        for part in range(parts):
+            begin = time.perf_counter()
+            own = share_of(len(share), part, parts)
+            samples = self.task.samples(step, share[own.start : own.stop])
+            data += time.perf_counter() - begin
+            weight = self.model.weight(len(own), self.config.train.batch)
+            last = part == parts - 1
+            with contextlib.nullcontext() if last else self.model.no_sync():
+                loss += self._backward(samples, weight)
+        return loss, data
+
+    def _backward(self, samples: Any, weight: float) -> float:
+        """Forward and backward; returns these samples' part of the global batch's mean loss."""
+        with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
+            loss: Tensor = self.task.loss(self.model, samples)
+        self._forward_ended = time.perf_counter()
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        return loss.item() * weight / self.comm.size
+
+    def _compiled(self, network: nn.Module) -> nn.Module:
+        """The network that trains; the weights are those of `network`."""
+        if not self.config.train.compile:
+            return network
+        return cast("nn.Module", torch.compile(network))
+
+    def _facts(self, speed: _Speed) -> dict[str, float]:
         """Loss and speed since the last call, over all ranks; stops a run that has diverged."""
-        local = np.array([meter.loss / meter.steps])
-        loss = float(self.comm.allreduce(local)[0])
-        if not math.isfinite(loss):
+        interval = self.times.exchange()
+        if (bad := interval.not_a_number()) is not None:
+            step, ranks = bad
+            where = "rank " + ", ".join(map(str, ranks))
             raise DivergedError(
-                f"the mean loss of steps {self.step - meter.steps + 1} to {self.step} is {loss}; "
-                f"rank {self.comm.rank}'s part is {local[0]}. The last checkpoint is from before. "
-                "Try a smaller optimizer.rate, or optimizer.clip"
+                f"the loss of step {step + 1} is {interval.losses[step - interval.first].sum()}, "
+                f"on {where}. {_ADVICE}"
             )
-        return {"loss": loss, **meter.read()}
+        self.intervals.append(interval)
+        milliseconds = {f"{part}_ms": 1e3 * each for part, each in interval.mean().items()}
+        return {
+            "loss": float(interval.losses.sum(1).mean()),
+            "units_per_second": speed.read(interval.steps),
+            **milliseconds,
+        }
 
 
-class _Meter:
-    """Sums up what happened since it was last read."""
+_ADVICE = "The last checkpoint is from before. Try a smaller optimizer.rate, or optimizer.clip"
 
-    def __init__(self, model: DataParallel, batch: int) -> None:
-        self._model = model
-        self._batch = batch
+
+class _Speed:
+    """Units a second of all ranks, evaluations and checkpoints left out."""
+
+    def __init__(self, units_per_step: int) -> None:
+        self._units_per_step = units_per_step
         self.restart()
 
     def restart(self) -> None:
-        self.loss = 0.0
-        self.steps = 0
         self._began = time.perf_counter()
-        self._communicated = self._model.communication_seconds
 
-    def add(self, loss: float) -> None:
-        self.loss += loss
-        self.steps += 1
-
-    def read(self) -> dict[str, float]:
+    def read(self, steps: int) -> float:
         passed = time.perf_counter() - self._began
-        facts = {
-            "images_per_second": self.steps * self._batch / passed,
-            "communication_share": (self._model.communication_seconds - self._communicated)
-            / passed,
-        }
         self.restart()
-        return facts
-
-
-def check_ranks(config: RunConfig, ranks: int) -> None:
-    """Refuses a global batch that has not a sample for every rank."""
-    if config.train.batch < ranks:
-        raise ConfigurationError(
-            f"train.batch: expected at least one sample for each of the {ranks} ranks, "
-            f"found {config.train.batch}"
-        )
-
-
-def checkpoint_to_resume(config: RunConfig) -> tuple[Path, bytes, list[str]]:
-    """The latest checkpoint of the run's folder, its bytes, and the settings changed since.
-
-    Raises:
-        CheckpointError: there is none, or it is of another task or model, or beyond the run's end.
-    """
-    path = latest(config.run)
-    data = read_bytes(path)
-    checkpoint = unpacked(data, path)
-    if checkpoint.task != config.task:
-        raise CheckpointError(
-            f"{path} is of another task: expected {config.task!r}, found {checkpoint.task!r}"
-        )
-    wanted = as_data(config)
-    changed = differences(checkpoint.config, wanted)
-    for key in changed:
-        section, _, name = key.partition(".")
-        if section == "model" or key in ("optimizer.kind", "train.average"):
-            old, new = checkpoint.config.get(section), wanted.get(section)
-            found, expected = (part.get(name) if part else None for part in (old, new))
-            raise CheckpointError(
-                f"{path} is of another model or optimizer: {key}: expected {expected!r} as "
-                f"configured, found {found!r}"
-            )
-    if checkpoint.step > config.train.steps:
-        raise CheckpointError(
-            f"{path} is beyond the end of the run: expected at most {config.train.steps} steps, "
-            f"found {checkpoint.step}"
-        )
-    return path, data, [key for key in changed if key != "run"]
-
-
-def begin_folder(folder: Path) -> Path | None:
-    """Makes the folder of a new run; an earlier run there is moved aside, to the path returned."""
-    aside = None
-    try:
-        if all_checkpoints(folder):
-            numbers = range(1, 1_000_000)
-            aside = next(p for n in numbers if not (p := Path(f"{folder}.{n}")).exists())
-            folder.rename(aside)
-        check_folder(folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot make the run's folder {folder}: {error.strerror}") from error
-    return aside
-
-
-def check_folder(folder: Path) -> None:
-    """Makes the run's folder if need be and refuses one where nothing can be written."""
-    probe = folder / ".writable"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write into the run's folder {folder}: {error.strerror}"
-        ) from error
+        return steps * self._units_per_step / passed
 
 
 def _mixed(*numbers: Any) -> int:

@@ -184,3 +184,43 @@ def test_the_error_of_predictions_is_told_where_it_is_known():
     told = explaining.Explanation("a call", "ring", "why", (one,), "a machine", 0.125)
     assert str(told).endswith("fitted on a machine; median error of ring there 12%")
     assert "another machine" in str(explaining.Explanation("c", "ring", "w", (one,), "", None))
+
+
+@ranks(2, 3)
+def test_what_a_call_takes_is_what_explain_says(comm):
+    for collective, x in (
+        ("allreduce", np.ones(1 << 16, np.float32)),
+        ("allreduce", comm.empty(1 << 16, np.float32)),
+        ("allgather", np.ones(5000)),
+        ("alltoall", np.ones((comm.size, 5000))),
+        ("barrier", None),
+    ):
+        found = comm.explain(collective, x)
+        (chosen,) = (each for each in found.candidates if each.chosen)
+        assert comm.predict(collective, x) == chosen.predicted > 0
+        assert comm.predict(collective, x, ranks=comm.size) == chosen.predicted
+    x = np.ones(1 << 16, np.float32)
+    assert comm.predict("allreduce", x, ranks=1) < comm.predict("allreduce", x)
+    assert comm.predict("barrier", ranks=64) > comm.predict("barrier", ranks=2)
+    assert comm.predict("reduce", x, root=9, ranks=16) > 0
+    assert comm.predict("reduce_scatter", np.ones((5, 7)), ranks=5) > 0
+    with pytest.raises(ValueError, match="ranks: expected 1 or more, found 0"):
+        comm.predict("allreduce", x, ranks=0)
+    with pytest.raises(ValueError, match="root"):
+        comm.predict("reduce", x, root=4, ranks=4)
+    with pytest.raises(ValueError, match="5"):
+        comm.predict("reduce_scatter", np.ones((4, 7)), ranks=5)
+    still_works(comm)
+
+
+@ranks(2)
+def test_a_model_that_was_not_fitted_predicts_nothing(comm):
+    class Speechless:
+        def tells_of(self, algo):
+            return False
+
+    before, explaining.machine_model = explaining.machine_model, Speechless
+    try:
+        assert comm.predict("allreduce", np.ones(8)) is None
+    finally:
+        explaining.machine_model = before

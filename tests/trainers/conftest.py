@@ -66,7 +66,7 @@ def train_whole(comm, settings):
     """One whole run, report included; the weights of every rank."""
     torch.set_num_threads(1)
     trainer = carry_out(config_from(settings, "settings"), comm, resume=False)
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
 
 
 @pytest.fixture

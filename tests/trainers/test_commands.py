@@ -121,20 +121,40 @@ def test_a_restarted_run_ends_with_the_bits_of_one_that_never_failed(
 
 
 @pytest.mark.timeout(300)
-def test_ctrl_c_ends_in_a_few_lines_and_the_run_can_go_on(start, file, settings):
-    job = start(file, "-n", 2, "--set", "train.epochs=100000")
-    for line in job.stdout:  # until a checkpoint has been written
-        if "gain" in line:
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [(signal.SIGINT, "launcher"), (signal.SIGTERM, "launcher"), (signal.SIGTERM, 1)],
+)
+def test_a_signal_lets_the_step_end_and_saves(start, file, settings, number, to):
+    """Whoever gets it, all stop after the same step, in the middle of an epoch as well."""
+    longer = ("train.epochs=1", "train.steps_per_epoch=100000")
+    job = start(file, "-n", 2, *(word for each in longer for word in ("--set", each)))
+    for line in job.stdout:
+        if "step " in line:
             break
-    job.send_signal(signal.SIGINT)
-    _, errors = job.communicate()
-    assert job.returncode == 128 + signal.SIGINT
+    target = job if to == "launcher" else rank_of(job, to)
+    target.send_signal(number)
+    output, errors = job.communicate()
     assert "Traceback" not in errors
-    asked, saved = errors.splitlines()[-2:]
-    assert asked == "SIGINT: ending rank 0, 1 (once more kills at once)"
-    path = saved.removeprefix("collectives train: stopped; --resume goes on from ")
-    assert read_checkpoint(Path(path)).step >= 2
-    assert Path(path).parent == Path(settings["run"])
+    name = signal.Signals(number).name
+    assert f"[0] stopped by {name}: " in output
+    saved = read_checkpoint(Path(settings["run"]))
+    assert saved.step >= 1
+    assert output.count("checkpoint") == 0  # the launcher says where it is
+    if to == "launcher":
+        assert job.returncode == 128 + number
+        asked, said = errors.splitlines()[-2:]
+        assert asked == f"{name}: ending rank 0, 1 (once more kills at once)"
+        path = said.removeprefix("collectives train: stopped; --resume goes on from ")
+        assert Path(path).parent == Path(settings["run"])
+    else:
+        assert job.returncode == 128 + number
+    at = f"train.epochs={saved.step + 2}"
+    more = start(file, "-n", 1, "--resume", "--set", at, "--set", "train.steps_per_epoch=1")
+    output, errors = more.communicate()
+    assert more.returncode == 0, errors
+    assert f"checkpoint-{saved.step:08d}.safetensors" in output
+    assert f"2 of {saved.step + 2} steps" in output
 
 
 def test_ctrl_c_while_a_rank_prepares(monkeypatch):

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
+
 import pytest
 import torch
+from harness.batches import Batch
+from harness.errors import raising, still_works
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-import launch
-from trainers.data_parallel import DataParallel, broadcast_tensors, share_of
+from trainers.data_parallel import DataParallel, UnusedParameterError
+from trainers.sharing import broadcast_tensors, share_of
 
 BATCH = 7
+
+ranks = Batch({"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 16])
@@ -20,76 +29,372 @@ def test_shares_are_the_batch_in_order(batch, size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def gradients_over_ranks(comm, bucket_bytes):
-    """What `average_gradients` gives, however the buckets are cut and whoever cleared them."""
-    torch.set_num_threads(1)
-    torch.manual_seed(comm.rank)  # parameters differ until they are broadcast
+def network():
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)
     ).to(memory_format=torch.channels_last)
-    net[1].running_mean.fill_(comm.rank + 5.0)
     net[3].bias.requires_grad_(False)
-    model = DataParallel(net, comm, bucket_bytes=bucket_bytes)
-    model.eval()  # no sums over a batch inside the network
+    return net
+
+
+def batch():
     everyones = torch.Generator().manual_seed(0)
     inputs = torch.randn(BATCH, 1, 8, 8, generator=everyones)
-    targets = torch.randn(BATCH, 2, generator=everyones)
+    return inputs, torch.randn(BATCH, 2, generator=everyones)
+
+
+def gradients_of(net):
+    return {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+
+
+def by_definition():
+    """The gradients of the mean over the whole batch, by plain autograd on one process."""
+    torch.manual_seed(0)
+    net = network()
+    net.eval()  # no sums over a batch inside the network
+    inputs, targets = batch()
+    nn.functional.mse_loss(net(inputs), targets).backward()
+    return gradients_of(net)
+
+
+def equal_on_all(comm, tensors):
+    """Passes if every rank has the same bits."""
+    bits = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    assert all(theirs == bits for theirs in comm.allgather_object(bits)), "ranks differ in bits"
+
+
+def check_gradients(comm, buckets, wire=None, **options):
+    """What backwards give, whoever cleared the gradients before."""
+    torch.manual_seed(comm.rank)  # parameters differ until they are broadcast
+    net = network()
+    net[1].running_mean.fill_(float(comm.rank))
+    model = DataParallel(net, comm, wire=wire, **options)
+    assert len(model.buckets) == buckets
+    assert str(model.plan).startswith(f"{buckets} bucket")
+    model.eval()
+    expected = by_definition()
+    tolerance = {"rtol": 1e-4, "atol": 1e-6}
+    if wire is not None:
+        # Each rank's part is rounded, then the sum, all of them below the largest gradient.
+        largest = max(gradient.abs().max().item() for gradient in expected.values())
+        tolerance = {"rtol": 0, "atol": 2 * largest * torch.finfo(wire).eps}
+    inputs, targets = batch()
     share = share_of(BATCH, comm.rank, comm.size)
-    found = []
-    for clearing in ("views", "set to none", "foreign"):
-        if clearing == "views":
-            model.zero_gradients()
-        elif clearing == "set to none":
-            model.zero_grad(set_to_none=True)
-        else:
+    mine = slice(share.start, share.stop)
+    for clearing in ("never set", "set to none", "foreign", "zeroed"):
+        if clearing == "set to none":
+            model.zero_grad()
+        elif clearing == "foreign":
             for parameter in net.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        mine = slice(share.start, share.stop)
-        nn.functional.mse_loss(model(inputs[mine]), targets[mine]).backward()
-        model.average_gradients(len(share) / BATCH)
-        found.append({n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None})
+        elif clearing == "zeroed":
+            model.zero_grad(set_to_none=False)
+        loss = nn.functional.mse_loss(model(inputs[mine]), targets[mine])
+        (loss * model.weight(len(share), BATCH)).backward()
+        found = gradients_of(net)
+        assert found.keys() == expected.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[name], **tolerance)
+        equal_on_all(comm, found)
+    times = model.times
+    assert times.done >= times.ready > 0
+    assert len(times.calls) == (buckets if comm.size > 1 else 0)
+    assert all(end > begin > 0 for begin, end in times.calls)
     norm = model.clip_gradients(1e-3)
-    clipped = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm()
-    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    return found, state, norm, clipped.item(), len(model.buckets), model.communication_seconds
+    whole = torch.cat([gradient.flatten() for gradient in expected.values()]).norm().item()
+    assert norm == pytest.approx(whole, rel=1e-5 if wire is None else 1e-2)
+    clipped = torch.cat([gradient.flatten() for gradient in gradients_of(net).values()]).norm()
+    assert clipped.item() == pytest.approx(1e-3, rel=1e-4)
+    assert net[1].running_mean.sum() == 0
+    equal_on_all(comm, net.state_dict())
 
 
-def test_gradients_are_those_of_the_global_batch():
-    ((alone, *_), state, norm, clipped, buckets, _) = launch.spawn(
-        gradients_over_ranks, 1, 32 << 20
-    )[0]
-    assert buckets == 1
-    assert clipped == pytest.approx(1e-3, rel=1e-4)
-    assert norm == pytest.approx(
-        torch.cat([gradient.flatten() for gradient in alone.values()]).norm().item(), rel=1e-5
+@ranks(1, 2, 3)
+def test_gradients_are_those_of_the_global_batch(comm):
+    check_gradients(comm, buckets=1, bucket_bytes=1 << 20)
+
+
+@ranks(2, 3)
+def test_however_the_buckets_are_cut(comm):
+    check_gradients(comm, buckets=3, bucket_bytes=200)
+    check_gradients(comm, buckets=5, bucket_bytes=1)
+
+
+@ranks(2, 3)
+def test_gradients_travel_in_16_bits(comm):
+    check_gradients(comm, buckets=2, wire=torch.bfloat16, bucket_bytes=200)
+    check_gradients(comm, buckets=1, wire=torch.float16, bucket_bytes=1 << 20)
+
+
+@ranks(2)
+def test_a_sum_in_16_bits_is_of_float32_and_rounded_once(comm):
+    """1 + 2^-8 is halfway between two bfloat16; what is below is lost if ranks round before."""
+    net = nn.Linear(1, 1, bias=False)
+    model = DataParallel(net, comm, wire=torch.bfloat16)
+    value = (2.0, 2.0**-7 * 1.5)[comm.rank]  # exact in bfloat16, their mean is not
+    model(torch.tensor([[value]])).sum().backward()
+    mean = torch.tensor((2.0 + 2.0**-7 * 1.5) / 2, dtype=torch.float64)
+    assert net.weight.grad.item() == mean.to(torch.bfloat16).item()
+    # Beyond what float16 holds is the sum, not the mean.
+    net = nn.Linear(1, 1, bias=False)
+    model = DataParallel(net, comm, wire=torch.float16)
+    model(torch.tensor([[60000.0]])).sum().backward()
+    assert net.weight.grad.item() == pytest.approx(60000, rel=1e-3)
+
+
+@ranks(2)
+def test_gradients_of_several_backwards_are_averaged_once(comm):
+    torch.manual_seed(0)
+    net = network()
+    model = DataParallel(net, comm, bucket_bytes=200)
+    model.eval()
+    inputs, targets = batch()
+    for index in range(comm.rank, BATCH, comm.size):  # one of them has more than the other
+        last = index + comm.size >= BATCH
+        with contextlib.nullcontext() if last else model.no_sync():
+            loss = nn.functional.mse_loss(model(inputs[index, None]), targets[index, None])
+            (loss * model.weight(1, BATCH)).backward()
+    for name, gradient in by_definition().items():
+        torch.testing.assert_close(gradients_of(net)[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@ranks(3)
+def test_a_rank_without_samples_takes_part(comm):
+    for ask in (True, False):
+        net = nn.Linear(1, 1, bias=False)
+        model = DataParallel(net, comm)
+        found = []
+        for samples in ([[1.0], [2.0], [3.0], [5.0]], [[7.0]]):  # enough for all, and not
+            mine = samples[comm.rank :: comm.size]
+            weight = model.weight(len(mine), None if ask else len(samples))
+            if mine:
+                (model(torch.tensor(mine)).mean() * weight).backward()
+            else:
+                model.contribute_nothing()
+            found.append(net.weight.grad.item())
+            model.zero_grad()
+        assert found == pytest.approx([11 / 4, 7.0])
+
+
+class TwoHeads(nn.Module):
+    """Twelve, of which a forward uses one."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(2, 1, bias=False) for _ in range(12))
+
+    def forward(self, x, head):
+        return self.heads[head](x)
+
+    def gradients(self):
+        return [head.weight.grad.tolist() for head in self.heads]
+
+
+@ranks(2)
+def test_a_parameter_without_a_gradient_counts_as_zero_if_asked(comm):
+    net = TwoHeads()
+    model = DataParallel(net, comm, unused="zero", bucket_bytes=1)
+    model(torch.ones(1, 2), comm.rank).sum().backward()
+    # A mean over two ranks, of which one has it.
+    assert net.gradients() == [[[0.5, 0.5]]] * 2 + [[[0.0, 0.0]]] * 10
+    model.zero_grad()
+    with model.no_sync():
+        model(torch.ones(1, 2), comm.rank).sum().backward()
+    model(torch.ones(1, 2), 2).sum().backward()
+    assert net.gradients() == [[[0.5, 0.5]]] * 2 + [[[1.0, 1.0]]] + [[[0.0, 0.0]]] * 9
+
+
+@ranks(2)
+def test_a_parameter_without_a_gradient_is_named(comm):
+    model = DataParallel(TwoHeads(), comm, bucket_bytes=1 << 20)
+    names = "no gradient came for heads.11.weight, heads.10.weight, "
+    more = ("and 3 more: expected one for every parameter", "unused='zero'")
+    with raising(UnusedParameterError, f"rank {comm.rank}: {names}", *more):
+        model(torch.ones(1, 2), comm.rank).sum().backward()
+    still_works(comm)
+
+
+@ranks(2)
+def test_buffers_are_rank_0s_at_each_forward_that_trains(comm):
+    # mean <- 0.9 mean + 0.1 batch mean: rank 0's batches have mean 0, rank 1's 0.5, then all 1.
+    expected = {True: (0.1, 0.9 * 0.05 + 0.1), False: (0.1, 0.9 * (0.9 * 0.05 + 0.05) + 0.1)}
+    for sent, means in expected.items():
+        net = nn.BatchNorm1d(1)
+        model = DataParallel(net, comm, broadcast_buffers=sent)
+        for _ in range(2):
+            model(torch.tensor([[0.0], [float(comm.rank)]])).sum().backward()
+        with torch.no_grad():
+            model(torch.ones(2, 1))
+        assert net.running_mean.item() == pytest.approx(means[comm.rank])
+        assert int(net.num_batches_tracked) == 3
+
+
+def check_compiled(comm, backend):
+    inputs, targets = batch()
+    found = []
+    for how in ("eager", "module", "wrapper"):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.Tanh(), nn.Linear(9, 2))
+        module = torch.compile(net, backend=backend) if how == "module" else net
+        model = DataParallel(module, comm, bucket_bytes=1)
+        called = torch.compile(model, backend=backend) if how == "wrapper" else model
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = nn.functional.mse_loss(called(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(loss.item())
+        assert len(model.buckets) == 4
+        names = sorted(model.names.values())
+        assert names == ["1.bias", "1.weight", "3.bias", "3.weight"]
+    assert found == pytest.approx(found[:1] * 3, rel=1e-6)
+
+
+@ranks(2)
+def test_compiled_is_eager(comm):
+    check_compiled(comm, "aot_eager")
+
+
+by_inductor = Batch({"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.full
+@by_inductor(2)
+def test_compiled_by_inductor_is_eager(comm):
+    check_compiled(comm, "inductor")
+
+
+@ranks(2)
+def test_autocast(comm):
+    net = nn.Linear(8, 8)
+    model = DataParallel(net, comm)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(torch.full((1, 8), 1.0 + comm.rank))
+    output.float().sum().backward()
+    gradient = net.weight.grad
+    assert (output.dtype, gradient.dtype, gradient[0, 0].item()) == (
+        *(torch.bfloat16, torch.float32),
+        1.5,
     )
-    for size, bucket_bytes in ((2, 32 << 20), (3, 200)):
-        ranks = launch.spawn(gradients_over_ranks, size, bucket_bytes)
-        for found, theirs, their_norm, _, their_buckets, seconds in ranks:
-            assert their_buckets == (1 if bucket_bytes > 200 else 2)
-            assert seconds > 0
-            assert their_norm == ranks[0][2]
-            assert all(torch.equal(theirs[name], state[name]) for name in state)
-            for gradients in found:
-                assert gradients.keys() == alone.keys()
-                for name, gradient in gradients.items():
-                    torch.testing.assert_close(gradient, alone[name], rtol=1e-4, atol=1e-6)
-                    assert torch.equal(gradient, ranks[0][0][0][name]), "ranks differ in bits"
 
 
-def test_equal_weights_by_default(alone):
-    net = nn.Linear(2, 1)
+@ranks(2)
+def test_every_type_has_buckets_of_its_own(comm):
+    net = nn.Sequential(nn.Linear(2, 2).double(), nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
+    model = DataParallel(net, comm)
+    x = torch.full((1, 2), 1.0 + comm.rank)
+    (net[0](x.double()).sum() + net[1](x).sum() + net[2](x.bfloat16()).sum()).backward()
+    types = [bucket.flat.dtype for bucket in model.buckets]
+    assert types == [torch.bfloat16, torch.float32, torch.float64]
+    assert [layer.weight.grad[0, 0].item() for layer in net] == [1.5] * 3
+
+
+class Broken(torch.autograd.Function):
+    """Whose backward fails."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        raise ArithmeticError("on purpose")
+
+
+@ranks(2)
+def test_after_a_backward_that_failed(comm):
+    """Nothing has been sent: it may be done anew. Else the ranks may differ."""
+    for bucket_bytes in (1 << 20, 1):
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        model = DataParallel(net, comm, bucket_bytes=bucket_bytes)
+        with raising(ArithmeticError, "on purpose"):
+            net[1](Broken.apply(net[0](torch.ones(1, 2)))).sum().backward()
+        if bucket_bytes == 1:
+            words = "raised an error after it had begun to communicate"
+            with raising(RuntimeError, words):
+                model(torch.ones(1, 2))
+        model.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        assert net[1].bias.grad.tolist() == [1.0, 1.0]
+
+
+@ranks(2)
+def test_the_error_of_another_rank_comes_out_of_backward(comm):
+    net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    model = DataParallel(net, comm, bucket_bytes=1)
+    if comm.rank == 1:
+        comm.abort(LookupError("on purpose"))
+        return
+    from collectives import AbortedError
+
+    with raising(AbortedError, "rank 1 raised LookupError"):
+        model(torch.ones(1, 8)).sum().backward()
+
+
+def test_a_model_dies_with_its_last_reference(alone):
+    net = nn.Linear(2, 2)
     model = DataParallel(net, alone)
     model(torch.ones(1, 2)).sum().backward()
-    model.average_gradients()
-    assert torch.equal(net.weight.grad, torch.ones(1, 2))
+    dead = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert dead() is None
+    finally:
+        gc.enable()
+    net(torch.ones(1, 2)).sum().backward()  # its hooks are there still, and do nothing
+    assert net.weight.grad.tolist() == [[2.0, 2.0]] * 2
 
 
-def test_a_parameter_without_a_gradient_counts_as_zero(alone):
-    net = nn.Linear(2, 1)
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")  # of a circle it makes
+def test_a_graph_that_is_kept_may_be_gone_through_again(alone):
+    net = nn.Linear(2, 1, bias=False)
+    loss = DataParallel(net, alone)(torch.ones(1, 2)).sum()
+    loss.backward(retain_graph=True)
+    loss.backward(create_graph=True)
+    assert net.weight.grad.tolist() == [[2.0, 2.0]]
+    assert not net.weight.grad.requires_grad
+
+
+def test_nested_backwards_are_refused(alone):
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model = DataParallel(net, alone, unused="zero")
+    x = torch.ones(1, 2, requires_grad=True)
+    with pytest.raises(
+        RuntimeError, match=r"nested backwards \(checkpointing with use_reentrant=T"
+    ):
+        net[1](checkpoint(net[0], x, use_reentrant=True)).sum().backward()
+    model(torch.ones(1, 2)).sum().backward()
+
+
+def test_sparse_gradients_are_refused(alone):
+    net = nn.Embedding(4, 2, sparse=True)
     model = DataParallel(net, alone)
-    model.average_gradients()
-    assert torch.equal(net.weight.grad, torch.zeros(1, 2))
+    with pytest.raises(
+        TypeError, match=r"weight: expected a dense gradient, found one of torch.sp"
+    ):
+        model(torch.tensor([1])).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "error", "message"),
+    [
+        (nn.Flatten(), {}, ValueError, "parameters to train, found none"),
+        (nn.Linear(2, 2), {"unused": "ignore"}, ValueError, "'error' or 'zero', found 'ignore'"),
+        (nn.Linear(2, 2), {"wire": torch.float32}, TypeError, "torch.bfloat16, found torch.float3"),
+        (nn.Linear(2, 2), {"bucket_bytes": 0}, ValueError, "bucket_bytes: expected 1 or more"),
+        (
+            nn.ParameterDict({"imaginary": nn.Parameter(torch.zeros(2, dtype=torch.complex64))}),
+            {},
+            TypeError,
+            "imaginary: expected one of torch.float16, .*, found torch.complex64",
+        ),
+    ],
+)
+def test_what_is_refused(alone, net, options, error, message):
+    with pytest.raises(error, match=message):
+        DataParallel(net, alone, **options)
 
 
 def test_broadcast_of_several_types(alone):

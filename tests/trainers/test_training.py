@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,9 @@ from trainers.checkpoints import all_checkpoints, read_checkpoint
 from trainers.configuration import config_from
 from trainers.errors import CheckpointError, ConfigurationError, DivergedError
 from trainers.run import carry_out, check_run
-from trainers.training import RunConfig, Trainer, begin_folder, check_folder, check_ranks
+from trainers.run_config import RunConfig, check_ranks
+from trainers.run_folder import begin_folder, check_folder
+from trainers.training import Trainer
 
 
 @pytest.mark.timeout(300)
@@ -91,6 +94,90 @@ def test_learning_lowers_the_loss(settings, alone):
     assert history[-1] < history[0] / 2
 
 
+def with_changes(comm, settings, variants):
+    """The weights after runs with other settings, by their names."""
+    torch.set_num_threads(1)
+    found = {}
+    for name, (train, parallel) in variants.items():
+        run = f"{settings['run']}-{name}"
+        changed = {**settings, "run": run, "train": settings["train"] | train, "parallel": parallel}
+        trainer = carry_out(config_from(changed, "settings"), comm, resume=False)
+        state = trainer.network.state_dict()
+        found[name] = {key: tensor.clone() for key, tensor in state.items()}
+    return found
+
+
+def assert_same_weights(ranks, expected, tolerances):
+    assert ranks[0].keys() == tolerances.keys()
+    for variant, tolerance in tolerances.items():
+        for name, tensor in ranks[0][variant].items():
+            torch.testing.assert_close(tensor, expected[name], **tolerance)
+            assert torch.equal(tensor, ranks[1][variant][name]), f"{variant}: ranks differ in bits"
+
+
+CLOSE = {"rtol": 1e-3, "atol": 1e-5}
+ROUGH = {"rtol": 2e-2, "atol": 2e-3}
+
+
+@pytest.mark.timeout(300)
+def test_other_ways_lead_to_the_same_weights(settings, whole_run):
+    variants = {
+        "accumulated": ({"accumulate": 3}, {}),
+        "cut": ({}, {"unused": "zero", "bucket_bytes": 1}),
+        "wire": ({}, {"wire": "bfloat16"}),
+    }
+    ranks = launch.spawn(with_changes, 2, settings, variants)
+    tolerances = {"accumulated": CLOSE, "cut": CLOSE, "wire": ROUGH}
+    assert_same_weights(ranks, whole_run[1][0], tolerances)
+
+
+@pytest.mark.full
+def test_a_compiled_model_leads_to_the_same_weights(settings):
+    settings["train"]["epochs"] = 1
+    variants = {"eager": ({}, {}), "compiled": ({"compile": True}, {"bucket_bytes": 100_000})}
+    ranks = launch.spawn(with_changes, 2, settings, variants)
+    assert_same_weights(ranks, ranks[0]["eager"], {"eager": CLOSE, "compiled": CLOSE})
+
+
+def test_evaluations_and_checkpoints_are_as_often_as_asked(settings, alone):
+    settings["train"] |= {"epochs": 1, "steps_per_epoch": 7, "evaluate_every": 3, "save_every": 2}
+    config = config_from(settings, "settings")
+    carry_out(config, alone, resume=False)
+    steps = [read_checkpoint(path).step for path in all_checkpoints(config.run)]
+    assert steps == [2, 4, 6, 7]
+    judged = [step for step, record in losses(config.run) if "loss" not in record]
+    assert judged == [3, 6, 7]
+
+
+def test_what_a_run_leaves(whole_run):
+    left = {path.name for path in whole_run[0].iterdir()}
+    assert {"curve.png", "trace.json", "communication.txt", "comparison.png"} <= left
+    text = (whole_run[0] / "communication.txt").read_text()
+    assert "a step on 2 ranks" in text
+    assert "efficiency against one rank" in text
+    events = json.loads((whole_run[0] / "trace.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1}
+
+
+def test_without_a_trace(settings, alone):
+    settings["train"] |= {"epochs": 1, "trace": 0}
+    carry_out(config_from(settings, "settings"), alone, resume=False)
+    assert not (Path(settings["run"]) / "trace.json").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(settings, alone):
+    trainer = Trainer(*_parts(settings), alone)
+    trainer.config.run.mkdir()
+    trainer.step = 1
+    kept = trainer.save()
+    trainer.step = 2
+    with torch.no_grad():
+        trainer.network.conv2.bias[3] = torch.nan
+    with pytest.raises(DivergedError, match=r"rank 0: after step 2 model/conv2.bias holds what is"):
+        trainer.save()
+    assert all_checkpoints(trainer.config.run) == [kept]
+
+
 @pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"average": 0.0}])
 def test_other_ways_to_train(settings, alone, change):
     settings["train"] |= {"epochs": 1} | change
@@ -112,7 +199,7 @@ def test_settings_changed_before_resuming_are_named(settings, alone, capsys):
 
 def test_a_loss_that_is_no_number_ends_the_run(settings, alone):
     settings["optimizer"]["rate"] = 1e30
-    with pytest.raises(DivergedError, match=r"steps \d+ to \d+ is (nan|inf); rank 0"):
+    with pytest.raises(DivergedError, match=r"the loss of step \d+ is (nan|inf), on rank 0"):
         carry_out(config_from(settings, "settings"), alone, resume=False)
 
 
@@ -148,6 +235,11 @@ def test_a_batch_smaller_than_the_ranks(config, alone):
     check_ranks(config, 7)
     with pytest.raises(ConfigurationError, match="each of the 8 ranks, found 7"):
         check_run(config, 8, resume=False)
+    parts = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=3))
+    with pytest.raises(
+        ConfigurationError, match="each of the 3 ranks in each of its 3 parts, found 7"
+    ):
+        check_ranks(parts, 3)
 
 
 def test_nothing_to_resume(config):

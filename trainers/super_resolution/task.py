@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers.run_config import RunConfig
 from trainers.super_resolution.comparison import (
     HeldOut,
     draw_comparison,
@@ -27,7 +28,6 @@ from trainers.super_resolution.photographs import (
     planes_of,
     resized,
 )
-from trainers.training import RunConfig
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -56,6 +56,8 @@ class SuperResolution:
     """The task of a `SuperResolutionConfig`."""
 
     name = "super_resolution"
+    unit = "images"
+    units_per_sample = 1
 
     def __init__(self, config: SuperResolutionConfig) -> None:
         self._config = config

@@ -1,0 +1,159 @@
+"""Where the time of a step goes: the same five parts on every rank, which add up to the step.
+
+    data        getting the samples
+    compute     forward and backward, until this rank's last gradient is there
+    late        from then until every rank's last gradient is there: waiting for a late rank
+    exposed     from then until all gradients are averaged: communication that nothing hides
+    optimizer   the step of the optimizer, clipping and averages of weights
+
+What is averaged while backward still computes is hidden, and a part of `compute`. Telling late from
+exposed takes the ranks' times: on one host all processes have the same clock, so each step only
+notes its times, and the ranks tell each other once per record of metrics.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainers.data_parallel import BackwardTimes
+
+if TYPE_CHECKING:
+    from collectives import Communicator
+
+PARTS = ("data", "compute", "late", "exposed", "optimizer")
+
+Table: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of this rank; seconds as `time.perf_counter` has them.
+
+    Attributes:
+        step: its number, from 0.
+        loss: this rank's part of the global batch's mean loss.
+        began: when the step began.
+        data: how many seconds of it went into getting the samples.
+        forward: when the last forward had ended.
+        backward: when which gradients were there and averaged.
+        ended: when the parameters had moved.
+    """
+
+    step: int
+    loss: float
+    began: float
+    data: float
+    forward: float
+    backward: BackwardTimes
+    ended: float
+
+    def as_row(self) -> tuple[float, ...]:
+        """What other ranks are told."""
+        return (
+            self.loss, self.began, self.data, self.backward.ready, self.backward.done, self.ended
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Some steps in a row, as all ranks saw them; the same on every rank.
+
+    Attributes:
+        first: number of the first of the steps, from 0.
+        losses: of each step and rank, shape (steps, size); a step's add up to its mean loss.
+        parts: mean seconds of a step by its part, shape (size, len(PARTS)).
+        last: how often each rank's last gradient was the last of all.
+    """
+
+    first: int
+    losses: Table
+    parts: Table
+    last: NDArray[np.int64]
+
+    @property
+    def steps(self) -> int:
+        """How many."""
+        return len(self.losses)
+
+    def mean(self) -> dict[str, float]:
+        """Mean seconds of a step by its part, over ranks."""
+        return dict(zip(PARTS, self.parts.mean(0).tolist(), strict=True))
+
+    def not_a_number(self) -> tuple[int, list[int]] | None:
+        """The first step whose loss is not a number, and the ranks on which it is not."""
+        bad = ~np.isfinite(self.losses)
+        if not bad.any():
+            return None
+        step = int(bad.any(1).argmax())
+        return self.first + step, np.flatnonzero(bad[step]).tolist()
+
+
+class StepTimes:
+    """Notes the steps of this rank, and tells the others.
+
+    Args:
+        comm: the ranks; all note the same steps.
+        kept: how many of the last steps are kept as they are.
+    """
+
+    def __init__(self, comm: Communicator, kept: int) -> None:
+        self._comm = comm
+        self._rows: list[tuple[float, ...]] = []
+        self._next = 0
+        self.kept: deque[StepRecord] = deque(maxlen=kept)
+
+    def note(self, record: StepRecord) -> None:
+        """Adds a step."""
+        self._rows.append(record.as_row())
+        self._next = record.step + 1
+        self.kept.append(record)
+
+    def exchange(self) -> Interval:
+        """The steps since the last call, of all ranks. A collective call; there must be some."""
+        everyones: Table = self._comm.allgather(np.array(self._rows))
+        first = self._next - len(self._rows)
+        self._rows.clear()
+        return interval_of(first, everyones)
+
+
+def interval_of(first: int, everyones: Table) -> Interval:
+    """An interval from the rows of all ranks, shape (size, steps, columns of a row)."""
+    loss, began, data, ready, done, ended = np.moveaxis(everyones, 2, 0)
+    # Of a rank that has averaged all before the last one came, if there is such an algorithm, all
+    # of it is waiting.
+    everyone_ready = np.minimum(ready.max(0), done)
+    by_part = np.stack(
+        [
+            data,
+            ready - began - data,
+            everyone_ready - ready,
+            done - everyone_ready,
+            ended - done,
+        ],
+        axis=2,
+    )
+    size = len(everyones)
+    return Interval(
+        first=first,
+        losses=loss.T,
+        parts=by_part.mean(1),
+        last=np.bincount(ready.argmax(0), minlength=size),
+    )
+
+
+def joined(intervals: Sequence[Interval]) -> Interval:
+    """Several intervals as one, of which only times are of use."""
+    steps = np.array([interval.steps for interval in intervals])
+    parts = np.stack([interval.parts for interval in intervals])
+    return Interval(
+        first=intervals[0].first,
+        losses=np.concatenate([interval.losses for interval in intervals]),
+        parts=np.tensordot(steps / steps.sum(), parts, 1),
+        last=np.sum([interval.last for interval in intervals], 0),
+    )
