@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from trainers.buckets import HANDOVER_SECONDS, BucketPlan, Predict
+from trainers.bucket_plan import HANDOVER_SECONDS, BucketPlan, Predict
 from trainers.step_times import PARTS, Interval, StepRecord
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)

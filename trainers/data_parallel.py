@@ -17,6 +17,7 @@ All ranks get the same bits from an allreduce, hence the same parameters from th
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -27,15 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.buckets import (
-    FALLBACK,
-    Bucket,
-    BucketPlan,
-    cheapest_sizes,
-    elements_of,
-    grouped,
-    predictor,
-)
+from trainers.bucket_plan import BucketPlan, grouped, planned_sizes, predictor
+from trainers.buckets import Bucket, elements_of
+from trainers.sharded import ShardedBucket, shared_out
 from trainers.sharing import broadcast_tensors
 
 if TYPE_CHECKING:
@@ -79,6 +74,10 @@ class DataParallel(nn.Module):
         wire: a 16-bit type in which gradients travel. The ranks' values are added up in float32
             and rounded once. By default they travel as they are.
         broadcast_buffers: give all ranks rank 0's buffers at the begin of each forward that trains.
+        shard: each rank gets the averages of only a part of the gradients, and is to move only that
+            part (`pieces`, see `trainers.sharded`): "elements" cuts anywhere, for optimizers that
+            work element by element, into equal parts; "parameters" leaves each parameter whole.
+            After a backward every `parameter.grad` is None then.
 
     Attributes:
         names: of the parameters, as `module` has them.
@@ -101,8 +100,11 @@ class DataParallel(nn.Module):
         unused: Literal["error", "zero"] = "error",
         wire: torch.dtype | None = None,
         broadcast_buffers: bool = True,
+        shard: Literal["elements", "parameters"] | None = None,
     ) -> None:
         super().__init__()
+        if shard not in (None, "elements", "parameters"):
+            raise ValueError(f"shard: expected 'elements', 'parameters' or None, found {shard!r}")
         if unused not in ("error", "zero"):
             raise ValueError(f"unused: expected 'error' or 'zero', found {unused!r}")
         if wire is not None and wire not in WIRES:
@@ -111,6 +113,8 @@ class DataParallel(nn.Module):
             raise ValueError(f"bucket_bytes: expected 1 or more, found {bucket_bytes}")
         self.module = module
         self.comm = comm
+        self.shard = shard
+        self._communicates = comm.size > 1 or shard is not None
         self._unused = unused
         self._wire = wire
         self.names = {
@@ -176,14 +180,44 @@ class DataParallel(nn.Module):
     def clip_gradients(self, limit: float) -> float:
         """Scales all gradients down so that their global norm is at most `limit`; returns the norm.
 
-        Called after a backward it does the same on every rank.
+        Called after a backward, by all ranks: it does the same on every one. Where gradients are
+        sharded it is a collective call.
         """
-        norms = [torch.linalg.vector_norm(bucket.flat).to("cpu") for bucket in self.buckets]
-        norm = float(torch.linalg.vector_norm(torch.stack(norms).double()))
+        norms = [torch.linalg.vector_norm(bucket.averaged).cpu() for bucket in self.buckets]
+        square = torch.stack(norms).double().square().sum().reshape(1)
+        if self.shard is not None:
+            square = self.comm.allreduce(square)
+        norm = math.sqrt(square.item())
         if norm > limit:
             for bucket in self.buckets:
-                bucket.flat.mul_(limit / norm)
+                bucket.averaged.mul_(limit / norm)
         return norm
+
+    # --- what this rank takes care of
+
+    @property
+    def pieces(self) -> dict[str, nn.Parameter]:
+        """What this rank's optimizer is to move, by the parameter's name; with gradients.
+
+        The parameters themselves; where they are sharded, this rank's piece of each of which it
+        has one, after which `gather_parameters` is to be called.
+        """
+        if self.shard is None:
+            return {self.names[p]: p for bucket in self.buckets for p in bucket.parameters}
+        return {
+            self.names[bucket.parameters[place]]: piece
+            for bucket in self._sharded
+            for place, piece in bucket.pieces.items()
+        }
+
+    def gather_parameters(self) -> None:
+        """Gives all ranks the pieces as they are now; a collective call if there are any."""
+        for bucket in self._sharded:
+            bucket.gather_weights(self.comm)
+
+    @property
+    def _sharded(self) -> list[ShardedBucket]:
+        return [bucket for bucket in self.buckets if isinstance(bucket, ShardedBucket)]
 
     # --- making the buckets
 
@@ -204,33 +238,30 @@ class DataParallel(nn.Module):
         kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
         for parameter in parameters:
             kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
-        room = {kind: self._room(*kind, elements_of(theirs)) for kind, theirs in kinds.items()}
+        size = self.comm.size
+        room = {
+            # However they are cut: each bucket's end may be up to so much further on.
+            kind: self._room(*kind, sum(elements_of([parameter], size) for parameter in theirs))
+            for kind, theirs in kinds.items()
+        }
         _, sent = room[parameters[0].dtype, parameters[0].device]
         self.predicted = predictor(self.comm, sent)
-        most, last, reason = self._sizes(sent, bucket_bytes)
+        most, last, reason = planned_sizes(self.comm, sent, self.predicted, bucket_bytes)
         taken = dict.fromkeys(room, 0)
+        loads = [0] * size
         for group in grouped(parameters, most, last, self._wire):
             kind = (group[0].dtype, group[0].device)
             begin = taken[kind]
-            taken[kind] = end = begin + elements_of(group)
+            taken[kind] = end = begin + elements_of(group, size)
             flat, sent = (memory[begin:end] for memory in room[kind])
-            self.buckets.append(Bucket(group, flat, sent))
+            if self.shard is None:
+                self.buckets.append(Bucket(group, flat, sent))
+                continue
+            theirs, counts = shared_out(group, end - begin, self.shard, loads)
+            self.buckets.append(ShardedBucket(theirs, flat, sent, counts, self.comm))
         nbytes = tuple(bucket.sent.numel() * bucket.sent.element_size() for bucket in self.buckets)
         seconds = tuple(map(self.predicted, nbytes))
         return BucketPlan(nbytes, seconds, most, last, reason)
-
-    def _sizes(self, sent: Tensor, bucket_bytes: int | None) -> tuple[int, int, str]:
-        """What buckets hold at most, the last one, and why; rank 0's answer."""
-        found: tuple[int, int, str] | None = None
-        if self.comm.rank == 0:
-            if bucket_bytes is not None:
-                found = (bucket_bytes, bucket_bytes, "as asked")
-            elif sizes := cheapest_sizes(sent.numel() * sent.element_size(), self.predicted):
-                found = (*sizes, "sizes by the cost model")
-            else:
-                found = (*FALLBACK, "the cost model says nothing")
-        answer: tuple[int, int, str] = self.comm.broadcast_object(found, root=0)
-        return answer
 
     def _room(
         self, dtype: torch.dtype, device: torch.device, elements: int
@@ -301,26 +332,13 @@ class DataParallel(nn.Module):
 
     def _begin_calls(self) -> None:
         """Begins the allreduces of buckets that are whole, in the order that all ranks have."""
-        if self.comm.size == 1:
+        if not self._communicates:
             return
         # Not the last: it is waited for at once, and a call in this thread is quicker.
         for bucket in self.buckets[len(self._works) : -1]:
             if bucket.missing:
                 return
-            self._works.append(self._call(bucket, async_op=True))
-
-    def _call(self, bucket: Bucket, *, async_op: bool) -> Any:
-        """The allreduce of a bucket."""
-        if bucket.sent is bucket.flat:
-            return self.comm.allreduce(bucket.flat, out=bucket.flat, op="avg", async_op=async_op)
-        if self._wire is None:
-            bucket.sent.copy_(bucket.flat)
-            return self.comm.allreduce(bucket.sent, out=bucket.sent, op="avg", async_op=async_op)
-        # Divided before: a sum could be beyond what 16 bits hold.
-        bucket.sent.copy_(bucket.flat / self.comm.size)
-        return self.comm.allreduce(
-            bucket.sent, out=bucket.sent, deterministic=True, async_op=async_op
-        )
+            self._works.append(bucket.begin_averaging(self.comm, async_op=True))
 
     @torch.no_grad()
     def _average(self, *, may_miss: bool = False) -> None:
@@ -339,16 +357,15 @@ class DataParallel(nn.Module):
             self._ready = time.perf_counter()
             self._begin_calls()
         calls = []
-        if self.comm.size > 1:
+        if self._communicates:
             for work in self._works:
                 work.wait()
                 calls.append((work.began, work.ended))
             begin = time.perf_counter()
-            self._call(self.buckets[-1], async_op=False)
+            self.buckets[-1].begin_averaging(self.comm, async_op=False)
             calls.append((begin, time.perf_counter()))
             for bucket in self.buckets:
-                if bucket.sent is not bucket.flat:
-                    bucket.flat.copy_(bucket.sent)
+                bucket.end_averaging()
         for bucket in self.buckets:
             bucket.kept.clear()
         self._works = []

@@ -7,16 +7,14 @@ import torch
 from torch import nn
 
 import launch
-from trainers.buckets import (
+from trainers.bucket_plan import (
     FALLBACK,
     HANDOVER_SECONDS,
-    Bucket,
     BucketPlan,
     cheapest_sizes,
-    elements_of,
     grouped,
-    offsets_of,
 )
+from trainers.buckets import Bucket, elements_of, offsets_of
 from trainers.data_parallel import DataParallel
 
 
@@ -60,7 +58,8 @@ def test_every_type_fills_its_own_buckets():
 def test_parameters_begin_at_cache_lines():
     parameters = of(1, 16, 17, 3)
     assert offsets_of(parameters) == [0, 16, 32, 64]
-    assert elements_of(parameters) == 80
+    assert elements_of(parameters, 1) == elements_of(parameters, 5) == 80
+    assert elements_of(parameters, 3) == 96
     flat = torch.full((80,), 7.0)
     bucket = Bucket(parameters, flat, flat)
     assert flat.sum() == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import launch
-from trainers.buckets import HANDOVER_SECONDS, BucketPlan
+from trainers.bucket_plan import HANDOVER_SECONDS, BucketPlan
 from trainers.cost_report import CostReport, print_report, whole_before
 from trainers.curve import draw_curve
 from trainers.data_parallel import BackwardTimes

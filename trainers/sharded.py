@@ -1,0 +1,236 @@
+"""Sharded: each rank moves a part of the parameters, and remembers what the optimizer needs of it.
+
+This is the first stage of ZeRO (Rajbhandari et al. 2020). Gradients are reduce-scattered in place
+of allreduced; the optimizer of a rank moves its own pieces of the parameters, and an allgather
+gives all ranks everyone's. As many bytes travel as by an allreduce, while what the optimizer
+remembers takes a rank 1/N of the memory.
+
+    model = DataParallel(net, comm, shard="elements")
+    optimizer = ShardedOptimizer(model, torch.optim.AdamW, lr=1e-3)
+    loss(model(inputs), targets).backward()
+    optimizer.step()                                  # a collective call
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainers.buckets import Bucket, aligned, view_of
+
+if TYPE_CHECKING:
+    from collectives import Communicator
+    from trainers.data_parallel import DataParallel
+
+
+class ShardedBucket(Bucket):
+    """A bucket of which each rank has a part: the averaged gradients there, and the weights.
+
+    Making one is a collective call. The parameters lie end to end as the gradients do.
+
+    Args:
+        parameters: as in `Bucket`.
+        flat: as in `Bucket`.
+        sent: as in `Bucket`.
+        counts: elements of each rank's part, in order.
+        comm: the ranks.
+
+    Attributes:
+        pieces: this rank's piece of each parameter of which it has one, by the parameter's place.
+            Whole where the parameter is, else flat.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        flat: Tensor,
+        sent: Tensor,
+        counts: Sequence[int],
+        comm: Communicator,
+    ) -> None:
+        super().__init__(parameters, flat, sent)
+        if flat.device.type != "cpu":
+            raise ValueError(f"shard: expected parameters on the CPU, found some on {flat.device}")
+        self.counts = tuple(counts)
+        self._are_equal = len(set(counts)) == 1
+        self._begin = sum(counts[: comm.rank])
+        self._end = self._begin + counts[comm.rank]
+        most, count = max(counts), counts[comm.rank]
+        self._weights: Tensor = comm.empty(flat.numel(), flat.dtype)
+        self._own_weights: Tensor = comm.empty(most, flat.dtype)[:count]
+        self._arrived: Tensor = comm.empty(most, sent.dtype)[:count]
+        self._own_gradients = (
+            torch.empty_like(self._own_weights) if self.is_narrowed else self._arrived
+        )
+        with torch.no_grad():
+            self._weights.zero_()
+            for parameter, offset in zip(self.parameters, self.offsets, strict=True):
+                view = view_of(self._weights, offset, parameter)
+                parameter.data = view.copy_(parameter)
+            self._own_weights.copy_(self._weights[self._begin : self._end])
+        self.pieces = self._cut()
+
+    def begin_averaging(self, comm: Communicator, *, async_op: bool) -> Any:
+        """The call that averages it over ranks, each getting its own part."""
+        self.put_out(comm.size)
+        options: dict[str, Any] = {
+            "op": "sum" if self.is_narrowed else "avg",
+            "deterministic": self.is_narrowed,
+            "async_op": async_op,
+        }
+        if self._are_equal:
+            rows = self.sent.view(comm.size, -1)
+            return comm.reduce_scatter(rows, out=self._arrived, **options)
+        return comm.reduce_scatter(self.sent, out=self._arrived, counts=self.counts, **options)
+
+    def end_averaging(self) -> None:
+        """Takes in this rank's part; the gradients of whole parameters are no more."""
+        if self.is_narrowed:
+            self._own_gradients.copy_(self._arrived)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @property
+    def averaged(self) -> Tensor:
+        """The averaged gradients of this rank's part."""
+        return self._own_gradients
+
+    def gather_weights(self, comm: Communicator) -> None:
+        """Gives all ranks every rank's part of the weights, as it is now."""
+        if self._are_equal:
+            comm.allgather(self._own_weights, out=self._weights.view(comm.size, -1))
+        else:
+            comm.allgather(self._own_weights, out=self._weights, counts=self.counts)
+
+    def gather(self, comm: Communicator, own: Tensor) -> list[Tensor] | None:
+        """On rank 0 the tensors, shaped as the parameters, of which every rank has its part.
+
+        Args:
+            comm: the ranks.
+            own: this rank's part, as long as its part of the bucket.
+        """
+        whole = comm.gather(own, counts=self.counts)
+        if whole is None:
+            return None
+        return [
+            view_of(whole, offset, parameter).clone()
+            for parameter, offset in zip(self.parameters, self.offsets, strict=True)
+        ]
+
+    def own_part(self, place: int, whole: Tensor) -> Tensor:
+        """Of a tensor shaped as a parameter what belongs to this rank's piece of it."""
+        parameter, offset = self.parameters[place], self.offsets[place]
+        flat = torch.zeros(aligned(parameter), dtype=whole.dtype)
+        view_of(flat, 0, parameter).copy_(whole)
+        begin, end = self._within(place)
+        part = flat[begin - offset : end - offset]
+        return part.as_strided_(self.pieces[place].size(), self.pieces[place].stride())
+
+    def room_for(self, place: int) -> slice:
+        """Where in this rank's part its piece of a parameter lies."""
+        begin, end = self._within(place)
+        return slice(begin - self._begin, end - self._begin)
+
+    def _within(self, place: int) -> tuple[int, int]:
+        """Begin and end in the bucket of what this rank has of a parameter."""
+        offset = self.offsets[place]
+        end = offset + self.parameters[place].numel()
+        return max(offset, self._begin), min(end, self._end)
+
+    def _cut(self) -> dict[int, nn.Parameter]:
+        pieces: dict[int, nn.Parameter] = {}
+        for place, parameter in enumerate(self.parameters):
+            begin, end = self._within(place)
+            if begin >= end:
+                continue
+            room = slice(begin - self._begin, end - self._begin)
+            weights, gradients = self._own_weights[room], self._own_gradients[room]
+            if end - begin == parameter.numel():
+                weights, gradients = (view_of(each, 0, parameter) for each in (weights, gradients))
+            pieces[place] = nn.Parameter(weights)
+            pieces[place].grad = gradients
+        return pieces
+
+
+def shared_out(
+    parameters: Sequence[nn.Parameter],
+    elements: int,
+    how: Literal["elements", "parameters"],
+    loads: list[int],
+) -> tuple[list[nn.Parameter], list[int]]:
+    """The parameters of a bucket in the order of the ranks that move them, and each rank's part.
+
+    Args:
+        parameters: of the bucket.
+        elements: how long it is.
+        how: cut anywhere, into equal parts, or leaving parameters whole.
+        loads: elements that each rank has already, of other buckets; these are added.
+    """
+    size = len(loads)
+    if how == "elements":
+        return list(parameters), [elements // size] * size
+    theirs: list[list[nn.Parameter]] = [[] for _ in loads]
+    counts = [0] * size
+    # The largest first, to whoever has least: nearly even in the end, and alike on all ranks.
+    for parameter in sorted(parameters, key=aligned, reverse=True):
+        rank = min(range(size), key=lambda rank: (loads[rank], rank))
+        theirs[rank].append(parameter)
+        counts[rank] += aligned(parameter)
+        loads[rank] += aligned(parameter)
+    counts[-1] += elements - sum(counts)
+    return [parameter for each in theirs for parameter in each], counts
+
+
+class ShardedOptimizer(torch.optim.Optimizer):
+    """An optimizer of which each rank has the part for its own pieces.
+
+    Its groups and state are those of this rank's pieces, so that schedules of rates work as usual.
+
+    Args:
+        model: made with `shard`.
+        kind: an optimizer of torch; one that does not work element by element, as it looks at a
+            parameter as a matrix, needs `shard="parameters"`.
+        group: which group a parameter belongs to, by its name and itself: the options of the
+            group. By default there is one.
+        options: of the optimizer.
+
+    Raises:
+        ValueError: the model is not sharded.
+    """
+
+    def __init__(
+        self,
+        model: DataParallel,
+        kind: Callable[..., torch.optim.Optimizer],
+        group: Callable[[str, nn.Parameter], dict[str, Any]] = lambda name, parameter: {},
+        **options: Any,
+    ) -> None:
+        if model.shard is None:
+            raise ValueError("expected a model that is sharded (shard='elements'), found one whole")
+        self._model = model
+        parameters = {name: parameter for parameter, name in model.names.items()}
+        groups: dict[str, dict[str, Any]] = {}
+        for name, piece in model.pieces.items():
+            own = group(name, parameters[name])
+            groups.setdefault(repr(sorted(own.items())), {**own, "params": []})["params"].append(
+                piece
+            )
+        # A rank may have nothing to move, which optimizers refuse to be made for.
+        self._inner = kind(list(groups.values()) or [nn.Parameter(torch.zeros(1))], **options)
+        super().__init__(self._inner.param_groups, self._inner.defaults)
+        self.param_groups = self._inner.param_groups
+        self.state = self._inner.state
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Moves this rank's pieces and gives all ranks everyone's; a collective call."""
+        if closure is not None:
+            raise NotImplementedError("a sharded optimizer takes no closure")
+        self._inner.step()
+        self._model.gather_parameters()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of the parameters; pieces keep theirs until the next backward."""
+        self._model.zero_grad(set_to_none)
