@@ -2,8 +2,9 @@
 
 `muon` is for the inner weights of a network: the momentum of a weight, seen as a matrix of outputs
 x inputs, is replaced by the nearest orthogonal matrix before it is applied, so that every direction
-moves alike and none is starved (K. Jordan et al. 2024, after Bernstein & Newhouse 2024). The first
-and last layer and all vectors go by Adam, as the authors advise.
+moves alike and none is starved (K. Jordan et al. 2024, after Bernstein & Newhouse 2024). Which
+weights are inner ones is the task's to say; the first and last layer and all vectors go by Adam, as
+the authors advise.
 """
 
 from __future__ import annotations
@@ -134,17 +135,23 @@ class Optimization:
         model: whose parameters are moved.
         config: how.
         steps: of the whole run.
+        matrices: the model's inner weights.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        steps: int,
+        matrices: Iterable[nn.Parameter],
+    ) -> None:
         self.config = config
         self.steps = steps
         self._names: dict[Tensor, str] = {
             parameter: name for name, parameter in model.named_parameters()
         }
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        weights = [parameter for parameter in trained if parameter.ndim >= 2]
-        inner = weights[1:-1] if config.kind == "muon" else []
+        inner = list(matrices) if config.kind == "muon" else []
         inner_ids = {id(parameter) for parameter in inner}
         rest = [parameter for parameter in trained if id(parameter) not in inner_ids]
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [

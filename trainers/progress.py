@@ -27,13 +27,15 @@ class ProgressLine:
         steps: of the whole run.
         start: the step it begins or resumes at.
         epoch: steps per epoch.
+        unit: what speed is told in.
         shown: whether this rank shows anything.
     """
 
-    def __init__(self, *, steps: int, start: int, epoch: int, shown: bool) -> None:
+    def __init__(self, *, steps: int, start: int, epoch: int, unit: str, shown: bool) -> None:
         self._steps = steps
         self._start = start
         self._epoch = epoch
+        self._unit = unit
         self._shown = shown
         self._began = time.monotonic()
         self._drawn = self._began
@@ -60,7 +62,7 @@ class ProgressLine:
             f"epoch {epoch}/{epochs}",
             f"step {done}/{self._steps}",
             f"loss {facts['loss']:.3g}",
-            f"{facts['images_per_second']:,.0f} images/s",
+            f"{facts[speed_key(self._unit)]:,.0f} {self._unit}/s",
             f"communicating {100 * facts['communication_share']:.1f} %",
             f"{_clock(left)} left",
         )
@@ -98,6 +100,11 @@ class MetricsFile:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def speed_key(unit: str) -> str:
+    """The name of a speed among a run's metrics, as in `images_per_second`."""
+    return f"{unit}_per_second"
 
 
 def _clock(seconds: float) -> str:

@@ -18,6 +18,7 @@ from trainers.training import (
     check_folder,
     check_ranks,
     checkpoint_to_resume,
+    load_start,
 )
 
 if TYPE_CHECKING:
@@ -29,10 +30,13 @@ FIRST_START = Start()
 def check_run(config: RunConfig, ranks: int, *, resume: bool) -> None:
     """Raises what is wrong with a run before any rank of it is started."""
     check_ranks(config, ranks)
-    if resume:
-        checkpoint_to_resume(config)
+    origin, data = checkpoint_to_resume(config)[:2] if resume else (None, None)
     check_folder(config.run)
-    config.build()
+    task = config.build()
+    if origin is not None and data is not None:
+        task.check_attachments(unpacked(data, origin).attachments, str(origin))
+    elif config.start is not None:
+        load_start(task.new_model(), task, config.start)
 
 
 def carry_out(
@@ -74,6 +78,10 @@ def carry_out(
     origin, data = comm.broadcast_object((origin, data), root=0)
     checkpoint = unpacked(data, origin) if data is not None and origin is not None else None
     task = config.build()
+    if comm.broadcast_object(task.attachments(), root=0) != task.attachments():
+        raise ConfigurationError(
+            f"the ranks have made different things of their data: {', '.join(task.attachments())}"
+        )
     trainer = Trainer(config, task, comm, checkpoint)
     if first:
         _announce(trainer)

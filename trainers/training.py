@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from trainers.averaging import WeightAverage
 from trainers.checkpoints import (
@@ -22,6 +23,7 @@ from trainers.checkpoints import (
     latest,
     load_weights,
     read_bytes,
+    read_checkpoint,
     unpacked,
     write_checkpoint,
 )
@@ -30,7 +32,7 @@ from trainers.data_parallel import DataParallel, share_of
 from trainers.errors import CheckpointError, ConfigurationError, DivergedError
 from trainers.optimization import Optimization, OptimizerConfig
 from trainers.precision import Precision, agreed_precision
-from trainers.progress import MetricsFile, ProgressLine
+from trainers.progress import MetricsFile, ProgressLine, speed_key
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -91,6 +93,8 @@ class RunConfig:
         task: what is trained.
         run: folder for checkpoints, metrics and pictures.
         seed: everything random follows from it.
+        start: a checkpoint, or the folder of a run, whose weights are begun with; the optimizer and
+            the steps begin anew. null for random weights.
         train: how long and on how much at once.
         optimizer: how parameters follow their gradients.
     """
@@ -98,12 +102,21 @@ class RunConfig:
     task: str
     run: Path
     seed: int = 0
+    start: Path | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigurationError(f"seed: expected 0 or more, found {self.seed}")
+        if self.start is not None and self.run.absolute() in (
+            self.start.absolute(),
+            *self.start.absolute().parents,
+        ):  # the folder is moved aside before it is begun with
+            raise ConfigurationError(
+                f"start: expected a checkpoint outside the run's own folder {self.run}, found "
+                f"{self.start}; give this run another folder"
+            )
 
     def build(self) -> Task:
         """The task, with its data loaded."""
@@ -136,11 +149,16 @@ class Trainer:
         torch.manual_seed(_mixed(config.seed))
         model = task.new_model()
         if checkpoint is not None:
+            task.check_attachments(checkpoint.attachments, "the checkpoint")
             load_weights(model, checkpoint.part("model"), "the checkpoint")
             self.step = checkpoint.step
+        elif config.start is not None and comm.rank == 0:  # whose weights all ranks get
+            load_start(model, task, config.start)
         self.model = DataParallel(model, comm)
         self.average = WeightAverage(model, config.train.average)
-        self.optimization = Optimization(model, config.optimizer, config.train.steps)
+        self.optimization = Optimization(
+            model, config.optimizer, config.train.steps, task.matrices(model)
+        )
         if checkpoint is not None:
             self.optimization.load_state(checkpoint.part("optimizer"))
             if averaged := checkpoint.part("average"):
@@ -151,11 +169,15 @@ class Trainer:
         train = self.config.train
         first = self.comm.rank == 0
         line = ProgressLine(
-            steps=train.steps, start=self.step, epoch=train.steps_per_epoch, shown=first
+            steps=train.steps,
+            start=self.step,
+            epoch=train.steps_per_epoch,
+            unit=self.task.unit,
+            shown=first,
         )
         metrics = MetricsFile(self.config.run / "metrics.jsonl" if first else None, self.step)
         share = share_of(train.batch, self.comm.rank, self.comm.size)
-        meter = _Meter(self.model, train.batch)
+        meter = _Meter(self.model, self.task.unit, train.batch * self.task.units_per_sample)
         result: dict[str, float] = {}
         if self.step >= train.steps:
             result = self.task.evaluate(self.average.model, self.comm)
@@ -182,7 +204,11 @@ class Trainer:
         if self.average.decay:
             tensors |= {f"average/{n}": t for n, t in self.average.model.state_dict().items()}
         checkpoint = Checkpoint(
-            task=self.task.name, step=self.step, config=as_data(self.config), tensors=tensors
+            task=self.task.name,
+            step=self.step,
+            config=as_data(self.config),
+            tensors=tensors,
+            attachments=self.task.attachments(),
         )
         return write_checkpoint(self.config.run, checkpoint, self.config.train.keep)
 
@@ -220,9 +246,10 @@ class Trainer:
 class _Meter:
     """Sums up what happened since it was last read."""
 
-    def __init__(self, model: DataParallel, batch: int) -> None:
+    def __init__(self, model: DataParallel, unit: str, units_per_step: int) -> None:
         self._model = model
-        self._batch = batch
+        self._key = speed_key(unit)
+        self._units_per_step = units_per_step
         self.restart()
 
     def restart(self) -> None:
@@ -238,7 +265,7 @@ class _Meter:
     def read(self) -> dict[str, float]:
         passed = time.perf_counter() - self._began
         facts = {
-            "images_per_second": self.steps * self._batch / passed,
+            self._key: self.steps * self._units_per_step / passed,
             "communication_share": (self._model.communication_seconds - self._communicated)
             / passed,
         }
@@ -255,6 +282,18 @@ def check_ranks(config: RunConfig, ranks: int) -> None:
         )
 
 
+def load_start(model: nn.Module, task: Task, start: Path) -> None:
+    """Puts the best weights of another run's checkpoint into a model.
+
+    Raises:
+        CheckpointError: there is none, or it is of another task, model or attachments.
+    """
+    checkpoint = read_checkpoint(start)
+    checkpoint.check_task(task.name, start)
+    task.check_attachments(checkpoint.attachments, str(start))
+    load_weights(model, checkpoint.best_weights, str(start))
+
+
 def checkpoint_to_resume(config: RunConfig) -> tuple[Path, bytes, list[str]]:
     """The latest checkpoint of the run's folder, its bytes, and the settings changed since.
 
@@ -264,10 +303,7 @@ def checkpoint_to_resume(config: RunConfig) -> tuple[Path, bytes, list[str]]:
     path = latest(config.run)
     data = read_bytes(path)
     checkpoint = unpacked(data, path)
-    if checkpoint.task != config.task:
-        raise CheckpointError(
-            f"{path} is of another task: expected {config.task!r}, found {checkpoint.task!r}"
-        )
+    checkpoint.check_task(config.task, path)
     wanted = as_data(config)
     changed = differences(checkpoint.config, wanted)
     for key in changed:

@@ -13,7 +13,6 @@ from torch.nn import functional
 from trainers.super_resolution.comparison import (
     HeldOut,
     draw_comparison,
-    print_table,
     score_table,
     scores_of,
 )
@@ -27,6 +26,7 @@ from trainers.super_resolution.photographs import (
     planes_of,
     resized,
 )
+from trainers.tables import print_table
 from trainers.training import RunConfig
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class SuperResolution:
     """The task of a `SuperResolutionConfig`."""
 
     name = "super_resolution"
+    unit = "images"
+    units_per_sample = 1
 
     def __init__(self, config: SuperResolutionConfig) -> None:
         self._config = config
@@ -88,6 +90,10 @@ class SuperResolution:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
 
+    def matrices(self, model: nn.Module) -> list[nn.Parameter]:
+        """The kernels of the inner layers."""
+        return [parameter for parameter in model.parameters() if parameter.ndim >= 2][1:-1]
+
     def samples(self, step: int, share: range) -> tuple[Tensor, Tensor]:
         """Crops at low resolution, and as they were."""
         return self._sampler.draw(step, self._config.train.batch, share)
@@ -99,6 +105,13 @@ class SuperResolution:
         edge = self._config.data.edge * self._factor
         inner = slice(edge, -edge or None)
         return functional.mse_loss(output[:, :, inner, inner].float(), original[:, :, inner, inner])
+
+    def attachments(self) -> dict[str, str]:
+        """Nothing: weights are enough."""
+        return {}
+
+    def check_attachments(self, attachments: dict[str, str], origin: str) -> None:
+        """Nothing to refuse."""
 
     def evaluate(self, model: nn.Module, comm: Communicator) -> dict[str, float]:
         """PSNR on every held-out photograph; the ranks share them out."""
