@@ -51,8 +51,7 @@ class WindowOrder:
         number, index = divmod(step, windows)
         if self._passes.get(position, (-1,))[0] != number:
             random = np.random.default_rng([self._seed, position, number])
-            room = length - windows * self._context
-            offset = int(random.integers(min(self._context, room)))
+            offset = int(random.integers(length - windows * self._context))
             self._passes[position] = (number, offset, random.permutation(windows))
         _, offset, order = self._passes[position]
         return first + offset + int(order[index]) * self._context
