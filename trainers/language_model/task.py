@@ -24,7 +24,7 @@ from trainers.language_model.tokenization import (
     Kind,
     Tokenizer,
     check_same,
-    identity,
+    described,
     saved_tokenizer,
 )
 from trainers.language_model.window_order import WindowOrder
@@ -226,6 +226,6 @@ def _started_tokenizer(config: LanguageModelConfig) -> Tokenizer | None:
     if (tokenizer.kind, tokenizer.vocabulary) != wanted:
         raise CheckpointError(
             f"{config.start} is of another vocabulary: expected {wanted[1]} tokens ({wanted[0]}), "
-            f"as data.tokenizer and data.vocabulary say, found {identity(tokenizer)}"
+            f"as data.tokenizer and data.vocabulary say, found {described(tokenizer)}"
         )
     return tokenizer

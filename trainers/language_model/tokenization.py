@@ -129,19 +129,19 @@ def train_pairs(texts: Iterable[str], vocabulary: int) -> PairTokenizer:
 
 
 def tokenizer_from(form: str, origin: str) -> Tokenizer:
-    """The tokenizer that `form` has described; `origin` says in messages where it is from."""
+    """The tokenizer that `form` describes; `origin` says in messages where it is from."""
     try:
-        described = json.loads(form)
-        if described["kind"] == "bytes":
+        saved = json.loads(form)
+        if saved["kind"] == "bytes":
             return ByteTokenizer()
         import tokenizers
 
-        return PairTokenizer(tokenizers.Tokenizer.from_str(described["trained"]))
+        return PairTokenizer(tokenizers.Tokenizer.from_str(saved["trained"]))
     except Exception as error:  # the package raises nothing narrower
         raise CheckpointError(f"{origin}: expected a tokenizer, found none: {error}") from error
 
 
-def identity(tokenizer: Tokenizer) -> str:
+def described(tokenizer: Tokenizer) -> str:
     """A tokenizer in a few words that no other one has."""
     words = "bytes" if tokenizer.kind == "bytes" else f"bpe {mark(tokenizer.form())}"
     return f"{tokenizer.vocabulary} tokens ({words})"
@@ -156,8 +156,8 @@ def check_same(expected: Tokenizer, found: Tokenizer, origin: str) -> None:
     """Refuses a checkpoint whose tokens are others than those of the data."""
     if expected.form() != found.form():
         raise CheckpointError(
-            f"{origin} is of another vocabulary: expected {identity(expected)}, as the data has, "
-            f"found {identity(found)}"
+            f"{origin} is of another vocabulary: expected {described(expected)}, as the data has, "
+            f"found {described(found)}"
         )
 
 
