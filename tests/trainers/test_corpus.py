@@ -9,7 +9,7 @@ import pytest
 
 from trainers.errors import DataError
 from trainers.language_model import corpus
-from trainers.language_model.corpus import find_texts
+from trainers.language_model.corpus import Corpus, find_texts
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_files_and_folders(folder, tmp_path):
 
 def test_one_file_is_cut_after_a_line(tmp_path):
     path = tmp_path / "one.txt"
-    path.write_text("".join(f"line {number}: größer\n" for number in range(100)))
+    path.write_text("".join(f"line {number}: größer\n" for number in range(97)))
     found = find_texts([path], 0.05)
     (trained,), (held_out,) = found.trained, found.held_out
     assert whole(trained) + whole(held_out) == path.read_text()
@@ -99,6 +99,26 @@ def test_the_standard_library(monkeypatch):
     monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nowhere")
     with pytest.raises(DataError, match=r"texts \(UTF-8\) in the standard library, found none"):
         find_texts(None, 0.05)
+
+
+def test_of_the_standard_library_only_its_sources(tmp_path, monkeypatch):
+    wanted = ("ast.py", "json/decoder.py")
+    others = ("test/a.py", "unittest/test/a.py", "lib2to3/tests/a.py", "idlelib/idle_test/a.py")
+    elsewhere = ("site-packages/a.py", "dist-packages/a.py", "__pycache__/a.py", "LICENSE.txt")
+    for name in (*wanted, *others, *elsewhere):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}\n")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    found = find_texts(None, 0.05)
+    assert names(found.trained) | names(found.held_out) == set(wanted)
+
+
+def test_the_digest_tells_parts_apart(folder):
+    texts = find_texts([folder], 0.05).trained
+    digests = {
+        Corpus(trained=texts[:cut], held_out=texts[cut:]).digest for cut in range(len(texts))
+    }
+    assert len(digests) == len(texts)
 
 
 def test_a_text_that_changes(folder):

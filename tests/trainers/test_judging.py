@@ -75,6 +75,23 @@ def test_the_same_bits_on_any_number_of_ranks(text_settings, alone, size):
     assert launch.spawn(judged, size, text_settings) == [expected] * size
 
 
+def test_sums_are_added_in_the_order_of_windows(monkeypatch):
+    """Numbers whose sum depends on the order, since float64 has no room for one beside 1e16."""
+    values = [1e16, 1.0, -1e16, 1.0]
+    monkeypatch.setattr(HeldOutWindows, "_sums", lambda self, model, at: [values[at // GROUP]])
+    windows = HeldOutWindows(np.zeros(4 * GROUP * 8 + 1, np.uint16), context=8, most=1000)
+
+    class OneOfTwo:
+        rank, size = 0, 2
+
+        def allgather_object(self, mine):
+            assert mine == {0: [1e16], 2 * GROUP: [-1e16]}
+            return [mine, {GROUP: [1.0], 3 * GROUP: [1.0]}]
+
+    assert sum(values) == 1.0 != sum(values[::2]) + sum(values[1::2])
+    assert windows.loss(Uniform(), OneOfTwo()) == windows.loss(Uniform()) == 1.0 / windows.targets
+
+
 @pytest.fixture(params=[7, 10**6], ids=["in parts", "at once"])
 def counted(request, monkeypatch):
     monkeypatch.setattr(counting, "AT_ONCE", request.param)

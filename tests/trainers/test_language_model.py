@@ -15,7 +15,7 @@ from trainers.configuration import config_from
 from trainers.errors import CheckpointError, ConfigurationError, DataError
 from trainers.language_model.generation import read_decoder
 from trainers.run import carry_out, check_run
-from trainers.training import Trainer
+from trainers.training import Trainer, load_start
 
 
 def built(settings, **changes):
@@ -129,6 +129,12 @@ def test_a_start_is_refused_before_any_rank(text_settings, whole_text_run, whole
     assert "does not exist" not in refusal(start=str(tmp_path))
     assert "cannot read the checkpoint" in refusal(start=str(tmp_path / "none"))
     assert "outside the run's own folder" in refusal(run=str(whole_text_run[0]))
+
+
+def test_weights_for_other_tokens_are_refused(text_settings, whole_text_run):
+    task = built(text_settings, tokenizer="bpe", vocabulary=290)
+    with pytest.raises(CheckpointError, match=r"of another vocabulary: expected 290 .* found 256"):
+        load_start(task.new_model(), task, whole_text_run[0])
 
 
 def test_the_photographs_task_starts_from_weights_too(settings, whole_run, whole_text_run, alone):
