@@ -1,6 +1,7 @@
 # One command each, from a fresh clone on:
 #
 #   make train      environment, build, install, then train the example network on two ranks
+#   make train-llm  the same with the language model, on the sources of Python's standard library
 #   make test       the same environment, then lint and every quick test
 #   make test-full  the long sweeps too; writes build/test-report.xml and a page of it, .md
 #   make test-repeat  each kind of test with many processes, TIMES=50 times, half of them with all cores busy
@@ -33,11 +34,14 @@ ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
 LONG := -o timeout=900 -o faulthandler_timeout=1800
 LINTED := $(PACKAGES) tests examples tools
 
-.PHONY: train test test-full test-repeat soak soak-faults fuzz sanitize lint format build clean preflight
+.PHONY: train train-llm test test-full test-repeat soak soak-faults fuzz sanitize lint format build clean preflight
 .DELETE_ON_ERROR:
 
 train: build
 	$(VENV)/bin/collectives train configs/espcn.yaml -n $(RANKS) $(TRAIN_OPTIONS)
+
+train-llm: build
+	$(VENV)/bin/collectives train configs/llm_small.yaml -n $(RANKS) $(TRAIN_OPTIONS)
 
 test: lint
 	$(PY) -m pytest

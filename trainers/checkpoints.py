@@ -5,7 +5,8 @@ A file `checkpoint-00003000.safetensors` holds the state after 3000 steps:
     model/NAME           the weights being trained
     average/NAME         their moving average, where the run keeps one
     optimizer/KIND/NAME  what the optimizer remembers about NAME
-    metadata             format, task, step, and the whole configuration as JSON
+    metadata             format, task, step, and as JSON the whole configuration and what the task
+                         attaches: texts that the weights are of no use without
 
 There is no random state in it because there is none to keep: whatever is random in a step follows
 from (seed, step, rank). A file is written beside its place, flushed to the disk and then renamed,
@@ -18,7 +19,7 @@ import contextlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,14 @@ class Checkpoint:
         step: how many steps had been done.
         config: the run's settings as plain data.
         tensors: by the names given above.
+        attachments: texts of the task's, by name.
     """
 
     task: str
     step: int
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    attachments: dict[str, str] = field(default_factory=dict)
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors below `name/`, without that prefix."""
@@ -56,6 +59,13 @@ class Checkpoint:
             for key, value in self.tensors.items()
             if key.startswith(prefix)
         }
+
+    def check_task(self, expected: str, origin: Path) -> None:
+        """Refuses a checkpoint of another task, read from `origin`."""
+        if self.task != expected:
+            raise CheckpointError(
+                f"{origin} is of another task: expected {expected!r}, found {self.task!r}"
+            )
 
     @property
     def best_weights(self) -> dict[str, Tensor]:
@@ -70,6 +80,7 @@ def packed(checkpoint: Checkpoint) -> bytes:
         "task": checkpoint.task,
         "step": str(checkpoint.step),
         "config": json.dumps(checkpoint.config),
+        "attachments": json.dumps(checkpoint.attachments),
     }
     tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
     return safetensors.torch.save(tensors, metadata)
@@ -96,6 +107,7 @@ def unpacked(data: bytes, origin: Path) -> Checkpoint:
         step=int(metadata["step"]),
         config=json.loads(metadata["config"]),
         tensors=tensors,
+        attachments=json.loads(metadata.get("attachments", "{}")),  # older ones have none
     )
 
 

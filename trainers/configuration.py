@@ -25,7 +25,10 @@ from trainers.errors import ConfigurationError, TrainerError
 if TYPE_CHECKING:
     from trainers.run_config import RunConfig
 
-TASKS = {"super_resolution": "trainers.super_resolution.task:SuperResolutionConfig"}
+TASKS = {
+    "super_resolution": "trainers.super_resolution.task:SuperResolutionConfig",
+    "language_model": "trainers.language_model.task:LanguageModelConfig",
+}
 """Every task's name in a configuration, and where its dataclass is."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainers.step_times import PARTS
 
-_NOT_DRAWN = {"step", "loss", "units_per_second", *(f"{part}_ms" for part in PARTS)}
+_NOT_DRAWN = {"step", "loss", *(f"{part}_ms" for part in PARTS)}
 
 
 def draw_curve(metrics: Path, path: Path) -> None:
@@ -52,7 +52,7 @@ def _evaluations(records: list[dict[str, Any]]) -> dict[str, list[tuple[int, flo
     for record in records:
         values: dict[str, list[float]] = defaultdict(list)
         for key, value in record.items():
-            if key not in _NOT_DRAWN:
+            if key not in _NOT_DRAWN and not key.endswith("_per_second"):
                 values[key.partition("/")[0]].append(value)
         for name, several in values.items():
             found[name].append((record["step"], sum(several) / len(several)))

@@ -32,6 +32,9 @@ from trainers.bucket_plan import BucketPlan, grouped, planned_sizes, predictor
 from trainers.buckets import Bucket, elements_of
 from trainers.sharded import ShardedBucket, shared_out
 from trainers.sharing import broadcast_tensors
+from trainers.unused import UnusedParameterError, unused
+
+__all__ = ["BackwardTimes", "DataParallel", "UnusedParameterError"]
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -73,7 +76,8 @@ class DataParallel(nn.Module):
             the backward with one that names it, "zero" counts it as zero.
         wire: a 16-bit type in which gradients travel. The ranks' values are added up in float32
             and rounded once. By default they travel as they are.
-        broadcast_buffers: give all ranks rank 0's buffers at the begin of each forward that trains.
+        broadcast_buffers: give all ranks rank 0's buffers, those of checkpoints, at the begin of
+            each forward that trains and is not in `no_sync`.
         shard: each rank gets the averages of only a part of the gradients, and is to move only that
             part (`pieces`, see `trainers.sharded`): "elements" cuts anywhere, for optimizers that
             work element by element, into equal parts; "parameters" leaves each parameter whole.
@@ -123,9 +127,7 @@ class DataParallel(nn.Module):
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._check(trained)
         broadcast_tensors(comm, [*module.parameters(), *module.buffers()])
-        self._sends_buffers = (
-            broadcast_buffers and comm.size > 1 and any(True for _ in module.buffers())
-        )
+        self._sends_buffers = broadcast_buffers and comm.size > 1 and bool(self._changing_buffers())
         self.buckets: list[Bucket] = []
         self.plan = self._make_buckets(trained[::-1], bucket_bytes)
         self.times: BackwardTimes | None = None
@@ -139,7 +141,8 @@ class DataParallel(nn.Module):
         """The module's own forward."""
         if self._backward is not None:
             self._forget_backward()
-        if self._sends_buffers and self.training and torch.is_grad_enabled():
+        trains = self.training and torch.is_grad_enabled()
+        if self._sends_buffers and trains and self._synchronizes:
             self._send_buffers()
         return self.module(*inputs, **named)
 
@@ -206,17 +209,18 @@ class DataParallel(nn.Module):
             return {self.names[p]: p for bucket in self.buckets for p in bucket.parameters}
         return {
             self.names[bucket.parameters[place]]: piece
-            for bucket in self._sharded
+            for bucket in self.sharded_buckets
             for place, piece in bucket.pieces.items()
         }
 
     def gather_parameters(self) -> None:
         """Gives all ranks the pieces as they are now; a collective call if there are any."""
-        for bucket in self._sharded:
+        for bucket in self.sharded_buckets:
             bucket.gather_weights(self.comm)
 
     @property
-    def _sharded(self) -> list[ShardedBucket]:
+    def sharded_buckets(self) -> list[ShardedBucket]:
+        """The buckets, if they are sharded."""
         return [bucket for bucket in self.buckets if isinstance(bucket, ShardedBucket)]
 
     # --- making the buckets
@@ -350,7 +354,7 @@ class DataParallel(nn.Module):
             for place in sorted(bucket.missing - bucket.kept)
         ]
         if missing and not may_miss and self._unused == "error":
-            raise _unused(missing, self.comm.rank)
+            raise unused(missing, self.comm.rank)
         if any(bucket.missing for bucket in self.buckets):
             for bucket in self.buckets:
                 bucket.count_missing_as_zero()
@@ -373,28 +377,15 @@ class DataParallel(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _send_buffers(self) -> None:
-        broadcast_tensors(self.comm, self.module.buffers())
+        broadcast_tensors(self.comm, self._changing_buffers())
+
+    def _changing_buffers(self) -> list[Tensor]:
+        """Those that a checkpoint has: what follows from settings is as it was sent at first."""
+        state = self.module.state_dict()
+        return [buffer for name, buffer in self.module.named_buffers() if name in state]
 
     def _name(self, number: int, place: int) -> str:
         return self.names[self.buckets[number].parameters[place]]
-
-
-class UnusedParameterError(RuntimeError):
-    """Parameters that are to be trained have got no gradient in a backward."""
-
-
-_MOST_NAMES = 8
-
-
-def _unused(names: Sequence[str], rank: int) -> UnusedParameterError:
-    shown = ", ".join(names[:_MOST_NAMES])
-    if len(names) > _MOST_NAMES:
-        shown += f" and {len(names) - _MOST_NAMES} more"
-    return UnusedParameterError(
-        f"rank {rank}: no gradient came for {shown}: expected one for every parameter that "
-        "requires_grad (its output did not take part in the loss?); unused='zero' counts missing "
-        "ones as zero"
-    )
 
 
 def _hook(weak: weakref.ref[DataParallel], number: int, place: int) -> Callable[[Tensor], None]:

@@ -2,8 +2,9 @@
 
 `muon` is for the inner weights of a network: the momentum of a weight, seen as a matrix of outputs
 x inputs, is replaced by the nearest orthogonal matrix before it is applied, so that every direction
-moves alike and none is starved (K. Jordan et al. 2024, after Bernstein & Newhouse 2024). The first
-and last layer and all vectors go by Adam, as the authors advise.
+moves alike and none is starved (K. Jordan et al. 2024, after Bernstein & Newhouse 2024). Which
+weights are inner ones is the task's to say; the first and last layer and all vectors go by Adam, as
+the authors advise.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trainers.errors import ConfigurationError
+from trainers.sharded import gather_memories, own_memory
+
+if TYPE_CHECKING:
+    from trainers.data_parallel import DataParallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,60 +136,75 @@ class Optimization:
     """The optimizers of one model, with their rates following the schedule.
 
     Args:
-        model: whose parameters are moved.
+        model: whose parameters are moved; of those that are sharded, this rank's pieces.
         config: how.
         steps: of the whole run.
+        matrices: the model's inner weights.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, steps: int) -> None:
+    def __init__(
+        self,
+        model: DataParallel,
+        config: OptimizerConfig,
+        steps: int,
+        matrices: Iterable[nn.Parameter],
+    ) -> None:
         self.config = config
         self.steps = steps
-        self._names: dict[Tensor, str] = {
-            parameter: name for name, parameter in model.named_parameters()
-        }
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        weights = [parameter for parameter in trained if parameter.ndim >= 2]
-        inner = weights[1:-1] if config.kind == "muon" else []
-        inner_ids = {id(parameter) for parameter in inner}
-        rest = [parameter for parameter in trained if id(parameter) not in inner_ids]
-        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.Adam(rest, lr=config.rate, betas=config.betas, fused=True), config.rate)
-        ]
+        self._model = model
+        pieces = model.pieces
+        self._names: dict[Tensor, str] = {piece: name for name, piece in pieces.items()}
+        inner_names = (
+            {model.names[parameter] for parameter in matrices} if config.kind == "muon" else set()
+        )
+        inner = [piece for name, piece in pieces.items() if name in inner_names]
+        rest = [piece for name, piece in pieces.items() if name not in inner_names]
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = []
+        if rest:
+            adam = torch.optim.Adam(rest, lr=config.rate, betas=config.betas, fused=True)
+            self._optimizers.append((adam, config.rate))
         if inner:
             matrix = OrthogonalMomentum(inner, config.matrix_rate, config.momentum)
             self._optimizers.append((matrix, config.matrix_rate))
 
     def step(self, step: int) -> float:
-        """Moves the parameters by their gradients; returns the factor of the rates."""
+        """Moves the parameters by their gradients; returns the factor of the rates.
+
+        A collective call where they are sharded.
+        """
         factor = rate_factor(step, self.steps, self.config)
         for optimizer, rate in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.step()
+        self._model.gather_parameters()
         return factor
 
     def state(self) -> dict[str, Tensor]:
-        """What the optimizers remember, as `kind/parameter` -> tensor."""
+        """What the optimizers of all ranks remember, as `kind/parameter` -> tensor, on rank 0.
+
+        A collective call where parameters are sharded; else the same on every rank.
+        """
         found: dict[str, Tensor] = {}
         for optimizer, _ in self._optimizers:
-            for parameter, memories in optimizer.state.items():
+            for piece, memories in optimizer.state.items():
                 for kind, memory in memories.items():
-                    found[f"{kind}/{self._names[parameter]}"] = memory
-        return found
+                    found[f"{kind}/{self._names[piece]}"] = memory
+        return gather_memories(self._model, found)
 
     def load_state(self, saved: dict[str, Tensor]) -> None:
-        """Takes back what `state` gave."""
-        parameters = {name: parameter for parameter, name in self._names.items()}
+        """Takes back what `state` gave on rank 0, on any number of ranks, sharded or not."""
+        pieces = {name: piece for piece, name in self._names.items()}
         homes: dict[Tensor, torch.optim.Optimizer] = {
-            parameter: optimizer
+            piece: optimizer
             for optimizer, _ in self._optimizers
             for group in optimizer.param_groups
-            for parameter in group["params"]
+            for piece in group["params"]
         }
         for key, memory in saved.items():
             kind, _, name = key.partition("/")
-            parameter = parameters[name]
-            state: dict[str, Any] = homes[parameter].state[parameter]
-            if memory.shape == parameter.shape:  # in the parameter's own memory format
-                memory = torch.empty_like(parameter).copy_(memory)
-            state[kind] = memory
+            if name not in pieces:  # another rank's
+                continue
+            piece = pieces[name]
+            state: dict[str, Any] = homes[piece].state[piece]
+            state[kind] = own_memory(self._model, name, memory)

@@ -64,7 +64,7 @@ class ProgressLine:
             f"epoch {epoch}/{epochs}",
             f"step {done}/{self._steps}",
             f"loss {facts['loss']:.3g}",
-            f"{facts['units_per_second']:,.0f} {self._unit}/s",
+            f"{facts[speed_key(self._unit)]:,.0f} {self._unit}/s",
             f"communicating {_share(facts, 'exposed'):.1f} %,",
             f"waiting {_share(facts, 'late'):.1f} %",
             f"{_clock(left)} left",
@@ -103,6 +103,11 @@ class MetricsFile:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def speed_key(unit: str) -> str:
+    """The name of a speed among a run's metrics, as in `images_per_second`."""
+    return f"{unit}_per_second"
 
 
 def _share(facts: dict[str, float], part: str) -> float:

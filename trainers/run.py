@@ -15,7 +15,7 @@ from trainers.restarts import Start
 from trainers.run_config import RunConfig, check_ranks
 from trainers.run_folder import begin_folder, check_folder, checkpoint_to_resume
 from trainers.sharing import share_of
-from trainers.training import Trainer
+from trainers.training import Trainer, load_start
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -26,10 +26,13 @@ FIRST_START = Start()
 def check_run(config: RunConfig, ranks: int, *, resume: bool) -> None:
     """Raises what is wrong with a run before any rank of it is started."""
     check_ranks(config, ranks)
-    if resume:
-        checkpoint_to_resume(config)
+    origin, data = checkpoint_to_resume(config)[:2] if resume else (None, None)
     check_folder(config.run)
-    config.build()
+    task = config.build()
+    if origin is not None and data is not None:
+        task.check_attachments(unpacked(data, origin).attachments, str(origin))
+    elif config.start is not None:
+        load_start(task.new_model(), task, config.start)
 
 
 def carry_out(
@@ -71,6 +74,10 @@ def carry_out(
     origin, data = comm.broadcast_object((origin, data), root=0)
     checkpoint = unpacked(data, origin) if data is not None and origin is not None else None
     task = config.build()
+    if comm.broadcast_object(task.attachments(), root=0) != task.attachments():
+        raise ConfigurationError(
+            f"the ranks have made different things of their data: {', '.join(task.attachments())}"
+        )
     trainer = Trainer(config, task, comm, checkpoint)
     if first:
         _announce(trainer)

@@ -90,11 +90,14 @@ class ParallelConfig:
         bucket_bytes: of gradients that one allreduce carries at most; 0: by the cost model of this
             machine (`collectives tune`).
         wire: the type in which gradients travel; 16-bit types are added up in float32.
+        shard: each rank moves a part of the parameters, and remembers what the optimizer needs of
+            that part only.
         unused: a parameter without a gradient ends the run, or counts as zero.
     """
 
     bucket_bytes: int = 0
     wire: Literal["as they are", "bfloat16", "float16"] = "as they are"
+    shard: bool = False
     unused: Literal["error", "zero"] = "error"
 
     def __post_init__(self) -> None:
@@ -112,6 +115,8 @@ class RunConfig:
         task: what is trained.
         run: folder for checkpoints, metrics and pictures.
         seed: everything random follows from it.
+        start: a checkpoint, or the folder of a run, whose weights are begun with; the optimizer and
+            the steps begin anew. null for random weights.
         train: how long and on how much at once.
         parallel: how ranks work together.
         optimizer: how parameters follow their gradients.
@@ -120,6 +125,7 @@ class RunConfig:
     task: str
     run: Path
     seed: int = 0
+    start: Path | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -127,6 +133,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigurationError(f"seed: expected 0 or more, found {self.seed}")
+        if self.start is not None and self.run.absolute() in (
+            self.start.absolute(),
+            *self.start.absolute().parents,
+        ):  # the folder is moved aside before it is begun with
+            raise ConfigurationError(
+                f"start: expected a checkpoint outside the run's own folder {self.run}, found "
+                f"{self.start}; give this run another folder"
+            )
 
     def build(self) -> Task:
         """The task, with its data loaded."""

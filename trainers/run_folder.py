@@ -19,10 +19,7 @@ def checkpoint_to_resume(config: RunConfig) -> tuple[Path, bytes, list[str]]:
     path = latest(config.run)
     data = read_bytes(path)
     checkpoint = unpacked(data, path)
-    if checkpoint.task != config.task:
-        raise CheckpointError(
-            f"{path} is of another task: expected {config.task!r}, found {checkpoint.task!r}"
-        )
+    checkpoint.check_task(config.task, path)
     wanted = as_data(config)
     changed = differences(checkpoint.config, wanted)
     for key in changed:

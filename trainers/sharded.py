@@ -13,7 +13,7 @@ remembers takes a rank 1/N of the memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -146,7 +146,7 @@ class ShardedBucket(Bucket):
             begin, end = self._within(place)
             if begin >= end:
                 continue
-            room = slice(begin - self._begin, end - self._begin)
+            room = self.room_for(place)
             weights, gradients = self._own_weights[room], self._own_gradients[room]
             if end - begin == parameter.numel():
                 weights, gradients = (view_of(each, 0, parameter) for each in (weights, gradients))
@@ -182,6 +182,59 @@ def shared_out(
         loads[rank] += aligned(parameter)
     counts[-1] += elements - sum(counts)
     return [parameter for each in theirs for parameter in each], counts
+
+
+def gather_memories(model: DataParallel, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the optimizers of all ranks remember, on rank 0; a collective call if it is sharded.
+
+    Args:
+        model: whose parameters they move.
+        own: of this rank's pieces, by `kind/parameter`. What is shaped as its piece is a piece of
+            what is remembered of the parameter; else, as a number of steps, it is alike on all.
+    """
+    if model.shard is None:
+        return dict(own)
+    pieces = model.pieces
+    everyones: list[dict[str, Tensor | None]] = model.comm.allgather_object(
+        {
+            key: None if memory.shape == pieces[key.partition("/")[2]].shape else memory
+            for key, memory in own.items()
+        }
+    )
+    known = {key: memory for theirs in everyones for key, memory in theirs.items()}
+    found = {key: memory for key, memory in known.items() if memory is not None}
+    for bucket in model.sharded_buckets:
+        names = [model.names[parameter] for parameter in bucket.parameters]
+        kinds = {kind for kind, _, name in (key.partition("/") for key in known) if name in names}
+        for kind in sorted(kinds):
+            keys = [f"{kind}/{name}" for name in names]
+            cut = [key in known and known[key] is None for key in keys]
+            if not any(cut):
+                continue
+            part = torch.zeros(bucket.averaged.numel(), dtype=bucket.flat.dtype)
+            for place, piece in bucket.pieces.items():
+                if keys[place] in own and cut[place]:
+                    room = part[bucket.room_for(place)]
+                    room.as_strided(piece.size(), piece.stride()).copy_(own[keys[place]])
+            if (whole := bucket.gather(model.comm, part)) is not None:
+                found |= {
+                    key: memory
+                    for key, memory, is_cut in zip(keys, whole, cut, strict=True)
+                    if is_cut
+                }
+    return found if model.comm.rank == 0 else {}
+
+
+def own_memory(model: DataParallel, name: str, memory: Tensor) -> Tensor:
+    """Of what is remembered of a parameter, this rank's part, as its piece lies in memory."""
+    for bucket in model.buckets:
+        for place, parameter in enumerate(bucket.parameters):
+            if model.names[parameter] != name or memory.shape != parameter.shape:
+                continue
+            if isinstance(bucket, ShardedBucket):
+                return bucket.own_part(place, memory)
+            return torch.empty_like(parameter).copy_(memory)
+    return memory
 
 
 class ShardedOptimizer(torch.optim.Optimizer):

@@ -19,9 +19,9 @@ class Task(Protocol):
     """One thing to train, with its data loaded.
 
     Attributes:
-        name: as in a configuration.
-        unit: what a speed is counted in, such as "images" or "tokens".
-        units_per_sample: how many of them a sample has.
+        name: of the kind of task.
+        unit: what progress is counted in, in the plural.
+        units_per_sample: how many of those a sample has.
     """
 
     name: str
@@ -30,6 +30,9 @@ class Task(Protocol):
 
     def new_model(self) -> nn.Module:
         """A model with its initial weights, drawn from torch's random state."""
+
+    def matrices(self, model: nn.Module) -> list[nn.Parameter]:
+        """The inner weights of a model: those that `muon` moves where it is chosen."""
 
     def samples(self, step: int, share: range) -> Any:
         """Those samples of step's global batch that `share` names.
@@ -40,6 +43,16 @@ class Task(Protocol):
 
     def loss(self, model: nn.Module, samples: Any) -> Tensor:
         """The mean loss over the samples."""
+
+    def attachments(self) -> dict[str, str]:
+        """Texts that a checkpoint's weights are of no use without, such as a tokenizer."""
+
+    def check_attachments(self, attachments: dict[str, str], origin: str) -> None:
+        """Refuses a checkpoint that was attached other texts to than fit this data.
+
+        Raises:
+            CheckpointError: it names `origin`, what was expected and what was found.
+        """
 
     def evaluate(self, model: nn.Module, comm: Communicator) -> dict[str, float]:
         """Judges the model on held-out data; a collective call, the same result on every rank."""

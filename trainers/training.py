@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainers.averaging import WeightAverage
-from trainers.checkpoints import Checkpoint, load_weights, write_checkpoint
+from trainers.checkpoints import Checkpoint, load_weights, read_checkpoint, write_checkpoint
 from trainers.configuration import as_data
 from trainers.data_parallel import DataParallel
 from trainers.errors import DivergedError
 from trainers.optimization import Optimization
 from trainers.precision import agreed_precision
-from trainers.progress import MetricsFile, ProgressLine
+from trainers.progress import MetricsFile, ProgressLine, speed_key
 from trainers.run_config import RunConfig, check_ranks
 from trainers.sharing import share_of
 from trainers.step_times import Interval, StepRecord, StepTimes
@@ -68,17 +68,23 @@ class Trainer:
         torch.manual_seed(_mixed(config.seed))
         self.network = task.new_model()
         if checkpoint is not None:
+            task.check_attachments(checkpoint.attachments, "the checkpoint")
             load_weights(self.network, checkpoint.part("model"), "the checkpoint")
             self.step = checkpoint.step
-        self.average = WeightAverage(self.network, config.train.average)
+        elif config.start is not None and comm.rank == 0:  # whose weights all ranks get
+            load_start(self.network, task, config.start)
         self.model = DataParallel(
             self._compiled(self.network),
             comm,
             bucket_bytes=config.parallel.bucket_bytes or None,
             unused=config.parallel.unused,
             wire=_WIRES[config.parallel.wire],
+            shard=_shard(config),
         )
-        self.optimization = Optimization(self.network, config.optimizer, config.train.steps)
+        self.average = WeightAverage(self.network, config.train.average)
+        self.optimization = Optimization(
+            self.model, config.optimizer, config.train.steps, task.matrices(self.network)
+        )
         if checkpoint is not None:
             self.optimization.load_state(checkpoint.part("optimizer"))
             if averaged := checkpoint.part("average"):
@@ -120,7 +126,7 @@ class Trainer:
                 if evaluates and not self.stopped:
                     result = self.task.evaluate(self.average.model, self.comm)
                     metrics.write({"step": self.step, **result})
-                if saves and first:
+                if saves:
                     self.save()
                 if evaluates and not self.stopped:
                     line.leave(self.step, facts, self.task.summary(result))
@@ -128,12 +134,18 @@ class Trainer:
                     speed.restart()
         return result
 
-    def save(self) -> Path:
-        """Writes a checkpoint; on rank 0.
+    def save(self) -> Path | None:
+        """Writes a checkpoint, on rank 0; a collective call.
+
+        Returns:
+            Its path, on rank 0.
 
         Raises:
             DivergedError: a weight is not a number; the checkpoints before stay.
         """
+        remembered = self.optimization.state()
+        if self.comm.rank != 0:
+            return None
         tensors = {f"model/{n}": t for n, t in self.network.state_dict().items()}
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -141,11 +153,15 @@ class Trainer:
                     f"rank {self.comm.rank}: after step {self.step} {name} holds what is not a "
                     f"number. {_ADVICE}"
                 )
-        tensors |= {f"optimizer/{n}": t for n, t in self.optimization.state().items()}
+        tensors |= {f"optimizer/{n}": t for n, t in remembered.items()}
         if self.average.decay:
             tensors |= {f"average/{n}": t for n, t in self.average.model.state_dict().items()}
         checkpoint = Checkpoint(
-            task=self.task.name, step=self.step, config=as_data(self.config), tensors=tensors
+            task=self.task.name,
+            step=self.step,
+            config=as_data(self.config),
+            tensors=tensors,
+            attachments=self.task.attachments(),
         )
         return write_checkpoint(self.config.run, checkpoint, self.config.train.keep)
 
@@ -221,7 +237,7 @@ class Trainer:
         milliseconds = {f"{part}_ms": 1e3 * each for part, each in interval.mean().items()}
         return {
             "loss": float(interval.losses.sum(1).mean()),
-            "units_per_second": speed.read(interval.steps),
+            speed_key(self.task.unit): speed.read(interval.steps),
             **milliseconds,
         }
 
@@ -243,6 +259,25 @@ class _Speed:
         passed = time.perf_counter() - self._began
         self.restart()
         return steps * self._units_per_step / passed
+
+
+def load_start(model: nn.Module, task: Task, start: Path) -> None:
+    """Puts the best weights of another run's checkpoint into a model.
+
+    Raises:
+        CheckpointError: there is none, or it is of another task, model or attachments.
+    """
+    checkpoint = read_checkpoint(start)
+    checkpoint.check_task(task.name, start)
+    task.check_attachments(checkpoint.attachments, str(start))
+    load_weights(model, checkpoint.best_weights, str(start))
+
+
+def _shard(config: RunConfig) -> Literal["elements", "parameters"] | None:
+    """How parameters are shared out: muon looks at a parameter as a matrix, so needs it whole."""
+    if not config.parallel.shard:
+        return None
+    return "parameters" if config.optimizer.kind == "muon" else "elements"
 
 
 def _mixed(*numbers: Any) -> int:

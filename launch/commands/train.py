@@ -33,12 +33,20 @@ SAVING = 60.0
 SIGNALLED = 128
 """Exit codes above it: a signal ended the run, Ctrl-C for one."""
 
-NEEDED = ("torch", "jsonargparse", "yaml", "PIL", "safetensors", "matplotlib")
+NEEDED = ("torch", "jsonargparse", "yaml", "PIL", "safetensors", "matplotlib", "tokenizers")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, see configs/")
+    configure_ranks(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the latest checkpoint in the run's folder"
+    )
+
+
+def configure_ranks(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of every command that trains."""
     parser.add_argument("-n", "--ranks", type=int, default=1, metavar="N", help="default 1")
     parser.add_argument(
         "--set",
@@ -47,9 +55,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         dest="settings",
         metavar="KEY=VALUE",
         help="put a setting over the file's, as in train.epochs=3; any number of times",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the latest checkpoint in the run's folder"
     )
     parser.add_argument(
         "--max-restarts",
@@ -73,7 +78,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Checks everything that can be checked, then starts the ranks."""
+    """Trains what the file says."""
+    return train_ranks(arguments, arguments.config, resume=arguments.resume)
+
+
+def train_ranks(arguments: argparse.Namespace, file: Path, *, resume: bool) -> int:
+    """Checks everything that can be checked, then starts the ranks.
+
+    Args:
+        arguments: what the options of `configure_ranks` gave.
+        file: the configuration, which every rank reads, with the settings put over it.
+        resume: go on from the latest checkpoint in the run's folder.
+    """
     check_installed()
     from launch.jobs import check_counts, module_command, run_job
     from trainers.checkpoints import all_checkpoints
@@ -82,19 +98,19 @@ def execute(arguments: argparse.Namespace) -> int:
 
     try:
         check_counts(arguments.ranks, arguments.threads, arguments.max_restarts)
-        config = read_config(arguments.config, arguments.settings)
+        config = read_config(file, arguments.settings)
         if arguments.print_config:
             print(as_yaml(config), end="")
             return 0
         from trainers.run import check_run
 
-        check_run(config, arguments.ranks, resume=arguments.resume)
+        check_run(config, arguments.ranks, resume=resume)
     except (TrainerError, ValueError) as error:
         raise CommandError(str(error)) from error
-    words = [str(arguments.config)]
+    words = [str(file)]
     for setting in arguments.settings:
         words += ["--set", setting]
-    if arguments.resume:
+    if resume:
         words.append("--resume")
     code = run_job(
         module_command("trainers", words),

@@ -1,4 +1,4 @@
-"""A folder of small photographs and a configuration that trains on it in a second."""
+"""Folders of small photographs and texts, and configurations that train on them in a second."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ def photographs(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> Path:
+    """Eight files of a few kilobytes, of words that follow each other with some order."""
+    folder = tmp_path_factory.mktemp("texts")
+    random = np.random.default_rng(5)
+    words = ["ring", "tree", "rank", "größe", "send", "recv", "def", "=", "(x)", "return"]
+    for number in range(8):
+        steps = random.integers(1, 3, size=600).cumsum()
+        lines = [
+            " ".join(words[step % 10] for step in steps[at : at + 9]) for at in range(0, 600, 9)
+        ]
+        (folder / f"{number}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """Where tokens are kept."""
+    return tmp_path_factory.mktemp("tokens")
+
+
 def tiny(photographs: Path, run: Path) -> dict[str, Any]:
     """Plain data of a tiny run."""
     return {
@@ -57,9 +78,24 @@ def tiny(photographs: Path, run: Path) -> dict[str, Any]:
     }
 
 
+def tiny_text(texts: Path, cache: Path, run: Path) -> dict[str, Any]:
+    """Plain data of a tiny run of a language model."""
+    return {
+        **tiny(texts, run),
+        "task": "language_model",
+        "model": {"layers": 2, "width": 32, "context": 16},
+        "data": {"path": str(texts), "tokenizer": "bytes", "cache": str(cache)},
+    }
+
+
 @pytest.fixture
 def settings(photographs, tmp_path):
     return tiny(photographs, tmp_path / "run")
+
+
+@pytest.fixture
+def text_settings(texts, cache, tmp_path):
+    return tiny_text(texts, cache, tmp_path / "run")
 
 
 def train_whole(comm, settings):
@@ -79,6 +115,13 @@ def whole_run(photographs, tmp_path_factory):
     """The folder of a tiny run of two ranks that nothing has disturbed, and their weights."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, launch.spawn(train_whole, 2, tiny(photographs, folder))
+
+
+@pytest.fixture(scope="session")
+def whole_text_run(texts, cache, tmp_path_factory):
+    """The same of a language model."""
+    folder = tmp_path_factory.mktemp("whole-text") / "run"
+    return folder, launch.spawn(train_whole, 2, tiny_text(texts, cache, folder))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainers.checkpoints import (
+    FORMAT,
     Checkpoint,
     all_checkpoints,
     latest,
@@ -27,7 +28,13 @@ def checkpoint(step=5, size=4):
         "model/weight": torch.randn(2, size, 3, 3).to(memory_format=torch.channels_last),
         "optimizer/step/weight": torch.tensor(7.0),
     }
-    return Checkpoint(task="cooking", step=step, config={"a": {"b": 1}}, tensors=tensors)
+    return Checkpoint(
+        task="cooking",
+        step=step,
+        config={"a": {"b": 1}},
+        tensors=tensors,
+        attachments={"recipe": "two eggs\n"},
+    )
 
 
 def test_it_comes_back(tmp_path):
@@ -35,8 +42,15 @@ def test_it_comes_back(tmp_path):
     path = write_checkpoint(tmp_path, written, keep=2)
     found = read_checkpoint(path)
     assert (found.task, found.step, found.config) == ("cooking", 5, {"a": {"b": 1}})
+    assert found.attachments == {"recipe": "two eggs\n"}
     assert all(torch.equal(found.tensors[name], t) for name, t in written.tensors.items())
     assert found.best_weights.keys() == {"weight"}
+
+
+def test_one_from_before_attachments_has_none(tmp_path):
+    metadata = {"format": FORMAT, "task": "cooking", "step": "5", "config": "{}"}
+    safetensors.torch.save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors", metadata)
+    assert read_checkpoint(tmp_path / "x.safetensors").attachments == {}
 
 
 def test_the_average_is_preferred():

@@ -49,9 +49,18 @@ def test_what_is_printed_gives_the_same_configuration(file):
     ]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("espcn*.yaml")), ids=lambda path: path.name)
-def test_the_configurations_that_come_with_us_are_valid(path):
-    assert read_config(path).task == "super_resolution"
+@pytest.mark.parametrize(
+    ("pattern", "task"), [("espcn*.yaml", "super_resolution"), ("llm*.yaml", "language_model")]
+)
+def test_the_configurations_that_come_with_us_are_valid(pattern, task):
+    paths = list(CONFIGS.glob(pattern))
+    assert len(paths) >= 2
+    for path in paths:
+        check_heading(path)
+        assert read_config(path).task == task
+
+
+def check_heading(path):
     first, second = path.read_text().splitlines()[:2]
     assert f"collectives train configs/{path.name} -n" in first
     assert second.startswith("#")
@@ -87,6 +96,11 @@ def test_the_configurations_that_come_with_us_are_valid(path):
         ("train=5", "train: expected keys below it .*epochs.*, found 5"),
         ("train.epochs.more=5", "'epochs' is a value, with no keys below it"),
         ("seed=-1", "seed: expected 0 or more, found -1"),
+        ("start=5", "start: expected a path, or null, found 5$"),
+        (
+            "start=runs/super_resolution/checkpoint-00000001.safetensors",
+            "start: expected a checkpoint outside the run's own folder .*; give this run another",
+        ),
         ("optimizer.kind=sgd", "optimizer.kind: expected 'adam' or 'muon', found 'sgd'$"),
         ("optimizer.rate=0", "optimizer.rate.*expected numbers above 0, found 0"),
         ("optimizer.warmup=2", "optimizer.warmup: expected a part from 0 to 1, found 2"),
@@ -99,9 +113,9 @@ def test_the_configurations_that_come_with_us_are_valid(path):
         ("data.detail=3", "data.detail: expected 0 to 2, found 3"),
         ("data.sizes=[2]", "data.sizes: expected numbers from 0.1 to 1, found .2"),
         ("data.sizes=[]", "data.sizes: expected numbers from 0.1 to 1, found "),
-        ("task=cooking", "task: expected one of super_resolution, found 'cooking'"),
+        ("task=cooking", "task: expected one of super_resolution, language_model, found 'cooking'"),
         ("task=super_resolutoin", r"did you mean 'super_resolution'\?"),
-        ("task=null", "expected `task:` to be one of super_resolution, found none"),
+        ("task=null", "expected `task:` to be one of super_resolution, .*, found none"),
         ("train.epochs", "--set: expected key=value .*, found 'train.epochs'"),
         ("=3", "--set: expected key=value"),
         ("run=[", r"--set run: not a YAML value: '\['"),

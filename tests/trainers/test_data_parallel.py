@@ -215,6 +215,21 @@ def test_a_parameter_without_a_gradient_is_named(comm):
 
 
 @ranks(2)
+def test_buffers_are_not_sent_where_a_rank_may_be_alone(comm):
+    net = nn.BatchNorm1d(1)
+    net.register_buffer("constant", torch.zeros(1), persistent=False)
+    model = DataParallel(net, comm)
+    if comm.rank == 0:
+        with model.no_sync():
+            model(torch.tensor([[0.0], [2.0]])).sum().backward()
+    net.constant.fill_(float(comm.rank))
+    model(torch.tensor([[0.0], [2.0]])).sum().backward()
+    assert net.running_mean.item() == pytest.approx(0.19)
+    assert net.constant.item() == comm.rank
+    still_works(comm)
+
+
+@ranks(2)
 def test_buffers_are_rank_0s_at_each_forward_that_trains(comm):
     # mean <- 0.9 mean + 0.1 batch mean: rank 0's batches have mean 0, rank 1's 0.5, then all 1.
     expected = {True: (0.1, 0.9 * 0.05 + 0.1), False: (0.1, 0.9 * (0.9 * 0.05 + 0.05) + 0.1)}
@@ -224,6 +239,9 @@ def test_buffers_are_rank_0s_at_each_forward_that_trains(comm):
         for _ in range(2):
             model(torch.tensor([[0.0], [float(comm.rank)]])).sum().backward()
         with torch.no_grad():
+            model(torch.ones(2, 1))
+        with model.no_sync():
+            model.eval()
             model(torch.ones(2, 1))
         assert net.running_mean.item() == pytest.approx(means[comm.rank])
         assert int(net.num_batches_tracked) == 3

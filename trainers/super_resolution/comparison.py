@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -82,12 +81,6 @@ def score_table(scores: list[Score], factor: int) -> Table:
     )
     table.add_row(*_cells(mean), style="bold")
     return table
-
-
-def print_table(table: Table) -> None:
-    """Prints a table as wide as it needs to be, whatever stdout is."""
-    console = Console()
-    Console(width=max(console.width, 70)).print(table)
 
 
 def draw_comparison(

@@ -14,7 +14,6 @@ from trainers.run_config import RunConfig
 from trainers.super_resolution.comparison import (
     HeldOut,
     draw_comparison,
-    print_table,
     score_table,
     scores_of,
 )
@@ -28,6 +27,7 @@ from trainers.super_resolution.photographs import (
     planes_of,
     resized,
 )
+from trainers.tables import print_table
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -90,6 +90,10 @@ class SuperResolution:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
 
+    def matrices(self, model: nn.Module) -> list[nn.Parameter]:
+        """The kernels of the inner layers."""
+        return [parameter for parameter in model.parameters() if parameter.ndim >= 2][1:-1]
+
     def samples(self, step: int, share: range) -> tuple[Tensor, Tensor]:
         """Crops at low resolution, and as they were."""
         return self._sampler.draw(step, self._config.train.batch, share)
@@ -101,6 +105,13 @@ class SuperResolution:
         edge = self._config.data.edge * self._factor
         inner = slice(edge, -edge or None)
         return functional.mse_loss(output[:, :, inner, inner].float(), original[:, :, inner, inner])
+
+    def attachments(self) -> dict[str, str]:
+        """Nothing: weights are enough."""
+        return {}
+
+    def check_attachments(self, attachments: dict[str, str], origin: str) -> None:
+        """Nothing to refuse."""
 
     def evaluate(self, model: nn.Module, comm: Communicator) -> dict[str, float]:
         """PSNR on every held-out photograph; the ranks share them out."""

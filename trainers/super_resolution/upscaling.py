@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from trainers.checkpoints import load_weights, read_checkpoint, write_whole
-from trainers.errors import CheckpointError, DataError
+from trainers.errors import DataError
 from trainers.super_resolution.enlargement import enlarged_image
 from trainers.super_resolution.network import Net
 from trainers.super_resolution.photographs import open_image
@@ -19,10 +19,7 @@ TASK = "super_resolution"
 def trained_network(path: Path) -> Net:
     """The network in a checkpoint, or in the latest checkpoint of a run's folder."""
     checkpoint = read_checkpoint(path)
-    if checkpoint.task != TASK:
-        raise CheckpointError(
-            f"{path} is of another task: expected {TASK!r}, found {checkpoint.task!r}"
-        )
+    checkpoint.check_task(TASK, path)
     network = Net(checkpoint.config["model"]["upscale_factor"])
     load_weights(network, checkpoint.best_weights, str(path))
     return network
