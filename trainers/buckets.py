@@ -33,6 +33,7 @@ class Bucket:
         self.offsets = offsets_of(parameters)
         self.flat = flat.zero_()  # the gaps are to count as nothing in a norm
         self.sent = self.flat if sent.data_ptr() == flat.data_ptr() else sent
+        self._call_on = as_called_on(self.sent)
         self.missing: set[int] = set()
         self.kept: set[int] = set()
         self._views = [
@@ -41,11 +42,10 @@ class Bucket:
         ]
 
     def begin_averaging(self, comm: Communicator, *, async_op: bool) -> Any:
-        """The call that averages it over ranks; what it gives is there after `end_averaging`."""
-        self.put_out(comm.size)
-        op = "sum" if self.is_narrowed else "avg"
+        """The call that adds it up over ranks; what it gives is there after `end_averaging`."""
+        self.put_out()
         return comm.allreduce(
-            self.sent, out=self.sent, op=op, deterministic=self.is_narrowed, async_op=async_op
+            self._call_on, out=self._call_on, deterministic=self.is_narrowed, async_op=async_op
         )
 
     @property
@@ -53,14 +53,9 @@ class Bucket:
         """Whether gradients travel in a narrower type than their own."""
         return self.sent.dtype != self.flat.dtype
 
-    def put_out(self, size: int) -> None:
-        """Puts the gradients where they travel from.
-
-        In a narrower type they are divided before: a sum could be beyond what it holds.
-        """
-        if self.is_narrowed:
-            self.sent.copy_(self.flat / size)
-        elif self.sent is not self.flat:
+    def put_out(self) -> None:
+        """Puts the gradients where they travel from."""
+        if self.sent is not self.flat:
             self.sent.copy_(self.flat)
 
     def end_averaging(self) -> None:
@@ -77,25 +72,34 @@ class Bucket:
         """Begins a backward: no gradient has come."""
         self.missing.update(range(len(self.parameters)))
 
-    def take(self, place: int) -> None:
-        """Makes the gradient of a parameter a view of the bucket."""
+    def take(self, place: int, factor: float = 1.0) -> None:
+        """Makes the gradient of a parameter a view of the bucket, multiplied by `factor`."""
         parameter, view = self.parameters[place], self._views[place]
         gradient = parameter.grad
-        if gradient is view:  # added to where it is
-            return
         if gradient is None:
             view.zero_()
-        else:
+        elif gradient is view:  # added to where it is
+            if factor != 1.0:
+                view.mul_(factor)
+            return
+        elif factor == 1.0:
             view.copy_(gradient.detach())
+        else:
+            torch.mul(gradient.detach(), factor, out=view)
         parameter.grad = view
 
-    def count_missing_as_zero(self) -> None:
+    def count_missing_as_zero(self, factor: float) -> None:
         """Lets gradients that have not come be zero, or what earlier backwards have added up."""
         for place in self.missing:
             if place not in self.kept:
                 self.parameters[place].grad = None
-            self.take(place)
+            self.take(place, factor)
         self.missing.clear()
+
+
+def as_called_on(tensor: Tensor) -> Any:
+    """The memory of a tensor as collectives take it quickest: as numpy's, if it has the type."""
+    return tensor if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 
 def offsets_of(parameters: Sequence[Tensor]) -> list[int]:

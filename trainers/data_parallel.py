@@ -21,7 +21,6 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,32 +31,23 @@ from trainers.bucket_plan import BucketPlan, grouped, planned_sizes, predictor
 from trainers.buckets import Bucket, elements_of
 from trainers.sharded import ShardedBucket, shared_out
 from trainers.sharing import broadcast_tensors
+from trainers.step_times import BackwardTimes
 from trainers.unused import UnusedParameterError, unused
 
-__all__ = ["BackwardTimes", "DataParallel", "UnusedParameterError"]
+__all__ = ["DataParallel", "UnusedParameterError"]
 
 if TYPE_CHECKING:
     from collectives import Communicator
     from collectives.work import Work
 
+_NESTED = (
+    "a backward through this model began before the one before it had ended: gradients are "
+    "computed in nested backwards (checkpointing with use_reentrant=True), which cannot be "
+    "followed, or that one failed and no forward came between"
+)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WIRES = (torch.float16, torch.bfloat16)
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module's parameters
-
-
-@dataclass(frozen=True)
-class BackwardTimes:
-    """What a backward's communication took; seconds as `time.perf_counter` has them.
-
-    Attributes:
-        ready: when the last gradient was there.
-        done: when every bucket was averaged. Between the two nothing was computed.
-        calls: when each bucket's allreduce began and ended, in order.
-    """
-
-    ready: float
-    done: float
-    calls: tuple[tuple[float, float], ...]
 
 
 class DataParallel(nn.Module):
@@ -119,6 +109,7 @@ class DataParallel(nn.Module):
         self.comm = comm
         self.shard = shard
         self._communicates = comm.size > 1 or shard is not None
+        self._factor = 1.0 / comm.size
         self._unused = unused
         self._wire = wire
         self.names = {
@@ -296,19 +287,16 @@ class DataParallel(nn.Module):
                 f"{self._name(number, place)}: expected a dense gradient, found one of "
                 f"{gradient.layout}"
             )
-        bucket.take(place)
         if not self._synchronizes:
+            bucket.take(place)
             bucket.kept.add(place)
             return
+        # Divided here, where it is moved anyway: the ranks' sum is then their average.
+        bucket.take(place, self._factor)
         backward = torch._C._current_graph_task_id()
         if backward != self._backward:
             if self._backward is not None:
-                raise RuntimeError(
-                    "a backward through this model began before the one before it had ended: "
-                    "gradients are computed in nested backwards (checkpointing with "
-                    "use_reentrant=True), which cannot be followed, or that one failed and no "
-                    "forward came between"
-                )
+                raise RuntimeError(_NESTED)
             self._begin(backward)
             # At its end, in the thread that called it, before it returns.
             engine = torch.autograd.Variable._execution_engine
@@ -323,7 +311,9 @@ class DataParallel(nn.Module):
         """After one that did not end, as it raised an error."""
         self._backward = None
         if self._works:
-            self._works = []
+            works, self._works = self._works, []
+            for work in works:  # which would else write over the gradients of the next one
+                work.wait()
             raise RuntimeError(
                 "the last backward through this model raised an error after it had begun to "
                 "communicate: the ranks may have different gradients"
@@ -344,22 +334,11 @@ class DataParallel(nn.Module):
                 return
             self._works.append(bucket.begin_averaging(self.comm, async_op=True))
 
-    @torch.no_grad()
     def _average(self, *, may_miss: bool = False) -> None:
         """The end of a backward: waits for the allreduces, and does those that are left."""
         self._backward = None
-        missing = [
-            self._name(number, place)
-            for number, bucket in enumerate(self.buckets)
-            for place in sorted(bucket.missing - bucket.kept)
-        ]
-        if missing and not may_miss and self._unused == "error":
-            raise unused(missing, self.comm.rank)
         if any(bucket.missing for bucket in self.buckets):
-            for bucket in self.buckets:
-                bucket.count_missing_as_zero()
-            self._ready = time.perf_counter()
-            self._begin_calls()
+            self._count_missing(may_miss=may_miss)
         calls = []
         if self._communicates:
             for work in self._works:
@@ -370,10 +349,25 @@ class DataParallel(nn.Module):
             calls.append((begin, time.perf_counter()))
             for bucket in self.buckets:
                 bucket.end_averaging()
+            self._works = []
         for bucket in self.buckets:
             bucket.kept.clear()
-        self._works = []
         self.times = BackwardTimes(self._ready, time.perf_counter(), tuple(calls))
+
+    @torch.no_grad()
+    def _count_missing(self, *, may_miss: bool) -> None:
+        """Lets gradients that have not come be zero, or refuses it."""
+        missing = [
+            self._name(number, place)
+            for number, bucket in enumerate(self.buckets)
+            for place in sorted(bucket.missing - bucket.kept)
+        ]
+        if missing and not may_miss and self._unused == "error":
+            raise unused(missing, self.comm.rank)
+        for bucket in self.buckets:
+            bucket.count_missing_as_zero(self._factor)
+        self._ready = time.perf_counter()
+        self._begin_calls()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _send_buffers(self) -> None:

@@ -95,7 +95,7 @@ def carry_out(
             f"{by}{passed:.0f} s, {done} steps; everything is in {config.run}"
             + (f", the earlier run in {aside}" if aside else "")
         )
-    comm.barrier()
+    # The others need not wait: a rank that has ended what all do together may go.
     return trainer
 
 

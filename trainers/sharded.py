@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainers.buckets import Bucket, aligned, view_of
+from trainers.buckets import Bucket, aligned, as_called_on, view_of
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -65,6 +65,11 @@ class ShardedBucket(Bucket):
         self._own_gradients = (
             torch.empty_like(self._own_weights) if self.is_narrowed else self._arrived
         )
+        by_rank = (comm.size, -1) if self._are_equal else (-1,)
+        self._rows = as_called_on(self.sent.view(by_rank))
+        self._comes_to = as_called_on(self._arrived)
+        self._weight_rows = as_called_on(self._weights.view(by_rank))
+        self._weights_sent = as_called_on(self._own_weights)
         with torch.no_grad():
             self._weights.zero_()
             for parameter, offset in zip(self.parameters, self.offsets, strict=True):
@@ -75,16 +80,14 @@ class ShardedBucket(Bucket):
 
     def begin_averaging(self, comm: Communicator, *, async_op: bool) -> Any:
         """The call that averages it over ranks, each getting its own part."""
-        self.put_out(comm.size)
-        options: dict[str, Any] = {
-            "op": "sum" if self.is_narrowed else "avg",
-            "deterministic": self.is_narrowed,
-            "async_op": async_op,
-        }
-        if self._are_equal:
-            rows = self.sent.view(comm.size, -1)
-            return comm.reduce_scatter(rows, out=self._arrived, **options)
-        return comm.reduce_scatter(self.sent, out=self._arrived, counts=self.counts, **options)
+        self.put_out()
+        return comm.reduce_scatter(
+            self._rows,
+            out=self._comes_to,
+            counts=None if self._are_equal else self.counts,
+            deterministic=self.is_narrowed,
+            async_op=async_op,
+        )
 
     def end_averaging(self) -> None:
         """Takes in this rank's part; the gradients of whole parameters are no more."""
@@ -100,10 +103,8 @@ class ShardedBucket(Bucket):
 
     def gather_weights(self, comm: Communicator) -> None:
         """Gives all ranks every rank's part of the weights, as it is now."""
-        if self._are_equal:
-            comm.allgather(self._own_weights, out=self._weights.view(comm.size, -1))
-        else:
-            comm.allgather(self._own_weights, out=self._weights, counts=self.counts)
+        counts = None if self._are_equal else self.counts
+        comm.allgather(self._weights_sent, out=self._weight_rows, counts=counts)
 
     def gather(self, comm: Communicator, own: Tensor) -> list[Tensor] | None:
         """On rank 0 the tensors, shaped as the parameters, of which every rank has its part.

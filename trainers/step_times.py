@@ -21,14 +21,27 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.data_parallel import BackwardTimes
-
 if TYPE_CHECKING:
     from collectives import Communicator
 
 PARTS = ("data", "compute", "late", "exposed", "optimizer")
 
 Table: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BackwardTimes:
+    """What a backward's communication took; seconds as `time.perf_counter` has them.
+
+    Attributes:
+        ready: when the last gradient was there.
+        done: when every bucket was averaged. Between the two nothing was computed.
+        calls: when each bucket's allreduce began and ended, in order.
+    """
+
+    ready: float
+    done: float
+    calls: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -122,13 +135,17 @@ class StepTimes:
         return interval_of(first, everyones)
 
 
-def interval_of(first: int, everyones: Table) -> Interval:
-    """An interval from the rows of all ranks, shape (size, steps, columns of a row)."""
-    loss, began, data, ready, done, ended = np.moveaxis(everyones, 2, 0)
+def parts_of(everyones: Table) -> Table:
+    """Seconds of each part, shape (size, steps, len(PARTS)).
+
+    Args:
+        everyones: the rows of all ranks, shape (size, steps, columns of a row).
+    """
+    _, began, data, ready, done, ended = np.moveaxis(everyones, 2, 0)
     # Of a rank that has averaged all before the last one came, if there is such an algorithm, all
     # of it is waiting.
     everyone_ready = np.minimum(ready.max(0), done)
-    by_part = np.stack(
+    parts: Table = np.stack(
         [
             data,
             ready - began - data,
@@ -138,11 +155,17 @@ def interval_of(first: int, everyones: Table) -> Interval:
         ],
         axis=2,
     )
+    return parts
+
+
+def interval_of(first: int, everyones: Table) -> Interval:
+    """An interval from the rows of all ranks, shape (size, steps, columns of a row)."""
+    loss, _, _, ready, _, _ = np.moveaxis(everyones, 2, 0)
     size = len(everyones)
     return Interval(
         first=first,
         losses=loss.T,
-        parts=by_part.mean(1),
+        parts=parts_of(everyones).mean(1),
         last=np.bincount(ready.argmax(0), minlength=size),
     )
 

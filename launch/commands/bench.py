@@ -21,6 +21,7 @@ computing (overlap), over a range of sizes:
     collectives bench allreduce -n 2
     collectives bench allreduce -n 2 --against gloo,mpi,mpi=/opt/impi/bin/python --json run.jsonl
     collectives bench all -n 4 --min 1K --max 1M --dtype bfloat16
+    collectives bench train -n 2 --against ddp-gloo,sharded
     collectives bench --report run.jsonl --plot run.svg
 
 Contenders run as rank groups of their own, all bound alike, and take turns size by size and round
@@ -31,17 +32,25 @@ is the quickest way this machine has to move the bytes that must be moved: the b
 copies past the caches and one pass over shared memory; of small messages, the time in which a flag
 is seen.
 
+`train` takes turns in training: a language model of 10 M parameters at 64 tokens a rank and the
+example network, or what the configurations say that follow. Against it can be named ddp-gloo
+(DistributedDataParallel, or over another backend: ddp-BACKEND) and our own otherwise: sharded,
+bfloat16 (on the wire), one-bucket. A round lasts 2 s unless --round-ms says more.
+
 Sizes are those of nccl-tests: the bytes of a rank's longest array, rounded up to whole elements,
 and to equal parts where every rank has one; above --max they are rounded down instead, but for the
 first. Every element of every result is checked, with inputs whose sums are exact. The exit
 code is 1 if one was wrong."""
 INTERMIXED = True
 
+ROUND_MS = 20.0
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("what", nargs="?", help="allreduce, …, all, p2p or overlap")
+    add("what", nargs="?", help="allreduce, …, all, p2p, overlap or train")
+    add("configs", nargs="*", type=Path, metavar="CONFIG", help="what to train (YAML files)")
     add("-n", "--ranks", type=int, default=2, metavar="N", help="number of ranks (default 2)")
     add("--min", default="8", metavar="SIZE", help="least size in bytes (default 8)")
     add("--max", default="64M", metavar="SIZE", help="largest size (default 64M)")
@@ -62,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--round-ms",
         type=float,
-        default=20.0,
+        default=ROUND_MS,
         metavar="MS",
         help="how long a round lasts, at least about (default 20)",
     )
@@ -80,6 +89,12 @@ def execute(arguments: argparse.Namespace) -> int:
     _check_plot(arguments.plot)
     if arguments.report:
         return _report(arguments)
+    if arguments.what == "train":
+        from launch.bench.training_command import bench_train
+
+        return bench_train(arguments, ROUND_MS)
+    if arguments.configs:
+        raise CommandError(f"only `train` takes files, found {arguments.configs[0]}")
     from launch.bench.contenders import NotPythonError
     from launch.bench.session import BenchError, Manner, Session, open_record
     from launch.commands.algorithms import console_on_stdout

@@ -11,8 +11,7 @@ import launch
 from trainers.bucket_plan import HANDOVER_SECONDS, BucketPlan
 from trainers.cost_report import CostReport, print_report, whole_before
 from trainers.curve import draw_curve
-from trainers.data_parallel import BackwardTimes
-from trainers.step_times import PARTS, StepRecord, StepTimes, interval_of, joined
+from trainers.step_times import PARTS, BackwardTimes, StepRecord, StepTimes, interval_of, joined
 from trainers.timeline import write_trace
 
 

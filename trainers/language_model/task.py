@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PAIR_VOCABULARY = 2048
 """Of byte pairs, where nothing else is said."""
 
-SAMPLE_PROMPT = "def "
+SAMPLE_PROMPT = "def fib("
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,82 @@
+"""The program of a contender's rank in `collectives bench train`: trains when it is asked to.
+
+Requests and answers are lines of JSON over one socket, as in `collectives.bench.serving`:
+
+    {"do": "prepare", "key": 1, "config": {…}}    {"facts": {…}}
+    {"do": "steps", "key": 1, "count": 20}        {"rows": [[loss, began, data, …], …]}
+    {"do": "release", "key": 1}                   {}
+    {"do": "leave"}
+
+Between requests the rank is blocked in reading the socket: it takes nothing from whoever runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from io import BufferedRWPair
+from typing import Any
+
+from collectives.bench.serving import dial, say
+from trainers.bench.stepping import Training, Way, connect
+from trainers.errors import TrainerError
+
+
+def main(options: dict[str, Any]) -> int:
+    """Connects and serves; returns the exit code."""
+    stream = dial(options["address"])
+    try:
+        way = connect(options)
+    except Exception as error:
+        traceback.print_exc()
+        say(stream, failed=_brief(error))
+        return 1
+    say(
+        stream,
+        rank=way.rank,
+        size=way.size,
+        cores=sorted(os.sched_getaffinity(0)),
+        description=way.describe(),
+    )
+    _serve(way, stream)
+    way.close()
+    return 0
+
+
+def _serve(way: Way, stream: BufferedRWPair) -> None:
+    prepared: dict[int, Training] = {}
+    while line := stream.readline():
+        request = json.loads(line)
+        if request["do"] == "leave":
+            return
+        try:
+            answer = _answer(request, way, prepared)
+        except TrainerError as reason:
+            answer = {"refused": str(reason)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"failed": _brief(error)}
+        say(stream, **answer)
+
+
+def _answer(request: dict[str, Any], way: Way, prepared: dict[int, Training]) -> dict[str, Any]:
+    do, key = request["do"], request["key"]
+    if do == "prepare":
+        prepared[key] = Training(way, request["config"])
+        return {"facts": prepared[key].facts}
+    if do == "steps":
+        return {"rows": prepared[key].steps(request["count"])}
+    if do == "release":
+        prepared.pop(key, None)
+        return {}
+    raise ValueError(f"unknown request {do!r}; expected prepare, steps or release")
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))
