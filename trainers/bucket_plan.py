@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -148,6 +149,7 @@ def predictor(comm: Communicator, flat: Tensor) -> Predict:
         flat: where the gradients are: asked about are parts of it.
     """
 
+    @cache  # the plans of many ranks take a while
     def seconds(nbytes: int, ranks: int | None = None) -> float | None:
         part = flat[: max(1, nbytes // flat.element_size())]
         return comm.predict("allreduce", part, op="avg", ranks=ranks)

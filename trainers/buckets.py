@@ -88,10 +88,17 @@ class Bucket:
             torch.mul(gradient.detach(), factor, out=view)
         parameter.grad = view
 
+    def has_kept(self, place: int) -> bool:
+        """Whether there is a gradient that earlier backwards have added up, for this one to send.
+
+        Not if it was zeroed since.
+        """
+        return place in self.kept and self.parameters[place].grad is self._views[place]
+
     def count_missing_as_zero(self, factor: float) -> None:
         """Lets gradients that have not come be zero, or what earlier backwards have added up."""
         for place in self.missing:
-            if place not in self.kept:
+            if not self.has_kept(place):
                 self.parameters[place].grad = None
             self.take(place, factor)
         self.missing.clear()

@@ -360,7 +360,8 @@ class DataParallel(nn.Module):
         missing = [
             self._name(number, place)
             for number, bucket in enumerate(self.buckets)
-            for place in sorted(bucket.missing - bucket.kept)
+            for place in sorted(bucket.missing)
+            if not bucket.has_kept(place)
         ]
         if missing and not may_miss and self._unused == "error":
             raise unused(missing, self.comm.rank)

@@ -1,6 +1,7 @@
 """Stopping a run cleanly: SIGTERM or Ctrl-C lets the step end, and the checkpoint be written.
 
-Whatever rank a signal reaches, all stop after the same step: they tell each other in each step.
+Whatever rank a signal reaches, all stop after the same step: they tell each other, in each step or,
+where steps are short, in every so many.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collectives import Communicator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HEARD_WITHIN = 0.2
+"""Seconds after which ranks tell each other again."""
 
 
 class StopRequest:
@@ -26,6 +29,7 @@ class StopRequest:
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
         self._asked = 0
+        self._every = 1
         self._told = np.zeros(1, np.int32)
         self._agreed = np.zeros(1, np.int32)
 
@@ -52,8 +56,14 @@ class StopRequest:
         finally:
             restore()
 
-    def agreed(self) -> int:
-        """The signal by which any rank was asked, or 0; a collective call."""
+    def expect(self, step_seconds: float) -> None:
+        """Says how long a step is; the same on every rank."""
+        self._every = max(1, int(HEARD_WITHIN / step_seconds))
+
+    def agreed_after(self, step: int) -> int:
+        """The signal by which any rank was asked, or 0; in some steps a collective call."""
+        if step % self._every:
+            return 0
         self._told[0] = self._asked  # which a handler may change in the middle of the call
         self._comm.allreduce(self._told, out=self._agreed, op="max")
         return int(self._agreed[0])

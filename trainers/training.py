@@ -116,13 +116,14 @@ class Trainer:
         with stop.listening():
             while self.step < train.steps and not self.stopped:
                 self.times.note(self.one_step(share))
-                self.stopped = stop.agreed()
+                self.stopped = stop.agreed_after(self.step)
                 evaluates = train.is_due(train.evaluate_every, self.step)
                 saves = train.is_due(train.save_every, self.step) or self.stopped
                 if evaluates or saves or self.step % train.log_every == 0:
                     facts = self._facts(speed)
                     metrics.write({"step": self.step, **facts})
                     line.update(self.step, facts)
+                    stop.expect(sum(self.intervals[-1].mean().values()))
                 if evaluates and not self.stopped:
                     result = self.task.evaluate(self.average.model, self.comm)
                     metrics.write({"step": self.step, **result})

@@ -39,6 +39,16 @@ def test_the_notebook_block_runs(tmp_path):
     assert done.stdout.strip() == str([[0.0, 4.0, 8.0]] * 4)
 
 
+def test_the_loop_of_the_training_page_is_the_example():
+    example = (ROOT / "examples/data_parallel.py").read_text(encoding="utf-8")
+    assert f"```python\n{example}```" in (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    command = [sys.executable, "-m", "launch", "run", "-n", "2", "examples/data_parallel.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    said = re.fullmatch(r"\[0\] loss (\d\.\d+) on 2 ranks; 1 bucket, .*\n", done.stdout)
+    assert said and float(said[1]) < 0.5, done.stdout
+
+
 def test_every_file_it_maps_exists():
     tree = README.split("## Files")[1].split("```")[1]
     folder = ""

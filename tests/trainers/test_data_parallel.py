@@ -211,6 +211,12 @@ def test_a_parameter_without_a_gradient_is_named(comm):
     more = ("and 3 more: expected one for every parameter", "unused='zero'")
     with raising(UnusedParameterError, f"rank {comm.rank}: {names}", *more):
         model(torch.ones(1, 2), comm.rank).sum().backward()
+    with model.no_sync():
+        for head in range(12):
+            model(torch.ones(1, 2), head).sum().backward()
+    model.zero_grad()  # what was added up is gone
+    with raising(UnusedParameterError, "and 3 more"):
+        model(torch.ones(1, 2), 0).sum().backward()
     still_works(comm)
 
 

@@ -104,12 +104,15 @@ def test_ranks_other_than_0_need_no_start(text_settings, whole_text_run):
         if comm.rank:  # has a file of this name, too, but it is not looked into
             object.__setattr__(config, "start", "/nowhere")
         trainer = Trainer(config, task, comm)
-        return {name: w.clone() for name, w in trainer.model.module.state_dict().items()}
+        assert trainer.average.model is not trainer.network
+        both = (trainer.network, trainer.average.model)
+        return [{name: w.clone() for name, w in each.state_dict().items()} for each in both]
 
     start = {**text_settings, "start": str(whole_text_run[0])}
     best = read_checkpoint(whole_text_run[0]).best_weights
-    for weights in launch.spawn(begun, 2, start):
-        assert all(torch.equal(weight, best[name]) for name, weight in weights.items())
+    for network, average in launch.spawn(begun, 2, start):
+        for weights in (network, average):
+            assert all(torch.equal(weight, best[name]) for name, weight in weights.items())
 
 
 def test_a_start_is_refused_before_any_rank(text_settings, whole_text_run, whole_run, tmp_path):

@@ -19,20 +19,20 @@ from trainers.run_config import RunConfig, check_ranks
 from trainers.run_folder import begin_folder, check_folder
 from trainers.training import Trainer
 
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("fixtures", "left"),
-    [
-        (("settings", "whole_run"), "comparison.png"),
-        (("text_settings", "whole_text_run"), "sample.txt"),
-    ],
+every_task = pytest.mark.parametrize(
+    "fixtures",
+    [("settings", "whole_run"), ("text_settings", "whole_text_run")],
     ids=["super_resolution", "language_model"],
 )
+
+
+@pytest.mark.timeout(300)
+@every_task
 def test_ranks_are_one_rank_and_resuming_leaves_no_trace(
-    fixtures, left, request, tmp_path, alone, trained_weights, full
+    fixtures, request, tmp_path, alone, trained_weights, full
 ):
     settings, whole_run = map(request.getfixturevalue, fixtures)
+    left = {"settings": "comparison.png", "text_settings": "sample.txt"}[fixtures[0]]
     one = trained_weights(alone, {**settings, "run": str(tmp_path / "ranks1")})
     for size in (2, 3, 5) if full else (2,):
         folder, ranks = whole_run
@@ -132,7 +132,9 @@ ROUGH = {"rtol": 2e-2, "atol": 2e-3}
 
 
 @pytest.mark.timeout(300)
-def test_other_ways_lead_to_the_same_weights(settings, whole_run):
+@every_task
+def test_other_ways_lead_to_the_same_weights(fixtures, request):
+    settings, whole_run = map(request.getfixturevalue, fixtures)
     variants = {
         "accumulated": ({"accumulate": 3}, {}),
         "cut": ({}, {"unused": "zero", "bucket_bytes": 1}),
@@ -175,11 +177,28 @@ def test_a_sharded_run_goes_on_bit_for_bit_and_on_other_ranks(settings, tmp_path
 
 
 @pytest.mark.full
-def test_a_compiled_model_leads_to_the_same_weights(settings):
+@every_task
+def test_a_compiled_model_leads_to_the_same_weights(fixtures, request):
+    settings = request.getfixturevalue(fixtures[0])
     settings["train"]["epochs"] = 1
-    variants = {"eager": ({}, {}), "compiled": ({"compile": True}, {"bucket_bytes": 100_000})}
+    variants = {
+        "eager": ({}, {}),
+        "compiled": ({"compile": True}, {"bucket_bytes": 20_000}),
+        "compiled-sharded": ({"compile": True}, {"shard": True}),
+    }
     ranks = launch.spawn(with_changes, 2, settings, variants)
-    assert_same_weights(ranks, ranks[0]["eager"], {"eager": CLOSE, "compiled": CLOSE})
+    assert_same_weights(ranks, ranks[0]["eager"], dict.fromkeys(variants, CLOSE))
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
+
+
+@every_task
+def test_losses_are_those_that_were_kept(fixtures, request):
+    """What a run computes has not changed: `losses` of a tiny run, two ranks, float32."""
+    _, whole_run = map(request.getfixturevalue, fixtures)
+    found = [record["loss"] for _, record in losses(whole_run[0]) if "loss" in record]
+    assert found == pytest.approx(GOLDEN[fixtures[0]], rel=1e-4)
 
 
 def test_evaluations_and_checkpoints_are_as_often_as_asked(settings, alone):
