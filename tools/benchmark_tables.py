@@ -20,7 +20,7 @@ from pathlib import Path
 from launch.bench.markdown import markdown_report, readable_size
 from launch.bench.results import Comparison, Result, compared, read_results
 from launch.bench.table import microseconds, times
-from launch.bench.training_results import training_markdown
+from launch.bench.training_results import read_training, training_markdown
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "docs" / "benchmarks"
@@ -79,6 +79,25 @@ def others_table(date: str) -> str:
     return "\n".join(lines)
 
 
+def training_table(date: str) -> str:
+    """What communication our training and DDP's exposes, a line a case."""
+    _, results = read_training(RUNS / date / "training.jsonl")
+    lines = [
+        "| | ours, exposed | DDP over gloo, exposed | ours, steps/s | DDP, steps/s |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for case in dict.fromkeys(result.case for result in results):
+        ours, other = (
+            next(r for r in results if r.case == case and r.who == who)
+            for who in ("ours", "ddp-gloo")
+        )
+        lines.append(
+            f"| {case} | {1e3 * ours.exposed:.3f} ms | {1e3 * other.exposed:.3f} ms "
+            f"({times(other.exposed / ours.exposed)}) | {ours.best:.1f} | {other.best:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def run_table(file: Path) -> str:
     """Everything of one run."""
     with file.open(encoding="utf-8") as lines:
@@ -95,6 +114,7 @@ def written(path: Path) -> str:
         date = folder.name
         makers[f"{date} allreduce"] = partial(allreduce_table, date)
         makers[f"{date} collectives"] = partial(others_table, date)
+        makers[f"{date} training"] = partial(training_table, date)
         for file in sorted(folder.glob("*.jsonl")):
             makers[f"{date} run {file.stem}"] = partial(run_table, file)
     text = path.read_text(encoding="utf-8")
