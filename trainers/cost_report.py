@@ -183,7 +183,10 @@ def _parts_table(report: CostReport) -> Table:
 
 
 def _scaling_table(report: CostReport, scaling: Sequence[tuple[int, float, float]]) -> Table:
-    table = Table(title="predicted, a core and as many samples for each rank")
+    table = Table(
+        title="predicted, a core and as many samples for each rank",
+        caption="by the cost model; that ranks share memory is not in it",
+    )
     table.add_column("ranks", justify="right")
     table.add_column("exposed, ms", justify="right")
     table.add_column("efficiency", justify="right")

@@ -186,7 +186,8 @@ class TrainingSession:
             self._or_note(runner, lambda runner: self._prepare(runner, config))
         ready = [runner for runner in runners if not runner.problem]
         for number in range(self._rounds):
-            self._console.print(Text(f"{case}: round {number + 1} of {self._rounds}"), end="\r")
+            if self._console.is_terminal:
+                self._console.print(f"{case}: round {number + 1} of {self._rounds}", end="\r")
             for runner in ready:
                 if not runner.problem:
                     self._or_note(runner, self._take_turn)

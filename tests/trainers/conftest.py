@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.tiny_runs import WAYS, run_all, tiny, tiny_text, train_whole
 from PIL import Image
 
 import collectives
 import launch
 from trainers.configuration import config_from
-from trainers.run import carry_out
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,37 +57,6 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tokens")
 
 
-def tiny(photographs: Path, run: Path) -> dict[str, Any]:
-    """Plain data of a tiny run."""
-    return {
-        "task": "super_resolution",
-        "run": str(run),
-        "seed": 3,
-        "model": {"upscale_factor": 2},
-        "data": {"path": str(photographs), "held_out": ["grey"], "crop": 8, "edge": 1},
-        "train": {
-            "epochs": 3,
-            "steps_per_epoch": 2,
-            "batch": 7,
-            "precision": "float32",
-            "average": 0.9,
-            "keep": 9,
-            "log_every": 1,
-        },
-        "optimizer": {"kind": "muon", "rate": 1e-3},
-    }
-
-
-def tiny_text(texts: Path, cache: Path, run: Path) -> dict[str, Any]:
-    """Plain data of a tiny run of a language model."""
-    return {
-        **tiny(texts, run),
-        "task": "language_model",
-        "model": {"layers": 2, "width": 32, "context": 16},
-        "data": {"path": str(texts), "tokenizer": "bytes", "cache": str(cache)},
-    }
-
-
 @pytest.fixture
 def settings(photographs, tmp_path):
     return tiny(photographs, tmp_path / "run")
@@ -98,30 +67,50 @@ def text_settings(texts, cache, tmp_path):
     return tiny_text(texts, cache, tmp_path / "run")
 
 
-def train_whole(comm, settings):
-    """One whole run, report included; the weights of every rank."""
-    torch.set_num_threads(1)
-    trainer = carry_out(config_from(settings, "settings"), comm, resume=False)
-    return {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
-
-
 @pytest.fixture
 def trained_weights():
     return train_whole
 
 
 @pytest.fixture(scope="session")
-def whole_run(photographs, tmp_path_factory):
-    """The folder of a tiny run of two ranks that nothing has disturbed, and their weights."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    return folder, launch.spawn(train_whole, 2, tiny(photographs, folder))
+def runs_of_two(photographs, texts, cache, tmp_path_factory):
+    """Tiny runs of two ranks in one start: name -> (folder, weights of every rank)."""
+    root = tmp_path_factory.mktemp("runs")
+    plans: list[tuple[str, dict[str, Any], Path | None]] = []
+
+    def plan(name, settings, source=None, train=None, parallel=None, **more):
+        run = root / name.replace(" ", "-")
+        train = settings["train"] | (train or {})
+        changed = {**settings, "run": str(run), "train": train, "parallel": parallel or {}, **more}
+        plans.append((name, changed, source))
+        return run
+
+    for task, settings in (
+        ("super_resolution", tiny(photographs, root)),
+        ("language_model", tiny_text(texts, cache, root)),
+    ):
+        plan(f"{task} resumed", settings, plan(task, settings))
+        for way, (train, parallel) in WAYS.items():
+            plan(f"{task} {way}", settings, train=train, parallel=parallel)
+        shard = {"parallel": {"shard": True}}
+        plan(f"{task} sharded resumed", settings, root / f"{task}-sharded", **shard)
+        shard["optimizer"] = {"kind": "adam"}
+        adam = plan(f"{task} adam sharded", settings, **shard)
+        plan(f"{task} adam sharded resumed", settings, adam, **shard)
+    first, second = launch.spawn(run_all, 2, plans)
+    return {name: (folder, [weights, second[name][1]]) for name, (folder, weights) in first.items()}
 
 
 @pytest.fixture(scope="session")
-def whole_text_run(texts, cache, tmp_path_factory):
+def whole_run(runs_of_two):
+    """The folder of a tiny run of two ranks that nothing has disturbed, and their weights."""
+    return runs_of_two["super_resolution"]
+
+
+@pytest.fixture(scope="session")
+def whole_text_run(runs_of_two):
     """The same of a language model."""
-    folder = tmp_path_factory.mktemp("whole-text") / "run"
-    return folder, launch.spawn(train_whole, 2, tiny_text(texts, cache, folder))
+    return runs_of_two["language_model"]
 
 
 @pytest.fixture

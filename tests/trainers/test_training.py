@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from harness.tiny_runs import WAYS, begin_broken_off, run_all
 
 import launch
 from trainers.checkpoints import all_checkpoints, read_checkpoint
@@ -19,49 +19,46 @@ from trainers.run_config import RunConfig, check_ranks
 from trainers.run_folder import begin_folder, check_folder
 from trainers.training import Trainer
 
-every_task = pytest.mark.parametrize(
-    "fixtures",
-    [("settings", "whole_run"), ("text_settings", "whole_text_run")],
-    ids=["super_resolution", "language_model"],
-)
+every_task = pytest.mark.parametrize("task", ["super_resolution", "language_model"])
+SETTINGS = {"super_resolution": "settings", "language_model": "text_settings"}
+CLOSE = {"rtol": 1e-3, "atol": 1e-5}
+ROUGH = {"rtol": 2e-2, "atol": 2e-3}
+
+
+def assert_same_weights(ranks, expected, tolerance=CLOSE):
+    for weights in ranks:
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, expected[name], **tolerance)
+            assert torch.equal(tensor, ranks[0][name]), "ranks differ in bits"
+
+
+def assert_same_checkpoints(folder, other, tolerance=None):
+    expected, found = read_checkpoint(folder).tensors, read_checkpoint(other).tensors
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if tolerance is None:
+            assert torch.equal(found[name], tensor), name
+        else:
+            torch.testing.assert_close(found[name], tensor, **tolerance)
 
 
 @pytest.mark.timeout(300)
 @every_task
-def test_ranks_are_one_rank_and_resuming_leaves_no_trace(
-    fixtures, request, tmp_path, alone, trained_weights, full
-):
-    settings, whole_run = map(request.getfixturevalue, fixtures)
-    left = {"settings": "comparison.png", "text_settings": "sample.txt"}[fixtures[0]]
+def test_ranks_are_one_rank(task, request, tmp_path, alone, trained_weights, runs_of_two, full):
+    settings = request.getfixturevalue(SETTINGS[task])
     one = trained_weights(alone, {**settings, "run": str(tmp_path / "ranks1")})
-    for size in (2, 3, 5) if full else (2,):
-        folder, ranks = whole_run
-        if size != 2:
-            folder = tmp_path / f"ranks{size}"
-            ranks = launch.spawn(trained_weights, size, {**settings, "run": str(folder)})
-        for weights in ranks:
-            for name, tensor in weights.items():
-                torch.testing.assert_close(tensor, one[name], rtol=1e-3, atol=1e-5)
-                assert torch.equal(tensor, ranks[0][name]), "ranks differ in bits"
-        steps = [read_checkpoint(path).step for path in all_checkpoints(folder)]
-        assert steps == [2, 4, 6]
-        assert (folder / left).stat().st_size > (10_000 if left.endswith("png") else 20)
-    whole, broken = whole_run[0], tmp_path / "broken"
-    broken.mkdir()
-    shutil.copy(whole / "checkpoint-00000004.safetensors", broken)
-    records = (whole / "metrics.jsonl").read_text().splitlines()
-    (broken / "metrics.jsonl").write_text("\n".join([*records, '{"step": 99, "lo']))
-    launch.spawn(resumed, 2, {**settings, "run": str(broken)})
-    expected = read_checkpoint(whole).tensors
-    found = read_checkpoint(broken).tensors
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert_same_weights(runs_of_two[task][1], one)
+    for size in (3, 5) if full else ():
+        changed = {**settings, "run": str(tmp_path / f"ranks{size}")}
+        assert_same_weights(launch.spawn(trained_weights, size, changed), one)
+
+
+@every_task
+def test_resuming_leaves_no_trace(task, runs_of_two):
+    whole, broken = runs_of_two[task][0], runs_of_two[f"{task} resumed"][0]
+    assert [read_checkpoint(path).step for path in all_checkpoints(whole)] == [2, 4, 6]
+    assert_same_checkpoints(whole, broken)
     assert losses(broken) == losses(whole)
-
-
-def resumed(comm, settings):
-    torch.set_num_threads(1)
-    carry_out(config_from(settings, "settings"), comm, resume=True)
 
 
 SPEEDS = ("_per_second", "_ms")
@@ -106,99 +103,57 @@ def test_learning_lowers_the_loss(settings, alone):
     assert history[-1] < history[0] / 2
 
 
-def with_changes(comm, settings, variants):
-    """The weights after runs with other settings, by their names."""
-    torch.set_num_threads(1)
-    found = {}
-    for name, (train, parallel) in variants.items():
-        run = f"{settings['run']}-{name}"
-        changed = {**settings, "run": run, "train": settings["train"] | train, "parallel": parallel}
-        trainer = carry_out(config_from(changed, "settings"), comm, resume=False)
-        state = trainer.network.state_dict()
-        found[name] = {key: tensor.clone() for key, tensor in state.items()}
-    return found
-
-
-def assert_same_weights(ranks, expected, tolerances):
-    assert ranks[0].keys() == tolerances.keys()
-    for variant, tolerance in tolerances.items():
-        for name, tensor in ranks[0][variant].items():
-            torch.testing.assert_close(tensor, expected[name], **tolerance)
-            assert torch.equal(tensor, ranks[1][variant][name]), f"{variant}: ranks differ in bits"
-
-
-CLOSE = {"rtol": 1e-3, "atol": 1e-5}
-ROUGH = {"rtol": 2e-2, "atol": 2e-3}
-
-
-@pytest.mark.timeout(300)
 @every_task
-def test_other_ways_lead_to_the_same_weights(fixtures, request):
-    settings, whole_run = map(request.getfixturevalue, fixtures)
-    variants = {
-        "accumulated": ({"accumulate": 3}, {}),
-        "cut": ({}, {"unused": "zero", "bucket_bytes": 1}),
-        "wire": ({}, {"wire": "bfloat16"}),
-        "sharded": ({}, {"shard": True}),
-    }
-    ranks = launch.spawn(with_changes, 2, settings, variants)
-    tolerances = {"accumulated": CLOSE, "cut": CLOSE, "wire": ROUGH, "sharded": CLOSE}
-    assert_same_weights(ranks, whole_run[1][0], tolerances)
-    # What is remembered on the ranks in parts is saved as if it were whole.
-    expected = read_checkpoint(whole_run[0]).tensors
-    found = read_checkpoint(Path(f"{settings['run']}-sharded")).tensors
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, **CLOSE)
+@pytest.mark.parametrize("way", WAYS)
+def test_other_ways_lead_to_the_same_weights(task, way, runs_of_two):
+    tolerance = ROUGH if way == "wire" else CLOSE
+    assert_same_weights(runs_of_two[f"{task} {way}"][1], runs_of_two[task][1][0], tolerance)
 
 
-@pytest.mark.parametrize("kind", ["muon", "adam"])
-def test_a_sharded_run_goes_on_bit_for_bit_and_on_other_ranks(settings, tmp_path, alone, kind):
-    settings["optimizer"] = {"kind": kind}
-    settings["parallel"] = {"shard": True}
-    launch.spawn(with_changes, 2, settings, {"whole": ({}, {"shard": True})})
-    whole = Path(f"{settings['run']}-whole")
-    for ranks, parallel in ((2, {"shard": True}), (1, {})):
-        broken = tmp_path / f"broken-{ranks}"
-        broken.mkdir()
-        shutil.copy(whole / "checkpoint-00000004.safetensors", broken)
-        changed = {**settings, "run": str(broken), "parallel": parallel}
-        if ranks == 1:
-            carry_out(config_from(changed, "settings"), alone, resume=True)
-        else:
-            launch.spawn(resumed, ranks, changed)
-        expected, found = (read_checkpoint(path).tensors for path in (whole, broken))
-        assert found.keys() == expected.keys()
-        for name, tensor in expected.items():
-            if ranks == 2:
-                assert torch.equal(found[name], tensor), name
-            else:
-                torch.testing.assert_close(found[name], tensor, **CLOSE)
+@every_task
+def test_what_is_remembered_in_parts_is_saved_as_if_it_were_whole(task, runs_of_two):
+    assert_same_checkpoints(runs_of_two[task][0], runs_of_two[f"{task} sharded"][0], CLOSE)
+
+
+@every_task
+@pytest.mark.parametrize("kind", ["", "adam "])
+def test_a_sharded_run_goes_on_bit_for_bit_and_on_other_ranks(
+    task, kind, runs_of_two, request, tmp_path, alone
+):
+    whole = runs_of_two[f"{task} {kind}sharded"][0]
+    assert_same_checkpoints(whole, runs_of_two[f"{task} {kind}sharded resumed"][0])
+    settings = request.getfixturevalue(SETTINGS[task])
+    begin_broken_off(tmp_path / "broken", whole)
+    changed = {**settings, "run": str(tmp_path / "broken")}
+    if kind:
+        changed["optimizer"] = {"kind": "adam"}
+    carry_out(config_from(changed, "settings"), alone, resume=True)
+    assert_same_checkpoints(whole, tmp_path / "broken", CLOSE)
 
 
 @pytest.mark.full
 @every_task
-def test_a_compiled_model_leads_to_the_same_weights(fixtures, request):
-    settings = request.getfixturevalue(fixtures[0])
-    settings["train"]["epochs"] = 1
-    variants = {
-        "eager": ({}, {}),
-        "compiled": ({"compile": True}, {"bucket_bytes": 20_000}),
-        "compiled-sharded": ({"compile": True}, {"shard": True}),
-    }
-    ranks = launch.spawn(with_changes, 2, settings, variants)
-    assert_same_weights(ranks, ranks[0]["eager"], dict.fromkeys(variants, CLOSE))
+def test_a_compiled_model_leads_to_the_same_weights(task, request, tmp_path, runs_of_two):
+    settings = request.getfixturevalue(SETTINGS[task])
+    ways = {"whole": {"bucket_bytes": 20_000}, "sharded": {"shard": True}}
+    plans = [
+        (way, {**settings, "run": str(tmp_path / way), "parallel": parallel,
+               "train": settings["train"] | {"compile": True}}, None)
+        for way, parallel in ways.items()
+    ]  # fmt: skip
+    first, second = launch.spawn(run_all, 2, plans)
+    for way in ways:
+        assert_same_weights([first[way][1], second[way][1]], runs_of_two[task][1][0])
 
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
 
 
 @every_task
-def test_losses_are_those_that_were_kept(fixtures, request):
+def test_losses_are_those_that_were_kept(task, runs_of_two):
     """What a run computes has not changed: `losses` of a tiny run, two ranks, float32."""
-    _, whole_run = map(request.getfixturevalue, fixtures)
-    found = [record["loss"] for _, record in losses(whole_run[0]) if "loss" in record]
-    assert found == pytest.approx(GOLDEN[fixtures[0]], rel=1e-4)
+    found = [record["loss"] for _, record in losses(runs_of_two[task][0]) if "loss" in record]
+    assert found == pytest.approx(GOLDEN[task], rel=1e-4)
 
 
 def test_evaluations_and_checkpoints_are_as_often_as_asked(settings, alone):
@@ -211,7 +166,9 @@ def test_evaluations_and_checkpoints_are_as_often_as_asked(settings, alone):
     assert judged == [3, 6, 7]
 
 
-def test_what_a_run_leaves(whole_run):
+def test_what_a_run_leaves(whole_run, whole_text_run):
+    assert (whole_run[0] / "comparison.png").stat().st_size > 10_000
+    assert (whole_text_run[0] / "sample.txt").stat().st_size > 20
     left = {path.name for path in whole_run[0].iterdir()}
     assert {"curve.png", "trace.json", "communication.txt", "comparison.png"} <= left
     text = (whole_run[0] / "communication.txt").read_text()
