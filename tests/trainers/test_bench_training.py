@@ -67,6 +67,7 @@ def test_ways_take_turns_and_agree(file, tmp_path, capsys, full):
     assert text.count("\n| ") == 2 + len(results)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 def test_who_does_not_start_is_told_of(file, capsys):
     words = ["bench", "train", str(file), "-n", "1", "--rounds", "1", "--round-ms", "1"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from harness.batches import Batch
 from torch import nn
 
-import launch
+from collectives import explaining
 from trainers.bucket_plan import (
     FALLBACK,
     HANDOVER_SECONDS,
@@ -16,6 +17,8 @@ from trainers.bucket_plan import (
 )
 from trainers.buckets import Bucket, elements_of, offsets_of
 from trainers.data_parallel import DataParallel
+
+ranks = Batch({"OMP_NUM_THREADS": "1", "COLLECTIVES_TUNING": "off"})
 
 
 def of(*counts, dtype=torch.float32):
@@ -95,23 +98,19 @@ def test_a_plan_in_words():
     assert str(BucketPlan((5000,), (None,), 1, 1, "x")) == "1 bucket, 5 kB in all (x)"
 
 
-def plans(comm, tuning):
-    torch.set_num_threads(1)
-    if tuning is not None:
-        import collectives.explaining
-
-        collectives.explaining.machine_model = tuning
+def planned(comm):
     net = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(9)))
-    model = DataParallel(net, comm)
-    return model.plan
+    return DataParallel(net, comm).plan
 
 
-def test_the_plan_is_rank_0s_and_by_its_model():
-    first, second = launch.spawn(plans, 2, None)
-    assert (first.most, first.last, first.nbytes) == (second.most, second.last, second.nbytes)
-    assert sum(first.nbytes) == 9 << 20
-    assert first.reason == "sizes by the cost model"
-    assert all(seconds > 0 for seconds in first.seconds)
+@ranks(2)
+def test_the_plan_is_rank_0s_and_by_its_model(comm):
+    plan = planned(comm)
+    everyones = comm.allgather_object((plan.most, plan.last, plan.nbytes))
+    assert everyones == [everyones[0]] * 2
+    assert sum(plan.nbytes) == 9 << 20
+    assert plan.reason == "sizes by the cost model"
+    assert all(seconds > 0 for seconds in plan.seconds)
 
 
 class Speechless:
@@ -121,9 +120,14 @@ class Speechless:
         return False
 
 
-def test_without_a_model():
-    for plan in launch.spawn(plans, 2, Speechless):
-        assert (plan.most, plan.last) == FALLBACK
-        assert plan.seconds == (None,) * 3
-        assert plan.nbytes == (4 << 20, 4 << 20, 1 << 20)
-        assert str(plan).endswith("(the cost model says nothing)")
+@ranks(2)
+def test_without_a_model(comm):
+    before, explaining.machine_model = explaining.machine_model, Speechless
+    try:
+        plan = planned(comm)
+    finally:
+        explaining.machine_model = before
+    assert (plan.most, plan.last) == FALLBACK
+    assert plan.seconds == (None,) * 3
+    assert plan.nbytes == (4 << 20, 4 << 20, 1 << 20)
+    assert str(plan).endswith("(the cost model says nothing)")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.batches import Batch
 
-import launch
 from trainers.bucket_plan import HANDOVER_SECONDS, BucketPlan
 from trainers.cost_report import CostReport, print_report, whole_before
 from trainers.curve import draw_curve
 from trainers.step_times import PARTS, BackwardTimes, StepRecord, StepTimes, interval_of, joined
 from trainers.timeline import write_trace
+
+ranks = Batch()
 
 
 def record(step, origin, *, data, ready, done, ended, loss=1.0, calls=()):
@@ -67,22 +72,19 @@ def test_losses_that_are_no_numbers_are_found():
     assert interval_of(0, rows).not_a_number() == (1, [0, 1])
 
 
-def exchanged(comm):
+@ranks(2)
+def test_ranks_tell_each_other(comm):
     times = StepTimes(comm, kept=2)
     for step in range(5, 8):
         times.note(record(step, 0.0, data=0, ready=1 + comm.rank, done=4, ended=5, loss=step))
     first = times.exchange()
     times.note(record(8, 0.0, data=0, ready=1, done=4, ended=5))
-    return first, times.exchange(), [each.step for each in times.kept]
-
-
-def test_ranks_tell_each_other():
-    for first, second, kept in launch.spawn(exchanged, 2):
-        assert (first.first, first.steps, second.first, second.steps) == (5, 3, 8, 1)
-        assert first.losses.tolist() == [[5, 5], [6, 6], [7, 7]]
-        assert first.parts[0].tolist() == [0, 1, 1, 2, 1]
-        assert first.last.tolist() == [0, 3]
-        assert kept == [7, 8]
+    second = times.exchange()
+    assert (first.first, first.steps, second.first, second.steps) == (5, 3, 8, 1)
+    assert first.losses.tolist() == [[5, 5], [6, 6], [7, 7]]
+    assert first.parts[0].tolist() == [0, 1, 1, 2, 1]
+    assert first.last.tolist() == [0, 3]
+    assert [each.step for each in times.kept] == [7, 8]
 
 
 PLAN = BucketPlan((4000, 1000), (4e-3, 1e-3), 4000, 1000, "as asked")
@@ -175,20 +177,21 @@ def test_when_buckets_were_whole():
     assert whole_before([], 2) == (0.0, 0.0)
 
 
-def traced(comm, path):
+@ranks(2)
+def test_a_trace_opens_as_events(comm):
+    """The format's own rules: complete events with ts and dur, in microseconds, nested or apart."""
+    folder = comm.broadcast_object(tempfile.mkdtemp() if comm.rank == 0 else None)
+    path = Path(folder) / "trace.json"
     steps = [
         record(n, 100.0 + n, data=0.125, ready=0.75, done=0.875, ended=1.0,
                calls=((100.5 + n, 100.75 + n),))
         for n in range(3)
     ]  # fmt: skip
     write_trace(path, comm, steps, (4096,))
-
-
-def test_a_trace_opens_as_events(tmp_path):
-    """The format's own rules: complete events with ts and dur, in microseconds, nested or apart."""
-    path = tmp_path / "trace.json"
-    launch.spawn(traced, 2, path)
+    if comm.rank != 0:
+        return
     events = json.loads(path.read_text())["traceEvents"]
+    shutil.rmtree(folder)
     named = {(e["pid"], e.get("tid")): e["args"]["name"] for e in events if e["ph"] == "M"}
     assert named[0, None] == "rank 0"
     assert named[1, 1] == "communication"
