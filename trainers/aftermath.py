@@ -36,8 +36,9 @@ def write_aftermath(trainer: Trainer) -> list[str]:
     if first:
         draw_curve(folder / "metrics.jsonl", folder / CURVE)
         written.append(CURVE)
-    if trainer.config.train.trace:
-        write_trace(folder / TRACE, trainer.comm, trainer.times.kept, trainer.model.plan.nbytes)
+    traced = list(trainer.times.kept)[-trainer.config.train.trace :]
+    if trainer.config.train.trace and trainer.intervals:
+        write_trace(folder / TRACE, trainer.comm, traced, trainer.model.plan.nbytes)
         written.append(TRACE)
     if trainer.intervals:
         report = _cost_report(trainer)
@@ -87,9 +88,11 @@ def _cost_report(trainer: Trainer) -> CostReport:
     plan, model = trainer.model.plan, trainer.model
     return CostReport(
         size=trainer.comm.size,
-        interval=joined(trainer.intervals),
+        # Without the first, in which a model is compiled and memory is touched for the first time.
+        interval=joined(trainer.intervals[1:] or trainer.intervals),
         plan=plan,
         alone=seconds_alone(trainer),
         before=whole_before(trainer.times.kept, len(plan.nbytes)),
         predict=model.predicted,
+        gather=model.gather_predicted,
     )

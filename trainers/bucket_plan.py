@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -141,18 +141,28 @@ def cheapest_sizes(total: int, seconds: Predict) -> tuple[int, int] | None:
     return most, min(most, max(quick, default=_SIZES[0]))
 
 
-def predictor(comm: Communicator, flat: Tensor) -> Predict:
-    """What an allreduce of gradients takes, as this rank's model of the transport says.
+def predictor(
+    comm: Communicator,
+    flat: Tensor,
+    collective: Literal["allreduce", "reduce_scatter", "allgather"] = "allreduce",
+) -> Predict:
+    """What a call takes that carries so many bytes, as this rank's model of the transport says.
 
     Args:
         comm: the ranks.
-        flat: where the gradients are: asked about are parts of it.
+        flat: where the bytes are: asked about are parts of it.
+        collective: which call; of the others than allreduce each rank has a part of the bytes.
     """
 
     @cache  # the plans of many ranks take a while
     def seconds(nbytes: int, ranks: int | None = None) -> float | None:
-        part = flat[: max(1, nbytes // flat.element_size())]
-        return comm.predict("allreduce", part, op="avg", ranks=ranks)
+        elements, size = max(1, nbytes // flat.element_size()), ranks or comm.size
+        if collective == "allreduce":
+            return comm.predict("allreduce", flat[:elements], ranks=ranks)
+        each = max(1, elements // size)
+        if collective == "allgather":
+            return comm.predict("allgather", flat[:each], ranks=ranks)
+        return comm.predict("reduce_scatter", flat[: size * each].view(size, each), ranks=ranks)
 
     return seconds
 

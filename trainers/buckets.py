@@ -91,17 +91,25 @@ class Bucket:
     def has_kept(self, place: int) -> bool:
         """Whether there is a gradient that earlier backwards have added up, for this one to send.
 
-        Not if it was zeroed since.
+        Not if it was set to None since.
         """
         return place in self.kept and self.parameters[place].grad is self._views[place]
 
-    def count_missing_as_zero(self, factor: float) -> None:
-        """Lets gradients that have not come be zero, or what earlier backwards have added up."""
+    def take_all(self) -> None:
+        """Takes in gradients that the program has put elsewhere."""
+        for place, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                self.take(place)
+
+    def take_missing(self, factor: float) -> None:
+        """Lets gradients that have not come be what is there, added up or averaged, or zero."""
         for place in self.missing:
-            if not self.has_kept(place):
-                self.parameters[place].grad = None
             self.take(place, factor)
         self.missing.clear()
+
+    def forget_gradients(self) -> None:
+        """After the parameters' gradients were set to None."""
+        self.kept.clear()
 
 
 def as_called_on(tensor: Tensor) -> Any:

@@ -22,6 +22,25 @@ WORTH = 0.01
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """What is predicted for a number of ranks, at best and at worst.
+
+    Attributes:
+        ranks: how many.
+        best: seconds of communication that nothing hides.
+        worst: the same.
+        efficiency: how fast a rank is, as a part of how fast it were without communication.
+        least: the same.
+    """
+
+    ranks: int
+    best: float
+    worst: float
+    efficiency: float
+    least: float
+
+
+@dataclass(frozen=True)
 class CostReport:
     """What communication cost in a run; print it by `print_report`.
 
@@ -32,7 +51,8 @@ class CostReport:
         alone: seconds of forward and backward on one rank, while the others did nothing; None if
             that was not measured.
         before: seconds from each bucket being whole to this rank's last gradient being there.
-        predict: what allreduces take.
+        predict: what averaging a bucket takes.
+        gather: what gathering a bucket's parameters takes, where they are sharded.
     """
 
     size: int
@@ -41,6 +61,7 @@ class CostReport:
     alone: float | None
     before: tuple[float, ...]
     predict: Predict
+    gather: Predict | None = None
 
     @property
     def step(self) -> float:
@@ -58,37 +79,49 @@ class CostReport:
         """How fast a rank is, with the others, as a part of how fast it is alone."""
         return None if self.step_alone is None else self.step_alone / self.step
 
-    def exposed(self, ranks: int, bytes_factor: float = 1.0) -> float | None:
-        """Seconds of predicted communication that nothing hides.
+    def exposed(self, ranks: int) -> float | None:
+        """Seconds of communication that nothing hides, as the cost model says.
 
         Args:
             ranks: how many there are.
-            bytes_factor: how long gradients are, as a multiple of how long they were.
         """
         if ranks == 1:
             return 0.0
         end = -max(self.before, default=0.0)
+        gathering = 0.0
         for number, (nbytes, before) in enumerate(zip(self.plan.nbytes, self.before, strict=True)):
-            seconds = self.predict(round(nbytes * bytes_factor), ranks)
-            if seconds is None:
+            seconds = self.predict(nbytes, ranks)
+            gather = self.gather(nbytes, ranks) if self.gather is not None else 0.0
+            if seconds is None or gather is None:
                 return None
             # The last one runs where the program waits; the others are handed over.
             handover = HANDOVER_SECONDS if number < len(self.plan.nbytes) - 1 else 0.0
             end = max(end, -before) + handover + seconds
-        return max(0.0, end)
+            gathering += gather
+        return max(0.0, end) + gathering
 
-    def scaling(self) -> list[tuple[int, float, float]]:
-        """(ranks, exposed seconds, efficiency) as predicted, with as many samples for each rank.
+    def scaling(self) -> list[Scaled]:
+        """What is predicted for other numbers of ranks, each with as many samples as now.
 
-        Efficiency is against a step without communication that is otherwise as it was measured.
+        What the model says of other numbers is multiplied with what was measured over what it says
+        of this one. It knows nothing of ranks that share memory, so that is the best that can be;
+        the worst is that memory is no faster than now, and more ranks move so many more bytes.
         """
         parts = self.interval.mean()
         rest = sum(parts.values()) - parts["exposed"]
+        here = self.exposed(self.size)
+        if here is None:
+            return []
+        factor = parts["exposed"] / here if here else 1.0
         found = []
         for ranks in sorted({*RANKS, self.size}):
             exposed = self.exposed(ranks)
             if exposed is not None:
-                found.append((ranks, exposed, rest / (rest + exposed)))
+                best = exposed * factor
+                worst = best * max(1.0, ranks / self.size)
+                found.append(
+                    Scaled(ranks, best, worst, rest / (rest + best), rest / (rest + worst))
+                )
         return found
 
     def advice(self) -> list[tuple[float, str]]:
@@ -102,7 +135,9 @@ class CostReport:
         why = f"see why ranks are late (a slower core, a larger share, another program?): {latest}"
         found.append((parts["late"], why))
         if self.size > 1:
-            found += self._about_communication(parts["exposed"])
+            often = "average half as often: twice the samples a step (train.accumulate)"
+            found.append((parts["exposed"] / 2, often))
+        if self.size > 1 and self.gather is None:
             saved = parts["optimizer"] * (1 - 1 / self.size)
             found.append((saved, "share out the optimizer's work (parallel.shard)"))
         if self.alone is not None:
@@ -116,16 +151,6 @@ class CostReport:
             ((seconds, text) for seconds, text in found if seconds >= WORTH * self.step),
             reverse=True,
         )
-
-    def _about_communication(self, exposed: float) -> list[tuple[float, str]]:
-        found = [
-            (exposed / 2, "average half as often: twice the samples a step (train.accumulate)")
-        ]
-        now, halved = self.exposed(self.size), self.exposed(self.size, 0.5)
-        if now and halved is not None:
-            saved = exposed * (1 - halved / now)
-            found.append((saved, "let gradients travel in 16 bits (parallel.wire: bfloat16)"))
-        return found
 
 
 def whole_before(records: Sequence[StepRecord], buckets: int) -> tuple[float, ...]:
@@ -150,9 +175,8 @@ def print_report(report: CostReport, console: Console) -> None:
             f"({1e3 * report.step:.2f} ms a step, {1e3 * (report.step_alone or 0):.2f} alone)",
             highlight=False,
         )
-    scaling = report.scaling()
-    if len(scaling) > 1:
-        console.print(_scaling_table(report, scaling))
+    if scaling := report.scaling():
+        console.print(_scaling_table(scaling))
     else:
         console.print("more ranks: the cost model says nothing (collectives tune)")
     advice = report.advice()
@@ -182,19 +206,21 @@ def _parts_table(report: CostReport) -> Table:
     return table
 
 
-def _scaling_table(report: CostReport, scaling: Sequence[tuple[int, float, float]]) -> Table:
+def _scaling_table(scaling: Sequence[Scaled]) -> Table:
     table = Table(
         title="predicted, a core and as many samples for each rank",
-        caption="by the cost model; that ranks share memory is not in it",
+        caption="what was measured, times what the cost model says of other numbers of ranks: at "
+        "best, and if memory is no faster for more ranks",
     )
-    table.add_column("ranks", justify="right")
-    table.add_column("exposed, ms", justify="right")
-    table.add_column("efficiency", justify="right")
-    for ranks, exposed, efficiency in scaling:
-        here = (
-            f" (measured {1e3 * report.interval.mean()['exposed']:.3f})"
-            if (ranks == report.size)
-            else ""
+    for name in ("ranks", "exposed, ms", "efficiency"):
+        table.add_column(name, justify="right")
+    for each in scaling:
+        best, worst = f"{1e3 * each.best:.3f}", f"{1e3 * each.worst:.3f}"
+        high, low = f"{each.efficiency:.1%}", f"{each.least:.1%}"
+        exact = best == worst
+        table.add_row(
+            str(each.ranks),
+            best if exact else f"{best} to {worst}",
+            high if exact else f"{low} to {high}",
         )
-        table.add_row(str(ranks), f"{1e3 * exposed:.3f}{here}", f"{efficiency:.1%}")
     return table

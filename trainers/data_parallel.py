@@ -20,19 +20,20 @@ import contextlib
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.bucket_plan import BucketPlan, grouped, planned_sizes, predictor
-from trainers.buckets import Bucket, elements_of
-from trainers.sharded import ShardedBucket, shared_out
+from collectives import CollectiveError
+from trainers.bucket_making import make_buckets
+from trainers.sharded import ShardedBucket
 from trainers.sharing import broadcast_tensors
 from trainers.step_times import BackwardTimes
 from trainers.unused import UnusedParameterError, unused
+from trainers.wrapping import FOLLOWED_BY, check_agreement, check_trainable
 
 __all__ = ["DataParallel", "UnusedParameterError"]
 
@@ -45,7 +46,6 @@ _NESTED = (
     "computed in nested backwards (checkpointing with use_reentrant=True), which cannot be "
     "followed, or that one failed and no forward came between"
 )
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WIRES = (torch.float16, torch.bfloat16)
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module's parameters
 
@@ -76,9 +76,11 @@ class DataParallel(nn.Module):
     Attributes:
         names: of the parameters, as `module` has them.
         plan: the buckets, and what their allreduces are predicted to take.
-        predicted: what an allreduce of gradients is predicted to take, by its bytes and the number
+        predicted: what the averaging of gradients is predicted to take, by its bytes and the number
             of ranks.
+        gather_predicted: the same of gathering parameters, where they are sharded.
         times: of the last backward that averaged.
+        gather_seconds: what the last `gather_parameters` took.
 
     Raises:
         TypeError: a parameter is of a type that cannot be averaged, or `wire` is no 16-bit type.
@@ -115,13 +117,23 @@ class DataParallel(nn.Module):
         self.names = {
             parameter: name.removeprefix(_COMPILED) for name, parameter in module.named_parameters()
         }
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._check(trained)
+        self._trains = {parameter: parameter.requires_grad for parameter in self.names}
+        trained = [parameter for parameter, trains in self._trains.items() if trains]
+        check_trainable(self.names, trained)
+        options = {
+            "bucket_bytes": bucket_bytes,
+            "unused": unused,
+            "wire": str(wire),
+            "shard": shard,
+        }
+        check_agreement(comm, self.names, options)
         broadcast_tensors(comm, [*module.parameters(), *module.buffers()])
         self._sends_buffers = broadcast_buffers and comm.size > 1 and bool(self._changing_buffers())
-        self.buckets: list[Bucket] = []
-        self.plan = self._make_buckets(trained[::-1], bucket_bytes)
+        made = make_buckets(comm, trained[::-1], bucket_bytes=bucket_bytes, wire=wire, shard=shard)
+        self.buckets, self.plan = made.buckets, made.plan
+        self.predicted, self.gather_predicted = made.predicted, made.gather_predicted
         self.times: BackwardTimes | None = None
+        self.gather_seconds = 0.0
         self._synchronizes = True
         self._backward: int | None = None  # autograd's number of the one under way
         self._ready = 0.0
@@ -130,7 +142,7 @@ class DataParallel(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The module's own forward."""
-        if self._backward is not None:
+        if self._backward is not None or self._works:
             self._forget_backward()
         trains = self.training and torch.is_grad_enabled()
         if self._sends_buffers and trains and self._synchronizes:
@@ -162,8 +174,11 @@ class DataParallel(nn.Module):
     def contribute_nothing(self) -> None:
         """Takes part in a step in which this rank has no samples: its gradients count as zero.
 
-        In place of forward and backward, while other ranks have theirs.
+        In place of forward and backward, while other ranks have theirs; in `no_sync` it does
+        nothing.
         """
+        if not self._synchronizes:
+            return
         if self._sends_buffers and self.training:
             self._send_buffers()
         self._forget_backward()
@@ -177,6 +192,8 @@ class DataParallel(nn.Module):
         Called after a backward, by all ranks: it does the same on every one. Where gradients are
         sharded it is a collective call.
         """
+        for bucket in self.buckets:
+            bucket.take_all()
         norms = [torch.linalg.vector_norm(bucket.averaged).cpu() for bucket in self.buckets]
         square = torch.stack(norms).double().square().sum().reshape(1)
         if self.shard is not None:
@@ -206,67 +223,21 @@ class DataParallel(nn.Module):
 
     def gather_parameters(self) -> None:
         """Gives all ranks the pieces as they are now; a collective call if there are any."""
+        begin = time.perf_counter()
         for bucket in self.sharded_buckets:
             bucket.gather_weights(self.comm)
+        self.gather_seconds = time.perf_counter() - begin if self.shard else 0.0
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets all gradients."""
+        super().zero_grad(set_to_none)
+        for bucket in self.buckets:
+            bucket.forget_gradients()
 
     @property
     def sharded_buckets(self) -> list[ShardedBucket]:
         """The buckets, if they are sharded."""
         return [bucket for bucket in self.buckets if isinstance(bucket, ShardedBucket)]
-
-    # --- making the buckets
-
-    def _check(self, trained: Sequence[nn.Parameter]) -> None:
-        if not trained:
-            raise ValueError("expected parameters to train, found none that requires_grad")
-        for parameter in trained:
-            if parameter.dtype not in _FLOATS:
-                raise TypeError(
-                    f"{self.names[parameter]}: expected one of "
-                    f"{', '.join(map(str, _FLOATS))}, found {parameter.dtype}"
-                )
-
-    def _make_buckets(
-        self, parameters: Sequence[nn.Parameter], bucket_bytes: int | None
-    ) -> BucketPlan:
-        """The buckets, as rank 0 has planned them, and the plan."""
-        kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
-        for parameter in parameters:
-            kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
-        size = self.comm.size
-        room = {
-            # However they are cut: each bucket's end may be up to so much further on.
-            kind: self._room(*kind, sum(elements_of([parameter], size) for parameter in theirs))
-            for kind, theirs in kinds.items()
-        }
-        _, sent = room[parameters[0].dtype, parameters[0].device]
-        self.predicted = predictor(self.comm, sent)
-        most, last, reason = planned_sizes(self.comm, sent, self.predicted, bucket_bytes)
-        taken = dict.fromkeys(room, 0)
-        loads = [0] * size
-        for group in grouped(parameters, most, last, self._wire):
-            kind = (group[0].dtype, group[0].device)
-            begin = taken[kind]
-            taken[kind] = end = begin + elements_of(group, size)
-            flat, sent = (memory[begin:end] for memory in room[kind])
-            if self.shard is None:
-                self.buckets.append(Bucket(group, flat, sent))
-                continue
-            theirs, counts = shared_out(group, end - begin, self.shard, loads)
-            self.buckets.append(ShardedBucket(theirs, flat, sent, counts, self.comm))
-        nbytes = tuple(bucket.sent.numel() * bucket.sent.element_size() for bucket in self.buckets)
-        seconds = tuple(map(self.predicted, nbytes))
-        return BucketPlan(nbytes, seconds, most, last, reason)
-
-    def _room(
-        self, dtype: torch.dtype, device: torch.device, elements: int
-    ) -> tuple[Tensor, Tensor]:
-        """Where gradients of a kind lie, and where they are while they travel."""
-        travels = dtype if self._wire is None else self._wire
-        sent: Tensor = self.comm.empty(elements, travels)
-        if device.type == "cpu" and travels == dtype:
-            return sent, sent
-        return torch.empty(elements, dtype=dtype, device=device), sent
 
     # --- a backward
 
@@ -276,6 +247,7 @@ class DataParallel(nn.Module):
         for number, bucket in enumerate(self.buckets):
             for place, parameter in enumerate(bucket.parameters):
                 hook = _hook(weak, number, place)
+                setattr(parameter, FOLLOWED_BY, weak)
                 parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def _has_come(self, number: int, place: int) -> None:
@@ -311,15 +283,24 @@ class DataParallel(nn.Module):
         """After one that did not end, as it raised an error."""
         self._backward = None
         if self._works:
-            works, self._works = self._works, []
-            for work in works:  # which would else write over the gradients of the next one
-                work.wait()
+            self._await_calls()
             raise RuntimeError(
                 "the last backward through this model raised an error after it had begun to "
                 "communicate: the ranks may have different gradients"
             )
 
+    def _await_calls(self) -> None:
+        works, self._works = self._works, []
+        for work in works:
+            work.wait()
+
     def _begin(self, backward: int | None) -> None:
+        for parameter, trains in self._trains.items():
+            if parameter.requires_grad != trains:
+                raise RuntimeError(
+                    f"{self.names[parameter]}: expected requires_grad {trains}, as when the model "
+                    f"was wrapped, found {parameter.requires_grad}; wrap it anew"
+                )
         self._backward = backward
         for bucket in self.buckets:
             bucket.await_all()
@@ -364,9 +345,12 @@ class DataParallel(nn.Module):
             if not bucket.has_kept(place)
         ]
         if missing and not may_miss and self._unused == "error":
+            # What is under way would write over the gradients of the next backward.
+            with contextlib.suppress(CollectiveError):
+                self._await_calls()
             raise unused(missing, self.comm.rank)
         for bucket in self.buckets:
-            bucket.count_missing_as_zero(self._factor)
+            bucket.take_missing(self._factor)
         self._ready = time.perf_counter()
         self._begin_calls()
 

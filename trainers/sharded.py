@@ -60,27 +60,32 @@ class ShardedBucket(Bucket):
         self._end = self._begin + counts[comm.rank]
         most, count = max(counts), counts[comm.rank]
         self._weights: Tensor = comm.empty(flat.numel(), flat.dtype)
-        self._own_weights: Tensor = comm.empty(most, flat.dtype)[:count]
+        self._own_weights = self._weights[self._begin : self._end]
+        # A call's arrays must not overlap: what is sent of the weights is a copy.
+        self._weights_out: Tensor = comm.empty(most, flat.dtype)[:count]
         self._arrived: Tensor = comm.empty(most, sent.dtype)[:count]
-        self._own_gradients = (
-            torch.empty_like(self._own_weights) if self.is_narrowed else self._arrived
-        )
+        self._own_gradients: Tensor = self._arrived
+        if self.is_narrowed:
+            self._own_gradients = torch.zeros(count, dtype=flat.dtype)
+        self._earlier: Tensor | None = None
+        self._has_gradients = False
         by_rank = (comm.size, -1) if self._are_equal else (-1,)
         self._rows = as_called_on(self.sent.view(by_rank))
         self._comes_to = as_called_on(self._arrived)
         self._weight_rows = as_called_on(self._weights.view(by_rank))
-        self._weights_sent = as_called_on(self._own_weights)
+        self._weights_sent = as_called_on(self._weights_out)
         with torch.no_grad():
             self._weights.zero_()
             for parameter, offset in zip(self.parameters, self.offsets, strict=True):
                 view = view_of(self._weights, offset, parameter)
                 parameter.data = view.copy_(parameter)
-            self._own_weights.copy_(self._weights[self._begin : self._end])
-        self.pieces = self._cut()
+        self.pieces, self._gradients = self._cut()
 
     def begin_averaging(self, comm: Communicator, *, async_op: bool) -> Any:
         """The call that averages it over ranks, each getting its own part."""
         self.put_out()
+        if self._has_gradients:  # to which these are added
+            self._earlier = self._own_gradients.clone()
         return comm.reduce_scatter(
             self._rows,
             out=self._comes_to,
@@ -93,8 +98,24 @@ class ShardedBucket(Bucket):
         """Takes in this rank's part; the gradients of whole parameters are no more."""
         if self.is_narrowed:
             self._own_gradients.copy_(self._arrived)
+        if self._earlier is not None:
+            self._own_gradients.add_(self._earlier)
+            self._earlier = None
+        self._has_gradients = True
+        for place, piece in self.pieces.items():
+            piece.grad = self._gradients[place]
         for parameter in self.parameters:
             parameter.grad = None
+
+    def forget_gradients(self) -> None:
+        """Those of the pieces, too."""
+        super().forget_gradients()
+        self._has_gradients = False
+        for piece in self.pieces.values():
+            piece.grad = None
+
+    def take_all(self) -> None:
+        """Nothing: the gradients of pieces are not replaced."""
 
     @property
     def averaged(self) -> Tensor:
@@ -103,6 +124,7 @@ class ShardedBucket(Bucket):
 
     def gather_weights(self, comm: Communicator) -> None:
         """Gives all ranks every rank's part of the weights, as it is now."""
+        self._weights_out.copy_(self._own_weights)
         counts = None if self._are_equal else self.counts
         comm.allgather(self._weights_sent, out=self._weight_rows, counts=counts)
 
@@ -127,8 +149,11 @@ class ShardedBucket(Bucket):
         flat = torch.zeros(aligned(parameter), dtype=whole.dtype)
         view_of(flat, 0, parameter).copy_(whole)
         begin, end = self._within(place)
-        part = flat[begin - offset : end - offset]
-        return part.as_strided_(self.pieces[place].size(), self.pieces[place].stride())
+        part: Tensor = flat[begin - offset : end - offset]
+        piece = self.pieces[place]
+        # A copy: what is kept must not be a view of the whole.
+        found: Tensor = part.as_strided(piece.size(), piece.stride()).clone()
+        return found
 
     def room_for(self, place: int) -> slice:
         """Where in this rank's part its piece of a parameter lies."""
@@ -141,19 +166,20 @@ class ShardedBucket(Bucket):
         end = offset + self.parameters[place].numel()
         return max(offset, self._begin), min(end, self._end)
 
-    def _cut(self) -> dict[int, nn.Parameter]:
+    def _cut(self) -> tuple[dict[int, nn.Parameter], dict[int, Tensor]]:
+        """The pieces, which are the very memory of the parameters, and their gradients."""
         pieces: dict[int, nn.Parameter] = {}
+        gradients: dict[int, Tensor] = {}
         for place, parameter in enumerate(self.parameters):
             begin, end = self._within(place)
             if begin >= end:
                 continue
             room = self.room_for(place)
-            weights, gradients = self._own_weights[room], self._own_gradients[room]
+            weights, gradient = self._own_weights[room], self._own_gradients[room]
             if end - begin == parameter.numel():
-                weights, gradients = (view_of(each, 0, parameter) for each in (weights, gradients))
-            pieces[place] = nn.Parameter(weights)
-            pieces[place].grad = gradients
-        return pieces
+                weights, gradient = (view_of(each, 0, parameter) for each in (weights, gradient))
+            pieces[place], gradients[place] = nn.Parameter(weights), gradient
+        return pieces, gradients
 
 
 def shared_out(
@@ -265,18 +291,18 @@ class ShardedOptimizer(torch.optim.Optimizer):
         if model.shard is None:
             raise ValueError("expected a model that is sharded (shard='elements'), found one whole")
         self._model = model
-        parameters = {name: parameter for parameter, name in model.names.items()}
+        pieces = model.pieces
         groups: dict[str, dict[str, Any]] = {}
-        for name, piece in model.pieces.items():
-            own = group(name, parameters[name])
-            groups.setdefault(repr(sorted(own.items())), {**own, "params": []})["params"].append(
-                piece
-            )
-        # A rank may have nothing to move, which optimizers refuse to be made for.
-        self._inner = kind(list(groups.values()) or [nn.Parameter(torch.zeros(1))], **options)
+        # The same groups in the same order on every rank, some of them without a piece here.
+        for parameter, name in model.names.items():
+            if not parameter.requires_grad:
+                continue
+            own = group(name, parameter)
+            found = groups.setdefault(repr(sorted(own.items())), {**own, "params": []})
+            found["params"] += [pieces[name]] if name in pieces else []
+        self._inner = kind(list(groups.values()), **options)
         super().__init__(self._inner.param_groups, self._inner.defaults)
-        self.param_groups = self._inner.param_groups
-        self.state = self._inner.state
+        self._be_the_inner()
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Moves this rank's pieces and gives all ranks everyone's; a collective call."""
@@ -285,6 +311,15 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self._inner.step()
         self._model.gather_parameters()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave: of this rank's pieces, among as many ranks."""
+        self._inner.load_state_dict(state_dict)
+        self._be_the_inner()
+
+    def _be_the_inner(self) -> None:
+        self.param_groups = self._inner.param_groups
+        self.state = self._inner.state
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets the gradients of the parameters; pieces keep theirs until the next backward."""
+        """Forgets the gradients, of parameters and pieces."""
         self._model.zero_grad(set_to_none)

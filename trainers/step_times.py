@@ -3,7 +3,8 @@
     data        getting the samples
     compute     forward and backward, until this rank's last gradient is there
     late        from then until every rank's last gradient is there: waiting for a late rank
-    exposed     from then until all gradients are averaged: communication that nothing hides
+    exposed     from then until all gradients are averaged: communication that nothing hides; and
+                the gathering of parameters that are sharded
     optimizer   the step of the optimizer, clipping and averages of weights
 
 What is averaged while backward still computes is hidden, and a part of `compute`. Telling late from
@@ -56,6 +57,7 @@ class StepRecord:
         forward: when the last forward had ended.
         backward: when which gradients were there and averaged.
         ended: when the parameters had moved.
+        gathered: how many seconds before that went into gathering parameters that are sharded.
     """
 
     step: int
@@ -65,11 +67,13 @@ class StepRecord:
     forward: float
     backward: BackwardTimes
     ended: float
+    gathered: float = 0.0
 
     def as_row(self) -> tuple[float, ...]:
         """What other ranks are told."""
         return (
-            self.loss, self.began, self.data, self.backward.ready, self.backward.done, self.ended
+            self.loss, self.began, self.data, self.backward.ready, self.backward.done, self.ended,
+            self.gathered,
         )  # fmt: skip
 
 
@@ -141,7 +145,7 @@ def parts_of(everyones: Table) -> Table:
     Args:
         everyones: the rows of all ranks, shape (size, steps, columns of a row).
     """
-    _, began, data, ready, done, ended = np.moveaxis(everyones, 2, 0)
+    _, began, data, ready, done, ended, gathered = np.moveaxis(everyones, 2, 0)
     # Of a rank that has averaged all before the last one came, if there is such an algorithm, all
     # of it is waiting.
     everyone_ready = np.minimum(ready.max(0), done)
@@ -150,8 +154,8 @@ def parts_of(everyones: Table) -> Table:
             data,
             ready - began - data,
             everyone_ready - ready,
-            done - everyone_ready,
-            ended - done,
+            done - everyone_ready + gathered,
+            ended - done - gathered,
         ],
         axis=2,
     )
@@ -160,7 +164,7 @@ def parts_of(everyones: Table) -> Table:
 
 def interval_of(first: int, everyones: Table) -> Interval:
     """An interval from the rows of all ranks, shape (size, steps, columns of a row)."""
-    loss, _, _, ready, _, _ = np.moveaxis(everyones, 2, 0)
+    loss, ready = everyones[:, :, 0], everyones[:, :, 3]
     size = len(everyones)
     return Interval(
         first=first,

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _WIRES = {"as they are": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+KEPT = 20
+"""Steps that are kept at least, to see when buckets were whole."""
+
+
 class Trainer:
     """One run on all ranks of `comm`; every rank makes one and calls `fit`.
 
@@ -89,7 +93,7 @@ class Trainer:
             self.optimization.load_state(checkpoint.part("optimizer"))
             if averaged := checkpoint.part("average"):
                 load_weights(self.average.model, averaged, "the checkpoint's average")
-        self.times = StepTimes(comm, config.train.trace)
+        self.times = StepTimes(comm, max(KEPT, config.train.trace))
         self.intervals: list[Interval] = []
 
     def fit(self) -> dict[str, float]:
@@ -129,6 +133,8 @@ class Trainer:
                     metrics.write({"step": self.step, **result})
                 if saves:
                     self.save()
+                    # Else the others waited in their next step, and it looked like a late rank.
+                    self.comm.barrier()
                 if evaluates and not self.stopped:
                     line.leave(self.step, facts, self.task.summary(result))
                 if evaluates or saves:
@@ -180,8 +186,9 @@ class Trainer:
         self.average.update(step)
         self.step += 1
         return StepRecord(
-            step, loss, began, data, self._forward_ended, backward, time.perf_counter()
-        )
+            step, loss, began, data, self._forward_ended, backward, time.perf_counter(),
+            self.model.gather_seconds,
+        )  # fmt: skip
 
     def compute_seconds(self, step: int, share: range) -> float:
         """Adds up a step's gradients and says what that took, getting the samples left out."""

@@ -49,6 +49,7 @@ class _Runner:
     group: Group
     facts: dict[str, Any] = field(default_factory=dict)
     first: Rows | None = None
+    norms: Rows | None = None
     turns: list[Rows] = field(default_factory=list)
     problem: str = ""
 
@@ -205,7 +206,9 @@ class TrainingSession:
     def _prepare(self, runner: _Runner, config: dict[str, Any]) -> None:
         answers = runner.group.ask("prepare", _ANY_KEY, config=config)
         runner.facts = answers[0]["facts"]
-        runner.first = runner.steps(WARM_UP)
+        answers = runner.group.ask("first", _ANY_KEY, count=WARM_UP)
+        runner.first = np.array([answer["rows"] for answer in answers])
+        runner.norms = np.array([answer["norms"] for answer in answers])
 
     def _take_turn(self, runner: _Runner) -> None:
         rows = runner.turns[-1] if runner.turns else runner.first
@@ -246,7 +249,7 @@ class TrainingSession:
 
 
 def _result(case: str, runner: _Runner) -> TrainingResult:
-    if runner.problem or runner.first is None or not runner.turns:
+    if runner.problem or runner.first is None or runner.norms is None or not runner.turns:
         return TrainingResult(case=case, who=runner.who, problem=runner.problem or "no round")
     parts = np.concatenate([parts_of(rows) for rows in runner.turns], axis=1).mean(0)
     median = np.median(parts, axis=0)
@@ -260,13 +263,14 @@ def _result(case: str, runner: _Runner) -> TrainingResult:
         spread=(low, high),
         steps=len(parts),
         losses=tuple(runner.first[:, :, 0].sum(0).tolist()),
+        norms=tuple(map(tuple, runner.norms.tolist())),
         facts=runner.facts,
     )
 
 
 def _step_seconds(rows: Rows) -> float:
     """Seconds of a step, from the first rank's begin to the last one's end of all."""
-    _, began, _, _, _, ended = np.moveaxis(rows, 2, 0)
+    began, ended = rows[:, :, 1], rows[:, :, 5]
     seconds: float = (ended.max() - began.min()).item() / rows.shape[1]
     return seconds
 

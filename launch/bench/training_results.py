@@ -14,7 +14,10 @@ from rich.table import Table
 from trainers.step_times import PARTS
 
 CLOSE = 0.02
-"""By what part losses of ways may differ in the first steps: 16-bit computing rounds."""
+"""By what part losses and norms of gradients may differ in the first steps: 16 bits round."""
+
+SAME = 1e-4
+"""By what part norms may differ between the ranks of one way, which have the same gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class TrainingResult:
         spread: exposed communication in the tenth and in the ninetieth of a hundred steps.
         steps: how many were taken, warm-up left out.
         losses: the global batch's mean loss of the first steps.
+        norms: the global norm of the averaged gradients in those steps, by rank.
         facts: about the model.
         problem: why there is nothing else; empty if there is.
     """
@@ -40,6 +44,7 @@ class TrainingResult:
     spread: tuple[float, float] = (0.0, 0.0)
     steps: int = 0
     losses: tuple[float, ...] = ()
+    norms: tuple[tuple[float, ...], ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -54,8 +59,13 @@ class TrainingResult:
         return self.parts["exposed"]
 
     def agrees_with(self, other: TrainingResult) -> bool:
-        """Whether the first steps had the same losses."""
-        return bool(np.allclose(self.losses, other.losses, rtol=CLOSE, atol=0))
+        """Whether the first steps had the same losses and gradients, on every rank."""
+        mine, theirs = np.array(self.norms), np.array(other.norms)
+        return bool(
+            np.allclose(self.losses, other.losses, rtol=CLOSE, atol=0)
+            and np.allclose(mine, mine[:1], rtol=SAME, atol=0)
+            and np.allclose(mine, theirs, rtol=CLOSE, atol=0)
+        )
 
 
 def training_table(results: Sequence[TrainingResult]) -> Table:
@@ -83,7 +93,7 @@ def row_of(result: TrainingResult, ours: TrainingResult) -> list[str]:
     cells.append(f"{result.exposed / ours.exposed:.1f}")
     cells.append(f"{result.best / ours.best:.2f}")
     if not result.agrees_with(ours):
-        cells[0] += " (other losses!)"
+        cells[0] += " (other gradients!)"
     return cells
 
 
@@ -95,6 +105,7 @@ def read_training(path: Path) -> tuple[dict[str, Any], list[TrainingResult]]:
 
 def _result(line: dict[str, Any]) -> TrainingResult:
     tuples = {name: tuple(line[name]) for name in ("rounds", "spread", "losses")}
+    tuples["norms"] = tuple(map(tuple, line["norms"]))
     return TrainingResult(**{**line, **tuples})
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from harness.batches import Batch
 
 from launch.bench.training import WARM_UP, default_cases, find_way
 from launch.bench.training_results import (
@@ -114,10 +118,12 @@ def test_ways_that_do_not_exist(spec):
         find_way(spec)
 
 
-def result(who="ours", exposed=0.001, best=0.1, losses=(1.0, 2.0), **more):
+def result(
+    who="ours", exposed=0.001, best=0.1, losses=(1.0, 2.0), norms=((3.0, 4.0), (3.0, 4.0)), **more
+):
     parts = {"data": 0.0, "compute": 0.05, "late": 0.0, "exposed": exposed, "optimizer": 0.01}
     return TrainingResult(
-        case="c", who=who, rounds=(best, 2 * best), parts=parts, losses=losses, **more
+        case="c", who=who, rounds=(best, 2 * best), parts=parts, losses=losses, norms=norms, **more
     )
 
 
@@ -126,10 +132,63 @@ def test_ratios_are_to_ours():
     assert row_of(other, ours)[:3] == ["ddp-gloo", "5.00", "200.00"]
     assert row_of(other, ours)[-2:] == ["4.0", "0.50"]
     assert row_of(ours, ours)[-2:] == ["", ""]
-    wrong = result("ddp-gloo", losses=(1.0, 2.1))
-    assert row_of(wrong, ours)[0] == "ddp-gloo (other losses!)"
+    for wrong in (
+        result("ddp-gloo", losses=(1.0, 2.1)),
+        result("ddp-gloo", norms=((3.0, 4.2), (3.0, 4.2))),
+        result("ddp-gloo", norms=((3.0, 4.0), (3.01, 4.0))),
+    ):
+        assert row_of(wrong, ours)[0] == "ddp-gloo (other gradients!)"
     assert row_of(TrainingResult(case="c", who="x", problem="gone\nfar"), ours) == ["x", "gone"]
     assert training_table([ours, other, wrong]).row_count == 3
+
+
+class Lonely(stepping.Ours):
+    """A way that averages nothing."""
+
+    def wrap(self, network):
+        return network, stepping._adam(network)
+
+    def about(self, model):
+        return {}
+
+    def gradient_norm(self, model):
+        return stepping.Way.gradient_norm(self, model)
+
+    def gather_seconds(self, model):
+        return 0.0
+
+
+ranks = Batch({"OMP_NUM_THREADS": "1"})
+CASE = {
+    "task": "language_model",
+    "model": {"layers": 1, "width": 32, "context": 16},
+    "data": {"tokenizer": "bytes"},
+    "train": {"batch": 4, "precision": "float32"},
+}
+
+
+@ranks(2)
+def test_a_way_that_does_not_average_is_found(comm):
+    folder = Path(comm.broadcast_object(tempfile.mkdtemp() if comm.rank == 0 else None))
+    if comm.rank == 0:
+        (folder / "text.txt").write_text("".join(f"{n * n} is {n} squared\n" for n in range(400)))
+    comm.barrier()
+    case = {
+        **CASE,
+        "data": {**CASE["data"], "path": str(folder / "text.txt"), "cache": str(folder)},
+    }
+    norms = {}
+    for way in (Lonely(comm, ""), *(stepping.Ours(comm, variant) for variant in stepping.VARIANTS)):
+        name = getattr(way, "_variant", "") if type(way) is stepping.Ours else "lonely"
+        _, mine = stepping.Training(way, case).first_steps(2)
+        norms[name] = comm.allgather_object(mine)
+    for variant in stepping.VARIANTS:
+        assert norms[variant][0] == norms[variant][1]
+        assert norms[variant][0] == pytest.approx(norms[""][0], rel=1e-2)
+    assert norms["lonely"][0] != pytest.approx(norms[""][0], rel=0.05)
+    comm.barrier()
+    if comm.rank == 0:
+        shutil.rmtree(folder)
 
 
 class Alone(stepping.Way):
@@ -157,14 +216,18 @@ def test_a_rank_answers(text_settings):
     assert made["facts"]["parameters"] > 10_000
     assert made["facts"]["precision"] == "float32"
     rows = np.array(_answer({"do": "steps", "key": 1, "count": 3}, way, prepared)["rows"])
-    assert rows.shape == (3, 6)
+    assert rows.shape == (3, 7)
     assert way.met == 1
-    loss, began, data, ready, done, ended = rows.T
+    loss, began, data, ready, done, ended, _ = rows.T
     assert (began + data < ready).all() and (ready < done).all() and (done < ended).all()
     assert np.log(256) * 0.9 < loss[0] < np.log(256) * 1.2
+    first = _answer({"do": "first", "key": 1, "count": 2}, way, prepared)
+    assert len(first["rows"]) == len(first["norms"]) == 2
     assert _answer({"do": "release", "key": 1}, way, prepared) == {}
     assert not prepared
-    with pytest.raises(ValueError, match="unknown request 'dance'; expected prepare, steps or rel"):
+    with pytest.raises(
+        ValueError, match="unknown request 'dance'; expected prepare, first, steps or rel"
+    ):
         _answer({"do": "dance", "key": 1}, way, prepared)
     text_settings["data"]["path"] = "/nowhere"
     with pytest.raises(DataError, match="nowhere"):

@@ -221,6 +221,83 @@ def test_a_parameter_without_a_gradient_is_named(comm):
 
 
 @ranks(2)
+def test_after_missing_gradients_were_refused(comm):
+    """What was under way has ended, and does not write over what comes next."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    model = DataParallel(net, comm, bucket_bytes=1)
+    for _ in range(3):
+        with raising(UnusedParameterError, "0.weight"):
+            net[2](net[1](torch.ones(1, 2))).sum().backward()
+        model.zero_grad()
+        model(torch.full((1, 2), 1.0 + comm.rank)).sum().backward()
+        assert net[2].bias.grad.tolist() == [1.0, 1.0]
+        equal_on_all(comm, gradients_of(net))
+        model.zero_grad()
+
+
+@ranks(2)
+def test_gradients_that_are_there_are_added_to(comm):
+    """By a second backward before a step, whether a gradient comes in it or not."""
+
+    def averaged(second):
+        net = TwoHeads()
+        model = DataParallel(net, comm, unused="zero", bucket_bytes=1)
+        model(torch.full((1, 2), 1.0 + comm.rank), 0).sum().backward()
+        second(model)
+        return net.gradients()[0]
+
+    x = torch.ones(1, 2)
+    assert averaged(lambda model: model(x, 1).sum().backward()) == [[1.5, 1.5]]
+    assert averaged(lambda model: model(x, comm.rank).sum().backward()) == [[2.0, 2.0]]
+    one = lambda model: (  # noqa: E731
+        model.contribute_nothing() if comm.rank else model(x, 0).sum().backward()
+    )
+    assert averaged(one) == [[2.0, 2.0]]
+
+
+@ranks(2)
+def test_nothing_is_contributed_where_nothing_is_averaged(comm):
+    model = DataParallel(nn.Linear(2, 1), comm)
+    if comm.rank == 0:
+        with model.no_sync():
+            model.contribute_nothing()
+    still_works(comm)
+
+
+@ranks(2)
+def test_clipping_takes_in_gradients_that_were_replaced(comm):
+    net = nn.Linear(2, 1, bias=False)
+    model = DataParallel(net, comm)
+    model(torch.ones(1, 2)).sum().backward()
+    net.weight.grad = net.weight.grad * 8
+    assert model.clip_gradients(1.0) == pytest.approx(8 * 2**0.5)
+    assert net.weight.grad.norm().item() == pytest.approx(1.0)
+
+
+@ranks(2)
+def test_ranks_with_different_models_are_refused(comm):
+    def wrapped(change, **options):
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        if comm.rank == 1:
+            net = change(net) or net
+        DataParallel(net, comm, **options)
+
+    def freeze(net):
+        net[1].weight.requires_grad_(False)
+
+    found = (
+        "the ranks have different models: rank 0 has 1.weight float32[2, 2], rank 1 has 1.weight"
+    )
+    with raising(ValueError, f"{found} float32[2, 2], which is not trained"):
+        wrapped(freeze)
+    with raising(ValueError, "rank 0 has 1.bias float32[2], rank 1 has nothing more"):
+        wrapped(lambda net: nn.Sequential(net[0], nn.Linear(2, 2, bias=False)))
+    with raising(ValueError, "rank 0 has bucket_bytes= 7, rank 1 has bucket_bytes= 8"):
+        wrapped(lambda net: None, bucket_bytes=7 + comm.rank)
+    still_works(comm)
+
+
+@ranks(2)
 def test_buffers_are_not_sent_where_a_rank_may_be_alone(comm):
     net = nn.BatchNorm1d(1)
     net.register_buffer("constant", torch.zeros(1), persistent=False)
@@ -390,6 +467,28 @@ def test_nested_backwards_are_refused(alone):
     ):
         net[1](checkpoint(net[0], x, use_reentrant=True)).sum().backward()
     model(torch.ones(1, 2)).sum().backward()
+
+
+def test_a_model_that_is_wrapped_already_is_refused(alone):
+    net = nn.Linear(2, 2)
+    model = DataParallel(net, alone)
+    with pytest.raises(
+        ValueError, match=r"weight: expected a parameter of no other DataParallel, "
+    ):
+        DataParallel(nn.Sequential(net), alone)
+    del model
+    DataParallel(net, alone)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_what_is_trained_may_not_change(alone, before):
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[0].requires_grad_(before)
+    model = DataParallel(net, alone)
+    net[0].requires_grad_(not before)
+    expected = f"0.weight: expected requires_grad {before}, as when the model was wrapped, found"
+    with pytest.raises(RuntimeError, match=expected):
+        model(torch.ones(1, 2)).sum().backward()
 
 
 def test_sparse_gradients_are_refused(alone):

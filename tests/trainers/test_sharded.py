@@ -10,7 +10,7 @@ from torch import nn
 
 from trainers.data_parallel import DataParallel
 from trainers.optimization import OrthogonalMomentum
-from trainers.sharded import ShardedOptimizer, shared_out
+from trainers.sharded import ShardedOptimizer, own_memory, shared_out
 from trainers.sharing import share_of
 
 BATCH = 6
@@ -147,6 +147,7 @@ def test_a_rank_remembers_its_part(comm):
         )  # fmt: skip
         whole = 2 * sum(parameter.numel() for parameter in net.parameters())
         assert kept == pytest.approx(whole / comm.size, rel=0.02)
+        del model, optimizer  # a parameter has one DataParallel at a time
 
 
 @ranks(2)
@@ -169,10 +170,81 @@ def test_rates_follow_a_schedule(comm):
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     before = net.weight.detach().clone()
     for _ in range(2):
+        optimizer.zero_grad()
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
         schedule.step()
     torch.testing.assert_close(net.weight.detach(), before - 1.5)
+
+
+def moved(comm, shard="elements", **options):
+    """A layer of one output, its model and an optimizer that subtracts the gradient."""
+    net = nn.Linear(64, 1, bias=False)
+    model = DataParallel(net, comm, shard=shard, **options)
+    return net, model, ShardedOptimizer(model, torch.optim.SGD, lr=1.0)
+
+
+@ranks(2)
+def test_gradients_are_added_up_until_they_are_zeroed(comm):
+    for wire in (None, torch.bfloat16):
+        net, model, optimizer = moved(comm, wire=wire)
+        before = net.weight.detach().clone()
+        for times in (1, 2):
+            optimizer.zero_grad()
+            for _ in range(times):
+                model(torch.ones(1, 64)).sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(net.weight.detach(), before - 3)
+        optimizer.zero_grad()
+        optimizer.step()  # with no gradient: moves nothing
+        torch.testing.assert_close(net.weight.detach(), before - 3)
+        del net, model, optimizer
+
+
+@ranks(2)
+def test_weights_written_from_outside_stay(comm):
+    net, model, optimizer = moved(comm)
+    net.load_state_dict({"weight": torch.full((1, 64), 7.0)})
+    model(torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+    assert net.weight.tolist() == [[6.0] * 64]
+
+
+@ranks(2)
+def test_an_optimizer_takes_back_its_state(comm):
+    net = nn.Linear(64, 1, bias=False)
+    model = DataParallel(net, comm, shard="elements")
+    kind = torch.optim.SGD
+    first = ShardedOptimizer(model, kind, lr=1.0, momentum=0.5)
+    model(torch.ones(1, 64)).sum().backward()
+    first.step()
+    again = ShardedOptimizer(model, kind, lr=9.0, momentum=0.5)
+    again.load_state_dict(first.state_dict())
+    before = net.weight.detach().clone()
+    again.zero_grad()
+    model(torch.ones(1, 64)).sum().backward()
+    again.step()
+    torch.testing.assert_close(net.weight.detach(), before - 1.5)  # the rate and the momentum
+
+
+@ranks(2)
+def test_groups_are_alike_on_all_ranks(comm):
+    net = nn.Sequential(nn.Linear(64, 64, bias=False), nn.LayerNorm(4))
+    model = DataParallel(net, comm, shard="parameters", unused="zero")
+    optimizer = ShardedOptimizer(model, torch.optim.AdamW, decay, lr=1.0)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda n: 0.5, lambda n: 0.25])
+    assert schedule.get_last_lr() == [0.5, 0.25]
+    net[0](torch.ones(1, 64)).sum().backward()
+    optimizer.step()
+
+
+@ranks(2)
+def test_what_is_taken_back_is_no_view_of_the_whole(comm):
+    _, model, _ = moved(comm)
+    memory = own_memory(model, "weight", torch.arange(64.0).reshape(1, 64))
+    assert memory.tolist() == list(range(32 * comm.rank, 32 * comm.rank + 32))
+    assert memory.untyped_storage().nbytes() == 32 * 4
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

@@ -81,6 +81,8 @@ def test_resuming_a_finished_run_judges_it_again(settings, alone, capsys):
     assert "6 steps; everything is in" in said
     assert "this run has ended already: all of its 6 steps are done" in said
     assert "train.epochs above 3 trains on" in said
+    events = json.loads((config.run / "trace.json").read_text())["traceEvents"]
+    assert len(events) > 30, "of the run that was, not of one of no step"
     assert "0 of 6 steps; everything is in" in said
 
 

@@ -3,6 +3,7 @@
 Requests and answers are lines of JSON over one socket, as in `collectives.bench.serving`:
 
     {"do": "prepare", "key": 1, "config": {…}}    {"facts": {…}}
+    {"do": "first", "key": 1, "count": 5}         {"rows": […], "norms": [1.3, …]}
     {"do": "steps", "key": 1, "count": 20}        {"rows": [[loss, began, data, …], …]}
     {"do": "release", "key": 1}                   {}
     {"do": "leave"}
@@ -66,12 +67,15 @@ def _answer(request: dict[str, Any], way: Way, prepared: dict[int, Training]) ->
     if do == "prepare":
         prepared[key] = Training(way, request["config"])
         return {"facts": prepared[key].facts}
+    if do == "first":
+        rows, norms = prepared[key].first_steps(request["count"])
+        return {"rows": rows, "norms": norms}
     if do == "steps":
         return {"rows": prepared[key].steps(request["count"])}
     if do == "release":
         prepared.pop(key, None)
         return {}
-    raise ValueError(f"unknown request {do!r}; expected prepare, steps or release")
+    raise ValueError(f"unknown request {do!r}; expected prepare, first, steps or release")
 
 
 def _brief(error: BaseException) -> str:

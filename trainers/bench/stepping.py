@@ -7,8 +7,10 @@ when the last parameter's hook has run, and all is averaged when `backward` retu
 
 from __future__ import annotations
 
+import math
 import os
 import time
+import weakref
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, cast
 
@@ -69,6 +71,17 @@ class Way(ABC):
         """What is to be known of a model it has wrapped."""
         return {}
 
+    def gradient_norm(self, model: nn.Module) -> float:
+        """The global norm of the averaged gradients: wrong ones, or local ones, have another."""
+        norms = [
+            parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None
+        ]
+        return float(torch.stack(norms).norm())
+
+    def gather_seconds(self, model: nn.Module) -> float:
+        """What gathering parameters took in the last step."""
+        return 0.0
+
 
 class Ours(Way):
     """Our `DataParallel`: as it is, or otherwise as `variant` says."""
@@ -103,12 +116,20 @@ class Ours(Way):
         """The plan of its buckets."""
         return {"buckets": str(cast("DataParallel", model).plan)}
 
+    def gradient_norm(self, model: nn.Module) -> float:
+        """Of all ranks' parts, where they are sharded."""
+        return cast("DataParallel", model).clip_gradients(math.inf)
+
+    def gather_seconds(self, model: nn.Module) -> float:
+        """Of a sharded model."""
+        return cast("DataParallel", model).gather_seconds
+
 
 class TorchDDP(Way):
     """DistributedDataParallel over a backend of torch.distributed.
 
     Gradients are views of its buckets, which saves it a copy, and buffers are not sent, as no model
-    here has any that change: its best settings. Buckets are of the 25 MiB that it has by default.
+    here has any that change. Buckets are of the 25 MiB that it has by default.
     """
 
     def __init__(self, backend: str) -> None:
@@ -174,9 +195,16 @@ class Training:
         torch.manual_seed(self._config.seed)
         network = self._task.new_model()
         self._ready = 0.0
+        # Weak: else a model would live until a collection, and hold its buckets.
+        weak = weakref.ref(self)
+
+        def note(parameter: Tensor) -> None:
+            if (training := weak()) is not None:
+                training._ready = time.perf_counter()
+
         for parameter in network.parameters():
             # Before the wrapper's own: what that does then counts as communication.
-            parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
         self._model, self._optimizer = way.wrap(network)
         share = share_of(self._config.train.batch, way.rank, way.size)
         self._share = share
@@ -196,7 +224,12 @@ class Training:
         self._way.meet()
         return [self._one().as_row() for _ in range(count)]
 
-    def _one(self) -> StepRecord:
+    def first_steps(self, count: int) -> tuple[list[tuple[float, ...]], list[float]]:
+        """The same, and the norm of the gradients in each."""
+        norms: list[float] = []
+        return [self._one(norms).as_row() for _ in range(count)], norms
+
+    def _one(self, norms: list[float] | None = None) -> StepRecord:
         began = time.perf_counter()
         samples = self._task.samples(self._step, self._share)
         data = time.perf_counter() - began
@@ -206,15 +239,17 @@ class Training:
         forward = time.perf_counter()
         (loss * self._weight).backward()  # type: ignore[no-untyped-call]
         done = time.perf_counter()
+        if norms is not None:
+            norms.append(self._way.gradient_norm(self._model))
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._step += 1
         part = loss.item() * self._weight / self._way.size
         times = BackwardTimes(self._ready, done, ())
-        return StepRecord(self._step - 1, part, began, data, forward, times, time.perf_counter())
-
-    def _note(self, parameter: Tensor) -> None:
-        self._ready = time.perf_counter()
+        gathered = self._way.gather_seconds(self._model)
+        return StepRecord(
+            self._step - 1, part, began, data, forward, times, time.perf_counter(), gathered
+        )
 
 
 def _adam(network: nn.Module) -> torch.optim.Optimizer:
