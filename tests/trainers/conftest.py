@@ -88,6 +88,22 @@ def tiny_text(texts: Path, cache: Path, run: Path) -> dict[str, Any]:
     }
 
 
+def tiny_diffusion(photographs: Path, run: Path) -> dict[str, Any]:
+    """Plain data of a tiny run of a diffusion model."""
+    return {
+        **tiny(photographs, run),
+        "task": "diffusion",
+        "model": {"widths": [8, 16], "groups": 4, "heads": 2, "times": 50},
+        "data": {
+            "path": str(photographs),
+            "held_out": ["grey"],
+            "crop": 8,
+            "validation_crops": 40,
+        },
+        "sampling": {"steps": 3},
+    }
+
+
 @pytest.fixture
 def settings(photographs, tmp_path):
     return tiny(photographs, tmp_path / "run")
@@ -96,6 +112,11 @@ def settings(photographs, tmp_path):
 @pytest.fixture
 def text_settings(texts, cache, tmp_path):
     return tiny_text(texts, cache, tmp_path / "run")
+
+
+@pytest.fixture
+def diffusion_settings(photographs, tmp_path):
+    return tiny_diffusion(photographs, tmp_path / "run")
 
 
 def train_whole(comm, settings):
@@ -122,6 +143,13 @@ def whole_text_run(texts, cache, tmp_path_factory):
     """The same of a language model."""
     folder = tmp_path_factory.mktemp("whole-text") / "run"
     return folder, launch.spawn(train_whole, 2, tiny_text(texts, cache, folder))
+
+
+@pytest.fixture(scope="session")
+def whole_diffusion_run(photographs, tmp_path_factory):
+    """The same of a diffusion model."""
+    folder = tmp_path_factory.mktemp("whole-diffusion") / "run"
+    return folder, launch.spawn(train_whole, 2, tiny_diffusion(photographs, folder))
 
 
 @pytest.fixture

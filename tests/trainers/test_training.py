@@ -21,8 +21,12 @@ from trainers.training import Trainer
 
 every_task = pytest.mark.parametrize(
     "fixtures",
-    [("settings", "whole_run"), ("text_settings", "whole_text_run")],
-    ids=["super_resolution", "language_model"],
+    [
+        ("settings", "whole_run"),
+        ("text_settings", "whole_text_run"),
+        ("diffusion_settings", "whole_diffusion_run"),
+    ],
+    ids=["super_resolution", "language_model", "diffusion"],
 )
 
 
@@ -32,7 +36,11 @@ def test_ranks_are_one_rank_and_resuming_leaves_no_trace(
     fixtures, request, tmp_path, alone, trained_weights, full
 ):
     settings, whole_run = map(request.getfixturevalue, fixtures)
-    left = {"settings": "comparison.png", "text_settings": "sample.txt"}[fixtures[0]]
+    left = {
+        "settings": "comparison.png",
+        "text_settings": "sample.txt",
+        "diffusion_settings": "samples.png",
+    }[fixtures[0]]
     one = trained_weights(alone, {**settings, "run": str(tmp_path / "ranks1")})
     for size in (2, 3, 5) if full else (2,):
         folder, ranks = whole_run
