@@ -70,7 +70,9 @@ class CropSampler:
             torch.from_numpy(np.stack(noise)),
         )
 
-    def _picture(self, random: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def _picture(
+        self, random: np.random.Generator
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         place = int(random.integers(self._first[-1]))
         flipped = bool(random.integers(2))
         owner = int(np.searchsorted(self._first, place, side="right")) - 1
@@ -82,7 +84,7 @@ class CropSampler:
 
 
 def colours_of(image: Image.Image) -> Pixels:
-    """An image of any mode as (height, width, 3) of 8 bits; grey if it is grey, never transparent."""
+    """An image of any mode, transparency left out, as (height, width, 3) of 8 bits."""
     if image.mode.startswith(("I", "F")):
         return np.repeat(luminance_of(image)[..., None], COLOURS, axis=2)
     return np.asarray(image.convert("RGB"))

@@ -1,9 +1,9 @@
 """The network: a U-Net that is told how noisy its input is, and predicts the noise in it.
 
-Each level works at half the size of the one above, and what it gives is put beside what that level
-had before (Ronneberger et al. 2015). Levels are made of residual blocks (He et al. 2016), with group
-norms (Wu & He 2018) and SiLU, to each of which the time is added; at the lowest one every place
-attends to every other (Ho et al. 2020).
+Each level works at half the size of the one above, and what it gives is put beside what that one
+had before (Ronneberger et al. 2015). Levels are made of residual blocks (He et al. 2016), with
+group norms (Wu & He 2018) and SiLU, in each of which the time is added; at the lowest level every
+place attends to every other (Ho et al. 2020).
 """
 
 from __future__ import annotations

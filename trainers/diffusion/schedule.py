@@ -1,8 +1,8 @@
 """How pictures become noise, by how much at each time, and how noise becomes pictures again.
 
-At time t, from 1 to the last, a picture x has become sqrt(kept[t]) x + sqrt(1 - kept[t]) noise, with
-noise of variance 1 (Ho et al. 2020; `kept` is their ᾱ): of pictures of variance 1, the variance stays.
-At time 0 nothing is lost, at the last one nearly nothing is left.
+At time t, from 1 to the last, a picture x has become sqrt(kept[t]) x + sqrt(1 - kept[t]) noise,
+with noise of variance 1 (Ho et al. 2020; `kept` is what they write as alpha with a bar): pictures
+of variance 1 keep it. At time 0 nothing is lost, at the last one nearly nothing is left.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+FEWEST = 20
+"""Times that a schedule needs; with fewer the linear one would add more than all."""
 
 Kind = Literal["cosine", "linear"]
 Prediction = Callable[[Tensor, Tensor], Tensor]
@@ -31,7 +34,7 @@ class NoiseSchedule:
     Args:
         kind: the cosine of Nichol & Dhariwal 2021, or the linear one of Ho et al. 2020, whose
             variances are multiplied so that other numbers of times end alike.
-        times: how many there are.
+        times: how many there are, `FEWEST` or more.
 
     Attributes:
         times: how many there are.

@@ -1,8 +1,9 @@
-"""Diffusion as the trainer sees it: noisy crops of photographs in, predictions of the noise judged."""
+"""Diffusion as the trainer sees it: noisy crops of photographs in, predicted noise judged."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -14,7 +15,7 @@ from trainers.diffusion.crops import CropSampler, Samples, colours_of
 from trainers.diffusion.drawing import draw_grid
 from trainers.diffusion.judging import GROUP, HeldOutCrops, mean_of, squared_errors
 from trainers.diffusion.network import COLOURS, UNet, UNetConfig
-from trainers.diffusion.schedule import Kind, NoiseSchedule
+from trainers.diffusion.schedule import FEWEST, Kind, NoiseSchedule
 from trainers.errors import CheckpointError, ConfigurationError
 from trainers.run_config import RunConfig
 from trainers.super_resolution.photographs import DataConfig as PhotographsConfig
@@ -45,8 +46,8 @@ class ModelConfig(UNetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.times < 2:
-            raise ConfigurationError(f"model.times: expected 2 or more, found {self.times}")
+        if self.times < FEWEST:
+            raise ConfigurationError(f"model.times: expected {FEWEST} or more, found {self.times}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +223,7 @@ class Diffusion:
             image = colours_of(open_image(path))
             for size in self._config.data.sizes:
                 images[f"{path} (at size {size:g})"] = resized(image, size)
-        return CropSampler(
-            images, crop=self._config.data.crop, times=self._config.model.times
-        )
+        return CropSampler(images, crop=self._config.data.crop, times=self._config.model.times)
 
     def _drawn(self, model: nn.Module) -> Tensor:
         """A grid's worth of samples, which follow from the seed and the weights."""
@@ -235,7 +234,7 @@ class Diffusion:
             self._schedule.sampled(
                 model, group, steps=sampling.steps, eta=sampling.eta, random=random
             )
-            for group in noise.split(GROUP)
+            for group in torch.split(noise, GROUP)
         ]
         return torch.cat(groups)
 
@@ -244,7 +243,7 @@ class Diffusion:
         table = Table(title=f"held out, {count} crops: mean squared error of the noise at times")
         table.add_column("")
         edges = [count * part // PARTS for part in range(PARTS + 1)]
-        parts = [slice(*pair) for pair in zip(edges[:-1], edges[1:], strict=True)]
+        parts = [slice(*pair) for pair in pairwise(edges)]
         for part in parts:
             table.add_column(f"{times[part][0]}–{times[part][-1]}", justify="right")
         table.add_column("all", justify="right")
