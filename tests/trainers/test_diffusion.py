@@ -162,11 +162,11 @@ def test_losses_by_hand(sampler):
     held_out = HeldOutCrops(sampler, SCHEDULE, 20)
     noise = held_out.samples.noise.double().numpy()
     zero = np.square(noise).mean((1, 2, 3))
-    np.testing.assert_allclose(held_out.of_mean, zero)
+    np.testing.assert_allclose(held_out.baseline, zero)
     np.testing.assert_allclose(held_out.losses(Predicts(torch.zeros(1))), zero, rtol=1e-5)
     ones = np.square(noise - 1).mean((1, 2, 3))
     np.testing.assert_allclose(held_out.losses(Predicts(torch.ones(1))), ones, rtol=1e-5)
-    assert mean_of(held_out.of_mean) == pytest.approx(1, abs=0.1)
+    assert mean_of(held_out.baseline) == pytest.approx(1, abs=0.1)
 
 
 def test_what_is_judged_by_is_fixed_and_at_all_times(sampler):

@@ -35,7 +35,7 @@ class HeldOutCrops:
 
     Attributes:
         samples: the crops, with a time and noise each.
-        of_mean: what predicting the noise's mean, which is 0, loses on each crop.
+        baseline: what predicting the noise's mean, which is 0, loses on each crop.
     """
 
     def __init__(self, sampler: CropSampler, schedule: NoiseSchedule, count: int) -> None:
@@ -43,13 +43,13 @@ class HeldOutCrops:
         middles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
         times = 1 + (middles * schedule.times).long()
         self.samples = Samples(drawn.pictures, times, drawn.noise)
-        self.of_mean: list[float] = _means(drawn.noise.square())
+        self.baseline: list[float] = _means(drawn.noise.square())
         self._schedule = schedule
 
     def losses(self, model: nn.Module, comm: Communicator | None = None) -> list[float]:
         """The mean squared error on each crop; a collective call if there is a communicator."""
         rank, size = (comm.rank, comm.size) if comm is not None else (0, 1)
-        groups = range(0, len(self.of_mean), GROUP)
+        groups = range(0, len(self.baseline), GROUP)
         mine = {begin: self._group(model, begin) for begin in groups[rank::size]}
         everyones = comm.allgather_object(mine) if comm is not None else [mine]
         found = {begin: losses for part in everyones for begin, losses in part.items()}

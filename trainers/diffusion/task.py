@@ -163,10 +163,8 @@ class Diffusion:
         )
 
     def new_model(self) -> UNet:
-        """The network, channels last, which processors convolve quicker."""
-        network = UNet(self._config.model)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network
+        """The network; its memory stays as it is, since channels last gain it nothing."""
+        return UNet(self._config.model)
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:
         """What lies between the first and the last convolution."""
@@ -196,7 +194,7 @@ class Diffusion:
     def evaluate(self, model: nn.Module, comm: Communicator) -> dict[str, float]:
         """The loss on the held-out crops, also as a part of what predicting the mean loses."""
         loss = mean_of(self._held_out.losses(model, comm))
-        return {"validation_loss": loss, "of_mean": loss / mean_of(self._held_out.of_mean)}
+        return {"validation_loss": loss, "of_mean": loss / mean_of(self._held_out.baseline)}
 
     def summary(self, result: dict[str, float]) -> str:
         """Both losses."""
@@ -208,7 +206,7 @@ class Diffusion:
         print_table(
             self._table(
                 {
-                    "predicting the mean": self._held_out.of_mean,
+                    "predicting the mean": self._held_out.baseline,
                     "network": self._held_out.losses(model),
                 }
             )
@@ -239,7 +237,7 @@ class Diffusion:
         return torch.cat(groups)
 
     def _table(self, losses: dict[str, list[float]]) -> Table:
-        count, times = len(self._held_out.of_mean), self._held_out.samples.times
+        count, times = len(self._held_out.baseline), self._held_out.samples.times
         table = Table(title=f"held out, {count} crops: mean squared error of the noise at times")
         table.add_column("")
         edges = [count * part // PARTS for part in range(PARTS + 1)]
