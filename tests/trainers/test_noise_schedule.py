@@ -141,6 +141,27 @@ def test_ancestral_sampling_is_that_of_ho_and_others():
     np.testing.assert_allclose(found.numpy(), current, atol=1e-3)
 
 
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_fresh_noise_is_as_much_as_song_and_others_have(eta):
+    """Their sigma (equation 16), in a step from time 40 to 20."""
+    schedule = NoiseSchedule("linear", 40)
+    picture, noise = normal(2, 3, 4, 4).clamp(-1, 1), normal(2, 3, 4, 4)
+    passed = []
+
+    def predict(current, times):
+        passed.append(current.numpy())
+        return noise
+
+    start = schedule.noised(picture, noise, torch.tensor([40, 40]))
+    random = torch.Generator().manual_seed(4)
+    schedule.sampled(predict, start, steps=2, eta=eta, random=random)
+    (_, spread), (part, left) = (factors(schedule, time) for time in (40, 20))
+    sigma = eta * left / spread * np.sqrt(1 - schedule.kept[40] / schedule.kept[20])
+    fresh = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(4)).numpy()
+    expected = part * picture.numpy() + np.sqrt(left**2 - sigma**2) * noise.numpy() + sigma * fresh
+    np.testing.assert_allclose(passed[1], expected, atol=2e-3)
+
+
 def test_no_picture_leaves_the_range():
     schedule = NoiseSchedule("cosine", 9)
     found = schedule.sampled(lambda current, times: 0 * current, 5 * normal(2, 3, 4, 4), steps=9)
