@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TASKS = {
     "super_resolution": "trainers.super_resolution.task:SuperResolutionConfig",
     "language_model": "trainers.language_model.task:LanguageModelConfig",
+    "diffusion": "trainers.diffusion.task:DiffusionConfig",
 }
 """Every task's name in a configuration, and where its dataclass is."""
 

@@ -45,6 +45,22 @@ def tiny_text(texts: Path, cache: Path, run: Path) -> dict[str, Any]:
     }
 
 
+def tiny_diffusion(photographs: Path, run: Path) -> dict[str, Any]:
+    """Plain data of a tiny run of a diffusion model."""
+    return {
+        **tiny(photographs, run),
+        "task": "diffusion",
+        "model": {"widths": [8, 16], "groups": 4, "heads": 2, "times": 50},
+        "data": {
+            "path": str(photographs),
+            "held_out": ["grey"],
+            "crop": 8,
+            "validation_crops": 40,
+        },
+        "sampling": {"steps": 3},
+    }
+
+
 def train_whole(comm, settings):
     """One whole run, report included; the weights of every rank."""
     torch.set_num_threads(1)

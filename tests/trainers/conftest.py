@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.tiny_runs import WAYS, run_all, tiny, tiny_text, train_whole
+from harness.tiny_runs import WAYS, run_all, tiny, tiny_diffusion, tiny_text, train_whole
 from PIL import Image
 
 import collectives
@@ -68,6 +68,11 @@ def text_settings(texts, cache, tmp_path):
 
 
 @pytest.fixture
+def diffusion_settings(photographs, tmp_path):
+    return tiny_diffusion(photographs, tmp_path / "run")
+
+
+@pytest.fixture
 def trained_weights():
     return train_whole
 
@@ -88,6 +93,7 @@ def runs_of_two(photographs, texts, cache, tmp_path_factory):
     for task, settings in (
         ("super_resolution", tiny(photographs, root)),
         ("language_model", tiny_text(texts, cache, root)),
+        ("diffusion", tiny_diffusion(photographs, root)),
     ):
         plan(f"{task} resumed", settings, plan(task, settings))
         for way, (train, parallel) in WAYS.items():
@@ -111,6 +117,12 @@ def whole_run(runs_of_two):
 def whole_text_run(runs_of_two):
     """The same of a language model."""
     return runs_of_two["language_model"]
+
+
+@pytest.fixture(scope="session")
+def whole_diffusion_run(runs_of_two):
+    """The same of a diffusion model."""
+    return runs_of_two["diffusion"]
 
 
 @pytest.fixture

@@ -19,8 +19,12 @@ from trainers.run_config import RunConfig, check_ranks
 from trainers.run_folder import begin_folder, check_folder
 from trainers.training import Trainer
 
-every_task = pytest.mark.parametrize("task", ["super_resolution", "language_model"])
-SETTINGS = {"super_resolution": "settings", "language_model": "text_settings"}
+SETTINGS = {
+    "super_resolution": "settings",
+    "language_model": "text_settings",
+    "diffusion": "diffusion_settings",
+}
+every_task = pytest.mark.parametrize("task", SETTINGS)
 CLOSE = {"rtol": 1e-3, "atol": 1e-5}
 ROUGH = {"rtol": 2e-2, "atol": 2e-3}
 
@@ -168,7 +172,8 @@ def test_evaluations_and_checkpoints_are_as_often_as_asked(settings, alone):
     assert judged == [3, 6, 7]
 
 
-def test_what_a_run_leaves(whole_run, whole_text_run):
+def test_what_a_run_leaves(whole_run, whole_text_run, whole_diffusion_run):
+    assert (whole_diffusion_run[0] / "samples.png").stat().st_size > 4_000
     assert (whole_run[0] / "comparison.png").stat().st_size > 10_000
     assert (whole_text_run[0] / "sample.txt").stat().st_size > 20
     left = {path.name for path in whole_run[0].iterdir()}

@@ -1,0 +1,1 @@
+"""Diffusion: a network learns to tell noise from picture, and pictures are made out of noise."""
