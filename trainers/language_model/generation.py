@@ -17,6 +17,7 @@ from torch import Tensor
 from trainers.checkpoints import load_weights, read_checkpoint
 from trainers.configuration import config_from
 from trainers.errors import ConfigurationError
+from trainers.language_model.low_rank import merged_weights
 from trainers.language_model.network import Decoder, KeyValueCache
 from trainers.language_model.tokenization import Tokenizer, saved_tokenizer
 
@@ -48,13 +49,16 @@ class Sampling:
 
 
 def read_decoder(path: Path) -> tuple[Decoder, Tokenizer]:
-    """The decoder in a checkpoint, or in the latest one of a run's folder, and its tokenizer."""
+    """The decoder in a checkpoint, or in the latest one of a run's folder, and its tokenizer.
+
+    Adapters are merged into the weights.
+    """
     checkpoint = read_checkpoint(path)
     checkpoint.check_task(TASK, path)
     tokenizer = saved_tokenizer(checkpoint.attachments, str(path))
     config = config_from(checkpoint.config, str(path))
     decoder = Decoder(config.model, tokenizer.vocabulary)  # type: ignore[attr-defined]
-    load_weights(decoder, checkpoint.best_weights, str(path))
+    load_weights(decoder, merged_weights(checkpoint), str(path))
     return decoder, tokenizer
 
 

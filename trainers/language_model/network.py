@@ -131,8 +131,12 @@ class Decoder(nn.Module):
 
     @property
     def matrices(self) -> list[nn.Parameter]:
-        """The weights between layers: all but the table and the norms."""
-        return [parameter for parameter in self.blocks.parameters() if parameter.ndim == 2]
+        """The weights between layers: all but the table, the norms and adapters."""
+        return [
+            parameter
+            for name, parameter in self.blocks.named_parameters()
+            if parameter.ndim == 2 and name.endswith("weight")
+        ]
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """The logits; with a cache, `tokens` come after those it holds, and are added to it."""
