@@ -89,11 +89,12 @@ class KeyValueCache:
     Args:
         config: of the decoder.
         sequences: that are continued side by side.
+        ranks: which share out the heads.
     """
 
-    def __init__(self, config: DecoderConfig, sequences: int = 1) -> None:
+    def __init__(self, config: DecoderConfig, sequences: int = 1, ranks: int = 1) -> None:
         self.length = 0
-        heads = (config.key_value_heads, config.context, config.head_size)
+        heads = (config.key_value_heads // ranks, config.context, config.head_size)
         self._memory = torch.zeros(config.layers, 2, sequences, *heads)
 
     def extended(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
