@@ -111,13 +111,16 @@ def _continued(config: RunConfig) -> tuple[Path, bytes]:
 
 def _announce(trainer: Trainer) -> None:
     config, size = trainer.config, trainer.comm.size
-    weights = sum(parameter.numel() for parameter in trainer.model.parameters())
+    parameters = list(trainer.model.parameters())
+    weights = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    part = f", {trained:,} of which are trained ({trained / weights:.2%}),"
     shares = sorted({len(share_of(config.train.batch, rank, size)) for rank in range(size)})
     each = " or ".join(map(str, shares))
     kind = str(trainer.precision).removeprefix("torch.")
     _say(
-        f"{weights:,} parameters on {size} rank{'s' * (size > 1)}, {config.train.steps} steps of "
-        f"{config.train.batch} samples ({each} a rank), {kind}"
+        f"{weights:,} parameters{part * (trained < weights)} on {size} rank{'s' * (size > 1)}, "
+        f"{config.train.steps} steps of {config.train.batch} samples ({each} a rank), {kind}"
     )
     if size > 1:
         _say(str(trainer.model.plan))

@@ -24,7 +24,11 @@ def checkpoint_to_resume(config: RunConfig) -> tuple[Path, bytes, list[str]]:
     changed = differences(checkpoint.config, wanted)
     for key in changed:
         section, _, name = key.partition(".")
-        if section == "model" or key in ("optimizer.kind", "train.average"):
+        if (
+            section == "model"
+            or key.startswith("lora.")  # not `lora`, which older checkpoints do not have
+            or key in ("optimizer.kind", "train.average")
+        ):
             old, new = checkpoint.config.get(section), wanted.get(section)
             found, expected = (part.get(name) if part else None for part in (old, new))
             raise CheckpointError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from collectives import Communicator
+    from trainers.checkpoints import Checkpoint
 
 
 class Task(Protocol):
@@ -30,6 +31,9 @@ class Task(Protocol):
 
     def new_model(self) -> nn.Module:
         """A model with its initial weights, drawn from torch's random state."""
+
+    def start_weights(self, model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """All weights that a new `model` is to begin with, from the checkpoint of another run."""
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:
         """The inner weights of a model: those that `muon` moves where it is chosen."""

@@ -278,7 +278,7 @@ def load_start(model: nn.Module, task: Task, start: Path) -> None:
     checkpoint = read_checkpoint(start)
     checkpoint.check_task(task.name, start)
     task.check_attachments(checkpoint.attachments, str(start))
-    load_weights(model, checkpoint.best_weights, str(start))
+    load_weights(model, task.start_weights(model, checkpoint), str(start))
 
 
 def _shard(config: RunConfig) -> Literal["elements", "parameters"] | None:

@@ -13,12 +13,14 @@ DESCRIPTION = """\
 Train a trained network on other data, from its weights on:
 
     collectives finetune runs/llm_small --data my_project/ notes.txt -n 2
+    collectives finetune runs/llm_small --data my_project/ --lora 4
     collectives finetune runs/espcn --data photographs/ -n 2 --set train.epochs=2
 
 CHECKPOINT is a file, or the folder of a run (its latest checkpoint). The new run has its settings,
 but for the data; a language model keeps its tokenizer. Weights that are good already are spoiled by
 long steps: the learning rates are a tenth of the checkpoint's, with the same warm-up and decay,
-where --set optimizer.rate=... or optimizer.matrix_rate=... says nothing else.
+where --set optimizer.rate=... or optimizer.matrix_rate=... says nothing else. With --lora the rates
+are the checkpoint's own, since only adapters are trained, which have learned nothing yet.
 
 The run's folder holds its configuration; to go on with a run that was broken off:
 
@@ -45,6 +47,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="the new run's folder (default: that of the checkpoint's run, with -finetuned)",
     )
+    parser.add_argument(
+        "--lora",
+        type=int,
+        default=0,
+        metavar="RANK",
+        help="train adapters of this rank beside the weights of a language model, which stay as "
+        "they are (default 0: train the weights)",
+    )
     configure_ranks(parser)
 
 
@@ -58,7 +68,9 @@ def execute(arguments: argparse.Namespace) -> int:
     from trainers.finetuning import finetuning_config
 
     try:
-        config = finetuning_config(arguments.checkpoint, arguments.data, arguments.run)
+        config = finetuning_config(
+            arguments.checkpoint, arguments.data, arguments.run, arguments.lora
+        )
     except TrainerError as error:
         raise CommandError(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="collectives-finetune-") as folder:

@@ -24,6 +24,7 @@ from trainers.tables import print_table
 
 if TYPE_CHECKING:
     from collectives import Communicator
+    from trainers.checkpoints import Checkpoint
 
 SIDE = 8
 """Samples in a row of the grid, and rows."""
@@ -165,6 +166,10 @@ class Diffusion:
     def new_model(self) -> UNet:
         """The network; its memory stays as it is, since channels last gain it nothing."""
         return UNet(self._config.model)
+
+    def start_weights(self, model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The weights to use of it."""
+        return checkpoint.best_weights
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:
         """What lies between the first and the last convolution."""

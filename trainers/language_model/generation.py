@@ -17,6 +17,7 @@ from torch import Tensor
 from trainers.checkpoints import load_weights, read_checkpoint
 from trainers.configuration import config_from
 from trainers.errors import ConfigurationError
+from trainers.language_model.low_rank import merged_weights
 from trainers.language_model.network import Decoder, KeyValueCache
 from trainers.language_model.tokenization import Tokenizer, saved_tokenizer
 
@@ -48,30 +49,51 @@ class Sampling:
 
 
 def read_decoder(path: Path) -> tuple[Decoder, Tokenizer]:
-    """The decoder in a checkpoint, or in the latest one of a run's folder, and its tokenizer."""
+    """The decoder in a checkpoint, or in the latest one of a run's folder, and its tokenizer.
+
+    Adapters are merged into the weights.
+    """
     checkpoint = read_checkpoint(path)
     checkpoint.check_task(TASK, path)
     tokenizer = saved_tokenizer(checkpoint.attachments, str(path))
     config = config_from(checkpoint.config, str(path))
     decoder = Decoder(config.model, tokenizer.vocabulary)  # type: ignore[attr-defined]
-    load_weights(decoder, checkpoint.best_weights, str(path))
+    load_weights(decoder, merged_weights(checkpoint), str(path))
     return decoder, tokenizer
 
 
-def continuation(decoder: Decoder, tokenizer: Tokenizer, prompt: str, sampling: Sampling) -> str:
+def continuation(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    cache: KeyValueCache | None = None,
+) -> str:
     """The prompt and what the decoder writes after it; an empty prompt begins a file."""
     tokens = [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.end]
-    return tokenizer.decode([*tokens, *continued(decoder, tokens, sampling, tokenizer.end)])
+    return tokenizer.decode([*tokens, *continued(decoder, tokens, sampling, tokenizer.end, cache)])
 
 
 @torch.no_grad()
 def continued(
-    decoder: Decoder, tokens: Sequence[int], sampling: Sampling, end: int | None = None
+    decoder: Decoder,
+    tokens: Sequence[int],
+    sampling: Sampling,
+    end: int | None = None,
+    cache: KeyValueCache | None = None,
 ) -> list[int]:
-    """The tokens that come after `tokens`, up to `end`, which is not among them."""
+    """The tokens that come after `tokens`, up to `end`, which is not among them.
+
+    Args:
+        decoder: that predicts.
+        tokens: what is continued.
+        sampling: how.
+        end: the token that ends a file.
+        cache: an empty one, for a decoder that has not all heads; by default it has.
+    """
     random = torch.Generator().manual_seed(sampling.seed)
     context = decoder.config.context
-    cache = KeyValueCache(decoder.config)
+    cache = KeyValueCache(decoder.config) if cache is None else cache
     found: list[int] = []
     unseen = list(tokens)
     while len(found) < sampling.tokens:

@@ -89,11 +89,12 @@ class KeyValueCache:
     Args:
         config: of the decoder.
         sequences: that are continued side by side.
+        ranks: which share out the heads.
     """
 
-    def __init__(self, config: DecoderConfig, sequences: int = 1) -> None:
+    def __init__(self, config: DecoderConfig, sequences: int = 1, ranks: int = 1) -> None:
         self.length = 0
-        heads = (config.key_value_heads, config.context, config.head_size)
+        heads = (config.key_value_heads // ranks, config.context, config.head_size)
         self._memory = torch.zeros(config.layers, 2, sequences, *heads)
 
     def extended(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,8 +132,12 @@ class Decoder(nn.Module):
 
     @property
     def matrices(self) -> list[nn.Parameter]:
-        """The weights between layers: all but the table and the norms."""
-        return [parameter for parameter in self.blocks.parameters() if parameter.ndim == 2]
+        """The weights between layers: all but the table, the norms and adapters."""
+        return [
+            parameter
+            for name, parameter in self.blocks.named_parameters()
+            if parameter.ndim == 2 and name.endswith("weight")
+        ]
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """The logits; with a cache, `tokens` come after those it holds, and are added to it."""

@@ -11,12 +11,18 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from trainers.checkpoints import read_checkpoint
+from trainers.checkpoints import Checkpoint, read_checkpoint
 from trainers.errors import CheckpointError, ConfigurationError
 from trainers.language_model.corpus import find_texts
 from trainers.language_model.counting import CountedModel
 from trainers.language_model.generation import Sampling, continuation
 from trainers.language_model.judging import HeldOutWindows, Score, loss_of
+from trainers.language_model.low_rank import (
+    LowRankConfig,
+    adapters_of,
+    add_adapters,
+    merged_weights,
+)
 from trainers.language_model.network import Decoder, DecoderConfig
 from trainers.language_model.shards import default_cache, shards_of
 from trainers.language_model.tokenization import (
@@ -103,12 +109,22 @@ class LanguageModelConfig(RunConfig):
     Attributes:
         model: the decoder.
         data: the text.
+        lora: adapters that are trained in place of the weights, which `start` says.
     """
 
     task: Literal["language_model"] = "language_model"
     run: Path = Path("runs/language_model")
     model: DecoderConfig = field(default_factory=DecoderConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    lora: LowRankConfig = field(default_factory=LowRankConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora.rank and self.start is None:
+            raise ConfigurationError(
+                f"start: expected a checkpoint, whose weights stay while adapters of lora.rank "
+                f"{self.lora.rank} are trained, found none"
+            )
 
     def build(self) -> LanguageModel:
         """The task, with its tokens mapped; makes them if they are not in the cache."""
@@ -143,12 +159,19 @@ class LanguageModel:
         )
 
     def new_model(self) -> Decoder:
-        """The decoder for as many tokens as the text has."""
-        return Decoder(self._config.model, self._shards.tokenizer.vocabulary)
+        """The decoder for as many tokens as the text has, with adapters if there are to be any."""
+        decoder = Decoder(self._config.model, self._shards.tokenizer.vocabulary)
+        if self._config.lora.rank:
+            add_adapters(decoder, self._config.lora)
+        return decoder
+
+    def start_weights(self, model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The checkpoint's with its adapters merged, and new adapters if there are to be any."""
+        return merged_weights(checkpoint) | adapters_of(model.state_dict())
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:
-        """What lies between the layers; the table of tokens and the norms go by Adam."""
-        return cast("Decoder", model).matrices
+        """What lies between the layers; the table of tokens, norms and adapters go by Adam."""
+        return [matrix for matrix in cast("Decoder", model).matrices if matrix.requires_grad]
 
     def samples(self, step: int, share: range) -> Tensor:
         """Windows of one token more than the context, a row each."""

@@ -31,6 +31,7 @@ from trainers.tables import print_table
 
 if TYPE_CHECKING:
     from collectives import Communicator
+    from trainers.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,10 @@ class SuperResolution:
         network = Net(self._factor)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
+
+    def start_weights(self, model: nn.Module, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """The checkpoint's best ones."""
+        return checkpoint.best_weights
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:
         """The kernels of the inner layers."""
