@@ -57,7 +57,7 @@ def _definition(comm):
     return failures[:20], missed[:20]
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.full)])
 def test_what_the_definition_says(size):
     """And not where a sum of more than two would be folded in another order."""
     for failures, missed in launch.spawn(_definition, size, environment=ALWAYS, timeout=100):
@@ -141,8 +141,14 @@ def _around_roots(comm, count):
     return comm._engine.reached - before
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("count", [9000, LONG // 8])
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(9000, 2), (9000, 3), (LONG // 8, 2)]
+    + [
+        pytest.param(*each, marks=pytest.mark.full)
+        for each in ((9000, 4), (LONG // 8, 3), (LONG // 8, 4))
+    ],
+)
 def test_around_a_root_all_find_the_same(size, count):
     counts = launch.spawn(_around_roots, size, count)
     assert len(set(counts)) == 1 and counts[0] >= 9 * size, counts

@@ -110,7 +110,10 @@ def lost_in_the_meeting(second):
             continue
 
 
-@pytest.mark.parametrize("second", ["never", "before", "welcomes", "raises", "some go"])
+@pytest.mark.parametrize(
+    "second",
+    [pytest.param("never", marks=pytest.mark.full), "before", "welcomes", "raises", "some go"],
+)
 def test_who_leads_the_meeting_is_lost_too(second):
     with Ranks(lost_in_the_meeting, 4, second) as job:
         left = [0, 1, 2] if second == "never" else [1, 2]

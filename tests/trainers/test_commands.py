@@ -69,7 +69,7 @@ def rank_of(job: subprocess.Popen[str], rank: int) -> psutil.Process:
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_rank_ends_the_job_and_the_run_can_go_on(start, file, settings):
+def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(start, file, settings):
     run = Path(settings["run"])
     job = start(file, "-n", 2, "--set", "train.epochs=100000")
     for line in job.stdout:  # until a checkpoint has been written
@@ -83,13 +83,6 @@ def test_a_killed_rank_ends_the_job_and_the_run_can_go_on(start, file, settings)
     left = read_checkpoint(run)
     assert left.step >= 2
     assert not list(run.glob(".*"))
-    epochs = left.step // 2 + 1
-    job = start(file, "-n", 2, "--resume", "--set", f"train.epochs={epochs}")
-    output, errors = job.communicate()
-    assert job.returncode == 0, errors
-    assert "resuming from" in output
-    assert "mean" in output
-    assert read_checkpoint(run).step == 2 * epochs
 
 
 @pytest.mark.timeout(300)

@@ -68,7 +68,7 @@ def judged(comm, settings):
     return task.evaluate(task.new_model(), comm)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.full)])
 def test_the_same_bits_on_any_number_of_ranks(text_settings, alone, size):
     expected = judged(alone, text_settings)
     assert len(config_from(text_settings, "").build()._held_out.windows) > 3 * GROUP

@@ -101,6 +101,7 @@ def test_the_default_folder_and_the_latest_file(whole_text_run, texts, tmp_path)
     assert finetuning_config(read_path(run), [texts], tmp_path).run == tmp_path
 
 
+@pytest.mark.full
 def test_finetuning_on_photographs(whole_run, photographs, tmp_path, capfd):
     run, out = whole_run[0], tmp_path / "tuned"
     words = ["finetune", run, "--data", photographs, "--run", out, "--threads", 1]
