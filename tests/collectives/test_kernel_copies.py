@@ -57,7 +57,7 @@ def _definition(comm):
     return failures[:20], missed[:20]
 
 
-@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.parametrize("size", [2, *(pytest.param(n, marks=pytest.mark.full) for n in (3, 4))])
 def test_what_the_definition_says(size):
     """And not where a sum of more than two would be folded in another order."""
     for failures, missed in launch.spawn(_definition, size, environment=ALWAYS, timeout=100):

@@ -202,6 +202,7 @@ def _interrupted():
 ROUNDS = 40
 
 
+@pytest.mark.full
 def test_nobody_writes_to_the_array_of_a_call_that_was_interrupted():
     dice = np.random.default_rng(7)
     with Ranks(_interrupted, 2, environment=ALWAYS) as ranks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pytest
 from harness.batches import Batch
 from harness.errors import refused
 
@@ -65,12 +66,22 @@ def check_all(comm, count, dtype=np.int64, name="one_sided"):
     assert np.array_equal(x, total if rank == 0 else each[rank])
 
 
-@ranks(1, 2, 3)
-def test_every_collective(comm):
+def check_every_collective(comm):
     for count in (0, 1, 5, 1000, 30_011):
         check_all(comm, count)
     check_all(comm, 2049, np.float32)
     check_all(comm, 33, np.int8)
+
+
+@ranks(1, 2)
+def test_every_collective(comm):
+    check_every_collective(comm)
+
+
+@pytest.mark.full
+@ranks(3)
+def test_every_collective_of_three(comm):
+    check_every_collective(comm)
 
 
 @tight(1, 2, 3)

@@ -94,6 +94,7 @@ def test_contenders_that_cannot_take_part_are_named_and_the_rest_goes_on(launche
     assert len(rows_of(done.stdout)) == len(SIZES)
 
 
+@pytest.mark.full
 def test_a_contender_that_dies_is_reported_and_the_others_go_on(launcher, read_lines):
     process = launcher.start("bench", "allreduce", "-n", "2", "--max", "1M", "--factor", "2",
                              "--rounds", "3", "--no-limit", "--against", "mpi")  # fmt: skip

@@ -101,6 +101,7 @@ def test_a_second_ctrl_c_kills_at_once(launcher, program, read_lines):
     assert job_members(job) == []
 
 
+@pytest.mark.full
 def test_ranks_that_ignore_ctrl_c_are_killed_in_the_end(launcher, program, read_lines):
     process, job = ready_job(launcher, program(STUBBORN), read_lines)
     process.send_signal(signal.SIGINT)
@@ -109,6 +110,7 @@ def test_ranks_that_ignore_ctrl_c_are_killed_in_the_end(launcher, program, read_
     assert job_members(job) == []
 
 
+@pytest.mark.full
 def test_ctrl_c_works_in_a_background_job_whose_shell_ignores_it(launcher, program, read_lines):
     inner = f"{sys.executable} -m launch run -n 1 {program(STUBBORN)}"
     ignoring = (

@@ -40,7 +40,7 @@ def file(text_settings, tmp_path):
 @pytest.mark.timeout(300)
 def test_ways_take_turns_and_agree(file, tmp_path, capsys, full):
     record = tmp_path / "run.jsonl"
-    against = ["ddp-gloo", "sharded", *(["bfloat16", "one-bucket"] if full else [])]
+    against = ["ddp-gloo", *(["sharded", "bfloat16", "one-bucket"] if full else [])]
     code = main(
         ["bench", "train", str(file), "-n", "2", "--against", ",".join(against),
          "--rounds", "2", "--round-ms", "1", "--json", str(record)]

@@ -119,7 +119,7 @@ def test_a_restarted_run_ends_with_the_bits_of_one_that_never_failed(
     [
         (signal.SIGINT, "launcher"),
         pytest.param(signal.SIGTERM, "launcher", marks=pytest.mark.full),
-        (signal.SIGTERM, 1),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.full),
     ],
 )
 def test_a_signal_lets_the_step_end_and_saves(start, file, settings, number, to):

@@ -78,6 +78,7 @@ def read_path(run):
     return max(run.glob("checkpoint-*.safetensors"))
 
 
+@pytest.mark.full
 def test_a_finetuned_run_goes_on(whole_text_run, other_texts, tmp_path, capfd):
     run, out = whole_text_run[0], tmp_path / "tuned"
     words = ["finetune", run, "--data", other_texts, "--run", out, "--threads", 1]
