@@ -75,7 +75,7 @@ class DataParallel(nn.Module):
 
     Attributes:
         names: of the parameters, as `module` has them.
-        plan: the buckets, and what their allreduces are predicted to take.
+        plan: the buckets, and what averaging them is predicted to take.
         predicted: what the averaging of gradients is predicted to take, by its bytes and the number
             of ranks.
         gather_predicted: the same of gathering parameters, where they are sharded.
@@ -128,7 +128,10 @@ class DataParallel(nn.Module):
         }
         check_agreement(comm, self.names, options)
         broadcast_tensors(comm, [*module.parameters(), *module.buffers()])
-        self._sends_buffers = broadcast_buffers and comm.size > 1 and bool(self._changing_buffers())
+        # Those that a checkpoint has: what follows from settings is as it was sent at first.
+        state = module.state_dict()
+        self._sent_buffers = [name for name, _ in module.named_buffers() if name in state]
+        self._sends_buffers = broadcast_buffers and comm.size > 1 and bool(self._sent_buffers)
         made = make_buckets(comm, trained[::-1], bucket_bytes=bucket_bytes, wire=wire, shard=shard)
         self.buckets, self.plan = made.buckets, made.plan
         self.predicted, self.gather_predicted = made.predicted, made.gather_predicted
@@ -356,12 +359,7 @@ class DataParallel(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _send_buffers(self) -> None:
-        broadcast_tensors(self.comm, self._changing_buffers())
-
-    def _changing_buffers(self) -> list[Tensor]:
-        """Those that a checkpoint has: what follows from settings is as it was sent at first."""
-        state = self.module.state_dict()
-        return [buffer for name, buffer in self.module.named_buffers() if name in state]
+        broadcast_tensors(self.comm, map(self.module.get_buffer, self._sent_buffers))
 
     def _name(self, number: int, place: int) -> str:
         return self.names[self.buckets[number].parameters[place]]

@@ -28,7 +28,10 @@ def has_native_bfloat16(description: Path = Path("/proc/cpuinfo")) -> bool:
 
 def agreed_precision(comm: Communicator, wanted: Precision) -> torch.dtype:
     """The type all ranks compute in: with `auto`, bfloat16 only if all are good at it."""
-    if wanted == "auto":
-        fast = all(comm.allgather_object(has_native_bfloat16()))
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    fast = wanted == "auto" and all(comm.allgather_object(has_native_bfloat16()))
+    return precision_of(wanted, fast=fast)
+
+
+def precision_of(wanted: Precision, *, fast: bool) -> torch.dtype:
+    """The type to compute in, where processors are `fast` in bfloat16 or not."""
+    return torch.bfloat16 if wanted == "bfloat16" or (wanted == "auto" and fast) else torch.float32

@@ -92,7 +92,7 @@ def test_sizes_are_where_a_byte_costs_least():
 def test_a_plan_in_words():
     plan = BucketPlan((4_000_000, 2_000_000, 300), (2e-3, 1e-3, 1e-5), 1, 1, "as asked")
     assert str(plan) == (
-        "3 buckets, 6 MB in all: 2 MB to 4 MB, the last 300 B; predicted 3.01 ms of allreduce, of "
+        "3 buckets, 6 MB in all: 2 MB to 4 MB, the last 300 B; predicted 3.01 ms of averaging, of "
         "which 0.01 ms cannot hide (as asked)"
     )
     assert str(BucketPlan((5000,), (None,), 1, 1, "x")) == "1 bucket, 5 kB in all (x)"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trainers.configuration import config_from
 from trainers.data_parallel import DataParallel
-from trainers.precision import has_native_bfloat16
+from trainers.precision import has_native_bfloat16, precision_of
 from trainers.sharded import ShardedOptimizer
 from trainers.sharing import share_of
 from trainers.step_times import BackwardTimes, StepRecord
@@ -73,10 +73,7 @@ class Way(ABC):
 
     def gradient_norm(self, model: nn.Module) -> float:
         """The global norm of the averaged gradients: wrong ones, or local ones, have another."""
-        norms = [
-            parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None
-        ]
-        return float(torch.stack(norms).norm())
+        return float(nn.utils.clip_grad_norm_(model.parameters(), math.inf))
 
     def gather_seconds(self, model: nn.Module) -> float:
         """What gathering parameters took in the last step."""
@@ -209,9 +206,8 @@ class Training:
         share = share_of(self._config.train.batch, way.rank, way.size)
         self._share = share
         self._weight = len(share) * way.size / self._config.train.batch
-        wanted = self._config.train.precision
-        fast = wanted == "bfloat16" or (wanted == "auto" and has_native_bfloat16())
-        self._precision = torch.bfloat16 if fast else torch.float32
+        # The ranks are of one machine.
+        self._precision = precision_of(self._config.train.precision, fast=has_native_bfloat16())
         self._step = 0
         self.facts: dict[str, Any] = {
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
