@@ -10,7 +10,6 @@ hand.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from pathlib import Path
 from launch.bench.markdown import markdown_report, readable_size
 from launch.bench.results import Comparison, Result, compared, read_results
 from launch.bench.table import microseconds, times
-from launch.bench.training_results import read_training, training_markdown
+from launch.bench.training_results import is_training, read_training, training_markdown
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "docs" / "benchmarks"
@@ -100,9 +99,7 @@ def training_table(date: str) -> str:
 
 def run_table(file: Path) -> str:
     """Everything of one run."""
-    with file.open(encoding="utf-8") as lines:
-        kind = json.loads(next(lines))["kind"]
-    if kind == "training":
+    if is_training(file):
         return training_markdown(file)
     return markdown_report([read_results(file)])
 

@@ -32,7 +32,7 @@ def load_package(folder: Path) -> None:
 def run_rank(options: dict[str, Any]) -> int:
     """Connects and serves; returns the exit code."""
     from collectives.bench.cases import NotCarried
-    from collectives.bench.serving import dial, say, serve
+    from collectives.bench.serving import brief, dial, say, serve
 
     stream = dial(options["address"])
     try:
@@ -40,7 +40,7 @@ def run_rank(options: dict[str, Any]) -> int:
         library = module.connect(options)
     except (Exception, NotCarried) as error:
         traceback.print_exc()
-        say(stream, failed=f"{type(error).__name__}: {error}".split("\n")[0])
+        say(stream, failed=brief(error))
         return 1
     serve(library, stream, options["cache_bytes"])
     return 0

@@ -19,15 +19,26 @@ import json
 import os
 import socket
 import traceback
+from collections.abc import Callable
 from functools import partial
 from io import BufferedRWPair
-from typing import Any
+from typing import Any, Protocol
 
 from collectives.bench.cases import Case, NotCarried
 from collectives.bench.overlap import OVERLAP, OverlapTask
 from collectives.bench.tasks import Library, Task
 
 Line = BufferedRWPair
+
+
+class Introduced(Protocol):
+    """What a rank says of itself first."""
+
+    rank: int
+    size: int
+
+    def describe(self) -> dict[str, str]:
+        """Its library, with version and settings."""
 
 
 def dial(address: str) -> Line:
@@ -43,28 +54,54 @@ def say(stream: Line, **words: Any) -> None:
     stream.flush()
 
 
+def brief(error: BaseException) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
 def serve(library: Library, stream: Line, cache_bytes: int) -> None:
     """Answers requests until told to leave, or until nobody asks any more."""
+    tasks: dict[int, Any] = {}
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        return _answer(request, library, tasks, cache_bytes)
+
+    answer_requests(stream, library, answer, NotCarried)
+
+
+def answer_requests(
+    stream: Line,
+    who: Introduced,
+    answer: Callable[[dict[str, Any]], dict[str, Any]],
+    refusal: type[BaseException],
+) -> None:
+    """Says who this rank is, then answers requests until told to leave.
+
+    Args:
+        stream: to the benchmark.
+        who: what the rank says of itself.
+        answer: gives the answer to a request.
+        refusal: what it raises of a request that is refused; all else is a failure.
+    """
     say(
         stream,
-        rank=library.rank,
-        size=library.size,
+        rank=who.rank,
+        size=who.size,
         cores=sorted(os.sched_getaffinity(0)),
-        description=library.describe(),
+        description=who.describe(),
     )
-    tasks: dict[int, Any] = {}
     while line := stream.readline():
         request = json.loads(line)
         if request["do"] == "leave":
             return
         try:
-            answer = _answer(request, library, tasks, cache_bytes)
-        except NotCarried as reason:
-            answer = {"refused": str(reason)}
+            found = answer(request)
+        except refusal as reason:
+            found = {"refused": str(reason)}
         except Exception as error:
             traceback.print_exc()
-            answer = {"failed": f"{type(error).__name__}: {error}".split("\n")[0]}
-        say(stream, **answer)
+            found = {"failed": brief(error)}
+        say(stream, **found)
 
 
 def _answer(

@@ -97,6 +97,16 @@ def row_of(result: TrainingResult, ours: TrainingResult) -> list[str]:
     return cells
 
 
+def is_training(path: Path) -> bool:
+    """Whether a file begins as one of `collectives bench train --json`."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            header = json.loads(next(lines, ""))
+    except (OSError, ValueError):
+        return False  # whoever reads it says what is wrong
+    return isinstance(header, dict) and header.get("kind") == "training"
+
+
 def read_training(path: Path) -> tuple[dict[str, Any], list[TrainingResult]]:
     """The header and the results of a run that `--json` has kept."""
     header, *lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())

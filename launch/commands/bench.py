@@ -193,12 +193,18 @@ def _check_plot(path: Path | None) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     from launch.bench.markdown import markdown_report
     from launch.bench.results import read_results
+    from launch.bench.training_results import is_training, training_markdown
 
+    trained = [path for path in arguments.report if is_training(path)]
+    if trained and arguments.plot is not None:
+        raise CommandError(f"--plot: training has no plot, and {trained[0]} is of training")
     try:
-        runs = [read_results(path) for path in arguments.report]
+        runs = [read_results(path) for path in arguments.report if path not in trained]
     except ValueError as error:
         raise CommandError(str(error)) from None
-    print(markdown_report(runs))
+    print(
+        "\n\n".join([*([markdown_report(runs)] if runs else []), *map(training_markdown, trained)])
+    )
     if arguments.plot is not None:
         from launch.bench.plot import draw_results
 

@@ -65,7 +65,11 @@ def test_ways_take_turns_and_agree(file, tmp_path, capsys, full):
     assert "bucket" in lines[0]["facts"]["buckets"]
     _, results = read_training(record)
     assert [each.who for each in results] == ["ours", *against]
+    assert main(["bench", "--report", str(record)]) == 0
     text = training_markdown(record)
+    assert capsys.readouterr().out == f"{text}\n"
+    assert main(["bench", "--report", str(record), "--plot", str(tmp_path / "x.png")]) == FAIL
+    assert "training has no plot" in capsys.readouterr().err
     assert text.startswith("2 ranks on ")
     assert "Against DDP over gloo, torch" in text
     assert text.count("\n| ") == 2 + len(results)

@@ -14,13 +14,11 @@ Between requests the rank is blocked in reading the socket: it takes nothing fro
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
-from io import BufferedRWPair
 from typing import Any
 
-from collectives.bench.serving import dial, say
+from collectives.bench.serving import answer_requests, brief, dial, say
 from trainers.bench.stepping import Training, Way, connect
 from trainers.errors import TrainerError
 
@@ -32,34 +30,12 @@ def main(options: dict[str, Any]) -> int:
         way = connect(options)
     except Exception as error:
         traceback.print_exc()
-        say(stream, failed=_brief(error))
+        say(stream, failed=brief(error))
         return 1
-    say(
-        stream,
-        rank=way.rank,
-        size=way.size,
-        cores=sorted(os.sched_getaffinity(0)),
-        description=way.describe(),
-    )
-    _serve(way, stream)
+    prepared: dict[int, Training] = {}
+    answer_requests(stream, way, lambda request: _answer(request, way, prepared), TrainerError)
     way.close()
     return 0
-
-
-def _serve(way: Way, stream: BufferedRWPair) -> None:
-    prepared: dict[int, Training] = {}
-    while line := stream.readline():
-        request = json.loads(line)
-        if request["do"] == "leave":
-            return
-        try:
-            answer = _answer(request, way, prepared)
-        except TrainerError as reason:
-            answer = {"refused": str(reason)}
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"failed": _brief(error)}
-        say(stream, **answer)
 
 
 def _answer(request: dict[str, Any], way: Way, prepared: dict[int, Training]) -> dict[str, Any]:
@@ -76,10 +52,6 @@ def _answer(request: dict[str, Any], way: Way, prepared: dict[int, Training]) ->
         prepared.pop(key, None)
         return {}
     raise ValueError(f"unknown request {do!r}; expected prepare, first, steps or release")
-
-
-def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
 if __name__ == "__main__":
