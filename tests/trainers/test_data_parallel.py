@@ -9,11 +9,11 @@ import weakref
 import pytest
 import torch
 from harness.batches import Batch
-from harness.errors import raising, still_works
+from harness.errors import still_works
+from harness.gradients import TwoHeads, equal_on_all, gradients_of
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from trainers.data_parallel import DataParallel, UnusedParameterError
+from trainers.data_parallel import DataParallel
 from trainers.sharing import broadcast_tensors, share_of
 
 BATCH = 7
@@ -43,10 +43,6 @@ def batch():
     return inputs, torch.randn(BATCH, 2, generator=everyones)
 
 
-def gradients_of(net):
-    return {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
-
-
 def by_definition():
     """The gradients of the mean over the whole batch, by plain autograd on one process."""
     torch.manual_seed(0)
@@ -55,12 +51,6 @@ def by_definition():
     inputs, targets = batch()
     nn.functional.mse_loss(net(inputs), targets).backward()
     return gradients_of(net)
-
-
-def equal_on_all(comm, tensors):
-    """Passes if every rank has the same bits."""
-    bits = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    assert all(theirs == bits for theirs in comm.allgather_object(bits)), "ranks differ in bits"
 
 
 def check_gradients(comm, buckets, wire=None, **options):
@@ -176,20 +166,6 @@ def test_a_rank_without_samples_takes_part(comm):
         assert found == pytest.approx([11 / 4, 7.0])
 
 
-class TwoHeads(nn.Module):
-    """Twelve, of which a forward uses one."""
-
-    def __init__(self):
-        super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(2, 1, bias=False) for _ in range(12))
-
-    def forward(self, x, head):
-        return self.heads[head](x)
-
-    def gradients(self):
-        return [head.weight.grad.tolist() for head in self.heads]
-
-
 @ranks(2)
 def test_a_parameter_without_a_gradient_counts_as_zero_if_asked(comm):
     net = TwoHeads()
@@ -202,37 +178,6 @@ def test_a_parameter_without_a_gradient_counts_as_zero_if_asked(comm):
         model(torch.ones(1, 2), comm.rank).sum().backward()
     model(torch.ones(1, 2), 2).sum().backward()
     assert net.gradients() == [[[0.5, 0.5]]] * 2 + [[[1.0, 1.0]]] + [[[0.0, 0.0]]] * 9
-
-
-@ranks(2)
-def test_a_parameter_without_a_gradient_is_named(comm):
-    model = DataParallel(TwoHeads(), comm, bucket_bytes=1 << 20)
-    names = "no gradient came for heads.11.weight, heads.10.weight, "
-    more = ("and 3 more: expected one for every parameter", "unused='zero'")
-    with raising(UnusedParameterError, f"rank {comm.rank}: {names}", *more):
-        model(torch.ones(1, 2), comm.rank).sum().backward()
-    with model.no_sync():
-        for head in range(12):
-            model(torch.ones(1, 2), head).sum().backward()
-    model.zero_grad()  # what was added up is gone
-    with raising(UnusedParameterError, "and 3 more"):
-        model(torch.ones(1, 2), 0).sum().backward()
-    still_works(comm)
-
-
-@ranks(2)
-def test_after_missing_gradients_were_refused(comm):
-    """What was under way has ended, and does not write over what comes next."""
-    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
-    model = DataParallel(net, comm, bucket_bytes=1)
-    for _ in range(3):
-        with raising(UnusedParameterError, "0.weight"):
-            net[2](net[1](torch.ones(1, 2))).sum().backward()
-        model.zero_grad()
-        model(torch.full((1, 2), 1.0 + comm.rank)).sum().backward()
-        assert net[2].bias.grad.tolist() == [1.0, 1.0]
-        equal_on_all(comm, gradients_of(net))
-        model.zero_grad()
 
 
 @ranks(2)
@@ -272,29 +217,6 @@ def test_clipping_takes_in_gradients_that_were_replaced(comm):
     net.weight.grad = net.weight.grad * 8
     assert model.clip_gradients(1.0) == pytest.approx(8 * 2**0.5)
     assert net.weight.grad.norm().item() == pytest.approx(1.0)
-
-
-@ranks(2)
-def test_ranks_with_different_models_are_refused(comm):
-    def wrapped(change, **options):
-        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        if comm.rank == 1:
-            net = change(net) or net
-        DataParallel(net, comm, **options)
-
-    def freeze(net):
-        net[1].weight.requires_grad_(False)
-
-    found = (
-        "the ranks have different models: rank 0 has 1.weight float32[2, 2], rank 1 has 1.weight"
-    )
-    with raising(ValueError, f"{found} float32[2, 2], which is not trained"):
-        wrapped(freeze)
-    with raising(ValueError, "rank 0 has 1.bias float32[2], rank 1 has nothing more"):
-        wrapped(lambda net: nn.Sequential(net[0], nn.Linear(2, 2, bias=False)))
-    with raising(ValueError, "rank 0 has bucket_bytes= 7, rank 1 has bucket_bytes= 8"):
-        wrapped(lambda net: None, bucket_bytes=7 + comm.rank)
-    still_works(comm)
 
 
 @ranks(2)
@@ -391,48 +313,6 @@ def test_every_type_has_buckets_of_its_own(comm):
     assert [layer.weight.grad[0, 0].item() for layer in net] == [1.5] * 3
 
 
-class Broken(torch.autograd.Function):
-    """Whose backward fails."""
-
-    @staticmethod
-    def forward(context, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(context, gradient):
-        raise ArithmeticError("on purpose")
-
-
-@ranks(2)
-def test_after_a_backward_that_failed(comm):
-    """Nothing has been sent: it may be done anew. Else the ranks may differ."""
-    for bucket_bytes in (1 << 20, 1):
-        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        model = DataParallel(net, comm, bucket_bytes=bucket_bytes)
-        with raising(ArithmeticError, "on purpose"):
-            net[1](Broken.apply(net[0](torch.ones(1, 2)))).sum().backward()
-        if bucket_bytes == 1:
-            words = "raised an error after it had begun to communicate"
-            with raising(RuntimeError, words):
-                model(torch.ones(1, 2))
-        model.zero_grad()
-        model(torch.ones(1, 2)).sum().backward()
-        assert net[1].bias.grad.tolist() == [1.0, 1.0]
-
-
-@ranks(2)
-def test_the_error_of_another_rank_comes_out_of_backward(comm):
-    net = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
-    model = DataParallel(net, comm, bucket_bytes=1)
-    if comm.rank == 1:
-        comm.abort(LookupError("on purpose"))
-        return
-    from collectives import AbortedError
-
-    with raising(AbortedError, "rank 1 raised LookupError"):
-        model(torch.ones(1, 8)).sum().backward()
-
-
 def test_a_model_dies_with_its_last_reference(alone):
     net = nn.Linear(2, 2)
     model = DataParallel(net, alone)
@@ -456,68 +336,6 @@ def test_a_graph_that_is_kept_may_be_gone_through_again(alone):
     loss.backward(create_graph=True)
     assert net.weight.grad.tolist() == [[2.0, 2.0]]
     assert not net.weight.grad.requires_grad
-
-
-def test_nested_backwards_are_refused(alone):
-    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model = DataParallel(net, alone, unused="zero")
-    x = torch.ones(1, 2, requires_grad=True)
-    with pytest.raises(
-        RuntimeError, match=r"nested backwards \(checkpointing with use_reentrant=T"
-    ):
-        net[1](checkpoint(net[0], x, use_reentrant=True)).sum().backward()
-    model(torch.ones(1, 2)).sum().backward()
-
-
-def test_a_model_that_is_wrapped_already_is_refused(alone):
-    net = nn.Linear(2, 2)
-    model = DataParallel(net, alone)
-    with pytest.raises(
-        ValueError, match=r"weight: expected a parameter of no other DataParallel, "
-    ):
-        DataParallel(nn.Sequential(net), alone)
-    del model
-    DataParallel(net, alone)
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_what_is_trained_may_not_change(alone, before):
-    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    net[0].requires_grad_(before)
-    model = DataParallel(net, alone)
-    net[0].requires_grad_(not before)
-    expected = f"0.weight: expected requires_grad {before}, as when the model was wrapped, found"
-    with pytest.raises(RuntimeError, match=expected):
-        model(torch.ones(1, 2)).sum().backward()
-
-
-def test_sparse_gradients_are_refused(alone):
-    net = nn.Embedding(4, 2, sparse=True)
-    model = DataParallel(net, alone)
-    with pytest.raises(
-        TypeError, match=r"weight: expected a dense gradient, found one of torch.sp"
-    ):
-        model(torch.tensor([1])).sum().backward()
-
-
-@pytest.mark.parametrize(
-    ("net", "options", "error", "message"),
-    [
-        (nn.Flatten(), {}, ValueError, "parameters to train, found none"),
-        (nn.Linear(2, 2), {"unused": "ignore"}, ValueError, "'error' or 'zero', found 'ignore'"),
-        (nn.Linear(2, 2), {"wire": torch.float32}, TypeError, "torch.bfloat16, found torch.float3"),
-        (nn.Linear(2, 2), {"bucket_bytes": 0}, ValueError, "bucket_bytes: expected 1 or more"),
-        (
-            nn.ParameterDict({"imaginary": nn.Parameter(torch.zeros(2, dtype=torch.complex64))}),
-            {},
-            TypeError,
-            "imaginary: expected one of torch.float16, .*, found torch.complex64",
-        ),
-    ],
-)
-def test_what_is_refused(alone, net, options, error, message):
-    with pytest.raises(error, match=message):
-        DataParallel(net, alone, **options)
 
 
 def test_broadcast_of_several_types(alone):
