@@ -32,10 +32,11 @@ def _train(arguments: argparse.Namespace) -> int:
     """Trains; returns the signal that has stopped it, or 0."""
     import collectives
     from trainers.configuration import read_config
+    from trainers.precision import subnormals_flushed
 
     config = read_config(arguments.config, arguments.settings)
     try:
-        with collectives.init() as comm:
+        with collectives.init() as comm, subnormals_flushed():
             from trainers.restarts import Start
             from trainers.run import carry_out
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from trainers.__main__ import main as rank_program
 from trainers.averaging import WeightAverage
 from trainers.optimization import OrthogonalMomentum, orthogonalized
-from trainers.precision import agreed_precision, has_native_bfloat16
+from trainers.precision import agreed_precision, has_native_bfloat16, subnormals_flushed
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 16), (16, 4), (8, 2, 3, 3)])
@@ -69,3 +70,26 @@ def test_ranks_agree_on_the_least(alone):
     assert agreed_precision(alone, "float32") == torch.float32
     wanted = torch.bfloat16 if has_native_bfloat16() else torch.float32
     assert agreed_precision(alone, "auto") == wanted
+
+
+def test_subnormals_are_zero_while_they_are_flushed():
+    tiny = torch.full((64,), 1e-40)
+    with pytest.raises(LookupError), subnormals_flushed():
+        assert (tiny * 0.5 == 0).all()
+        raise LookupError
+    assert (tiny * 0.5 > 0).all()
+
+
+def test_a_rank_flushes_them(monkeypatch, tmp_path):
+    seen = []
+
+    def look(config, comm, **how):
+        seen.append(bool((torch.full((64,), 1e-40) * 0.5 == 0).all()))
+        raise LookupError
+
+    file = tmp_path / "run.yaml"
+    file.write_text("task: super_resolution")
+    monkeypatch.setattr("trainers.run.carry_out", look)
+    with pytest.raises(LookupError):
+        rank_program([str(file)])
+    assert seen == [True]

@@ -21,6 +21,7 @@ from typing import Any
 from collectives.bench.serving import answer_requests, brief, dial, say
 from trainers.bench.stepping import Training, Way, connect
 from trainers.errors import TrainerError
+from trainers.precision import subnormals_flushed
 
 
 def main(options: dict[str, Any]) -> int:
@@ -33,7 +34,8 @@ def main(options: dict[str, Any]) -> int:
         say(stream, failed=brief(error))
         return 1
     prepared: dict[int, Training] = {}
-    answer_requests(stream, way, lambda request: _answer(request, way, prepared), TrainerError)
+    with subnormals_flushed():  # for every way alike
+        answer_requests(stream, way, lambda request: _answer(request, way, prepared), TrainerError)
     way.close()
     return 0
 
