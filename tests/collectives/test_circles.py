@@ -323,16 +323,21 @@ def test_what_can_go_on_does_though_one_waits_for_any(what):
         "thread",
         "pending send",
         "pending receive",
-        pytest.param("long transfer", marks=pytest.mark.full),
         "timed receive",
-        "timed call",
-        "between calls",
-        "work that ended",
         "unknown thread",
-        "unknown thread waits",
         "signal",
         "asynchronous call",
         "late",
+        *(
+            pytest.param(what, marks=pytest.mark.full)
+            for what in (
+                "long transfer",
+                "timed call",
+                "between calls",
+                "work that ended",
+                "unknown thread waits",
+            )
+        ),
     ],
 )
 def test_what_can_go_on_does(what):

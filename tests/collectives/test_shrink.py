@@ -54,7 +54,15 @@ def go_on_without(lost, moment):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("lost", [[0], [1], [3], [0, 1], [2, 0], [3, 2, 1]])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        [0],
+        [3],
+        [2, 0],
+        *(pytest.param(lost, marks=pytest.mark.full) for lost in ([1], [0, 1], [3, 2, 1])),
+    ],
+)
 def test_who_is_left(lost, moment):
     with Ranks(go_on_without, 4, lost, moment) as job:
         left = [rank for rank in range(4) if rank not in lost]

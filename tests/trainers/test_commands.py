@@ -68,6 +68,7 @@ def rank_of(job: subprocess.Popen[str], rank: int) -> psutil.Process:
     return found
 
 
+@pytest.mark.full  # the restarted run below is killed, too
 @pytest.mark.timeout(300)
 def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(start, file, settings):
     run = Path(settings["run"])
