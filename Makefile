@@ -27,7 +27,8 @@ PACKAGES := collectives transports trainers launch
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := $(wildcard transports/native/*.cpp transports/native/*.hpp)
-DRIVERS := $(wildcard $(foreach kind,fuzz sanitize,tests/$(kind)/*.cpp tests/$(kind)/*.hpp))
+DRIVERS := $(wildcard $(foreach kind,fuzz sanitize,tests/$(kind)/*.cpp tests/$(kind)/*.hpp) \
+  tests/harness/*.hpp transports/cuda_ipc/*.cu transports/cuda_ipc/*.cuh)
 # A package that comes or goes changes what an editable install maps.
 ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
 # One sweep of the long run takes minutes, so that a hang is told later there.

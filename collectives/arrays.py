@@ -1,4 +1,7 @@
+# ruff: noqa: D102 - what the methods of families do is said in Family
 """Users' arrays as memory: numpy arrays and torch CPU tensors, without importing torch.
+
+Those on devices are handled by `collectives.device_arrays`.
 
 What comes in as numpy goes out as numpy, what comes in as torch goes out as torch. An array that
 is not contiguous is copied on the way in, or on the way out where it is `out`.
@@ -13,13 +16,14 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 Array: TypeAlias = Any
-"""A numpy array or a torch CPU tensor."""
+"""A numpy array, a torch tensor or a cupy array."""
 
 
 class Family(Protocol):
     """What is done differently for numpy and torch. All arrays given are of the family."""
 
     name: str
+    on_device: bool
 
     def dtype_of(self, x: Array) -> str:
         """The type's name, the same for numpy and torch; refuses what is not carried."""
@@ -60,6 +64,7 @@ class Family(Protocol):
 
 class _Numpy:
     name = "numpy"
+    on_device = False
 
     def dtype_of(self, x: Array) -> str:
         dtype: np.dtype[Any] = x.dtype
@@ -103,15 +108,15 @@ class _Numpy:
         return bool(x.flags.writeable)
 
 
-class _Torch:
+class TorchFamily:
+    """Tensors on the cpu."""
+
     name = "torch"
+    on_device = False
 
     def dtype_of(self, x: Array) -> str:
         if x.device.type != "cpu":
-            raise TypeError(
-                f"expected a tensor on the cpu, found one on {x.device}: transport shm carries "
-                "host memory only"
-            )
+            raise TypeError(f"expected a tensor on the cpu or on cuda, found one on {x.device}")
         if x.is_quantized:
             raise TypeError(f"quantized tensors are not carried, found {x.dtype}")
         return str(x.dtype).removeprefix("torch.")
@@ -154,7 +159,9 @@ class _Torch:
 
 
 NUMPY: Family = _Numpy()
-TORCH: Family = _Torch()
+TORCH: Family = TorchFamily()
+ON_DEVICE = ("torch cuda", "cupy", "emulated")
+"""The names of the families in `collectives.device_arrays`."""
 
 
 def family_of(x: Array, name: str = "x") -> Family:
@@ -172,13 +179,27 @@ def family_of(x: Array, name: str = "x") -> Family:
         if x.layout is not torch.strided or x.is_nested:
             found = "a nested one" if x.is_nested else f"layout {x.layout}"
             raise TypeError(f"{name}: expected a dense tensor, found {found}")
-        return TORCH
+        return _on_device("TORCH_CUDA") if x.device.type == "cuda" else TORCH
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return _on_device("CUPY")
+    emulated = sys.modules.get("transports.cuda_ipc.emulated_array")
+    if emulated is not None and isinstance(x, emulated.EmulatedArray):
+        return _on_device("EMULATED")
     kind = type(x)
     hint = "" if x is not None else " (only the root's array may be left out, and only in scatter)"
     raise TypeError(
-        f"{name}: expected a numpy array or a torch CPU tensor, found "
+        f"{name}: expected a numpy array, a torch tensor or a cupy array, found "
         f"{kind.__module__}.{kind.__qualname__}{hint}"
     )
+
+
+def _on_device(name: str) -> Family:
+    """Who handles arrays on devices; imported when there is one."""
+    from collectives import device_arrays
+
+    family: Family = getattr(device_arrays, name)
+    return family
 
 
 def shape_of(x: Array) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from collectives import dtypes
+from collectives.algorithms.direct import direct_barrier
 from collectives.catalogue import REACHING
 from collectives.choosing import Chooser, Request
 from collectives.cost.work import Room
@@ -97,7 +98,7 @@ class Calls:
             reduction = dtypes.reduction(request.dtype, request.op)
         algo = self.proved_algorithm_for(request)
         instead = self.instead_of(request, algo)
-        call = self._bound(request, algo, reduction, self._text(request, algo, instead))
+        call = self._bound(request, algo, reduction, self.text_of(request, algo, instead))
         if instead is not None:
             around_root = instead.spec.rooted and not instead.spec.reduces
             root = request.root if around_root else None
@@ -116,7 +117,7 @@ class Calls:
         # What is only moved is moved as bytes, so that any element fits any slot.
         unit = 1 if reduction is None else request.itemsize
         scale = request.itemsize // unit
-        lengths = [length * scale for length in self._lengths(request, algo)]
+        lengths = [length * scale for length in self.lengths_of(request, algo)]
         return _native.Call(
             plan,
             lengths,
@@ -146,7 +147,18 @@ class Calls:
         )
         return REACHING[request.collective] if may else None
 
-    def _lengths(self, request: Request, algo: Algorithm) -> Sequence[int]:
+    def agreement(self, text: str) -> _native.Call:
+        """A call that moves nothing and ends when every rank has come to it with this `text`.
+
+        Each rank tells each other: one that has told them need not stay.
+        """
+        plan = _native_plan(direct_barrier, self._rank, self._size, 0, self._hosts)
+        return _native.Call(
+            plan, (0,), 1, None, self._room.slot_bytes, text, self._room.in_flight,
+            self._cache_bytes,
+        )  # fmt: skip
+
+    def lengths_of(self, request: Request, algo: Algorithm) -> Sequence[int]:
         """Elements of every chunk; of alltoall's, 0 for those this rank never touches."""
         size = self._size
         if algo.spec.chunking == "empty":
@@ -167,7 +179,7 @@ class Calls:
         digest = self._digests.get(algo)
         return _short(algo.name) + (f"#{digest}" if digest else "")
 
-    def _text(self, request: Request, algo: Algorithm, instead: Algorithm | None) -> str:
+    def text_of(self, request: Request, algo: Algorithm, instead: Algorithm | None = None) -> str:
         """What all ranks must agree on, as people read it in errors."""
         if algo.collective == "barrier":
             return f"barrier by {self._name(algo)}"  # never a part of another call

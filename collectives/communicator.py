@@ -28,6 +28,7 @@ from collectives.selection import SelectionTable
 from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
+from transports.cuda_ipc.device import Device
 from transports.errors import AbortedError, CollectiveError, CollectiveTimeout, PeerLostError
 from transports.rendezvous.awaiting import Look
 from transports.rendezvous.identity import host_identity, pid_namespace
@@ -52,7 +53,8 @@ class Communicator(Explaining):
         rank: this process's rank, 0..size-1.
         size: number of ranks.
         hosts: `hosts[r]` is the index of the host of rank r.
-        transport: how the ranks are connected.
+        transport: how the ranks are connected: "shm", or "cuda_ipc" where their devices are, too,
+            from the beginning.
         timeout: seconds that a wait may take.
     """
 
@@ -70,11 +72,14 @@ class Communicator(Explaining):
         look: Look = lambda: None,
         faults: Sequence[Fault] = (),
         descent: Descent | None = None,
+        devices: bool = True,
+        device: Device | None = None,
     ) -> None:
         """Meet the other ranks; rank 0's geometry and table count. For `init`, `split`, `shrink`.
 
         `look` is called while it waits for them; what it raises ends the waiting. `faults` are
-        those that this rank is to meet; `descent` is what it was before it was shrunk.
+        those that this rank is to meet; `descent` is what it was before it was shrunk; `devices`:
+        whether calls may have arrays on devices; `device` is connected to the others' at once.
         """
         self._silence = settings.silence_seconds()
         # Given back by close(), or with this object.
@@ -110,7 +115,7 @@ class Communicator(Explaining):
         self.rank = rank
         self.size = size
         self.hosts = (0,) * size
-        self.transport = "shm"
+        self.transport = "shm" if device is None else "cuda_ipc"
         self._job = job
         self._descent = descent or Descent(job, tuple(range(size)))
         self._secret = secret
@@ -125,6 +130,7 @@ class Communicator(Explaining):
         connection.engine.lend = connection.settings["lend"]
         connection.engine.set_seal(connection.settings["seal"])
         self._begin_symmetric()
+        self._begin_on_devices(devices)
         self._point_to_point = _native.PointToPoint(connection.engine)
         self.timeout = timeout
         cores = {core for each in connection.ranks for core in each.cores}
@@ -157,6 +163,8 @@ class Communicator(Explaining):
             settings.least_reaching(connection.settings["lend"]),
         )  # fmt: skip
         look_after(self)
+        if device is not None:
+            self._connect_at_once(device)
 
     def __repr__(self) -> str:
         state = ", closed" if self._engine.closed else ""
@@ -211,6 +219,7 @@ class Communicator(Explaining):
                 communicator is closed all the same.
         """
         try:
+            self._finish_devices()
             if self._queue.idle:
                 self._engine.check_complete()
         finally:
@@ -218,7 +227,7 @@ class Communicator(Explaining):
 
     def _close(self) -> None:
         parts = (
-            self._queue.close, self._point_to_point.close, self._engine.close,
+            self._close_devices, self._queue.close, self._point_to_point.close, self._engine.close,
             self._be_ready_no_more,
         )  # fmt: skip
         try:
@@ -270,6 +279,8 @@ class Communicator(Explaining):
                 timeout=self.timeout,
                 host_id=self._host_id,
                 look=look,
+                devices=self._carries_devices,
+                device=self._own_device(),
             )
         self._share_with(half, tuple(rank for _, rank in members))
         return half
@@ -294,6 +305,7 @@ class Communicator(Explaining):
             raise CollectiveError("the communicator is closed")
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         deadline = time.monotonic() + seconds
+        self._forgive_devices()
         while True:
             left = [rank for rank in range(self.size) if not self._engine.has_gone(rank)]
             descent = self._descent.of(left)
@@ -309,6 +321,7 @@ class Communicator(Explaining):
                     host_id=self._host_id,
                     look=lambda: self._look_at(left),  # noqa: B023 - called in this turn only
                     descent=descent,
+                    devices=self._carries_devices,
                 )
             except (PeerLostError, AbortedError):
                 continue  # one less, or who led the meeting was interrupted in it

@@ -96,6 +96,12 @@ class Execution:
         deterministic: bool = False,
     ) -> Any:
         """Run a call from `source` to an array of `shape`, or to nothing where it is None."""
+        if family.on_device:
+            asked = Request(
+                collective, family.dtype_of(x), family.itemsize_of(x), count, op, root, algorithm,
+                counts, check_flag(deterministic, "deterministic"), part_of=self._part_of,
+            )  # fmt: skip
+            return self._start_on_device(asked, family, x, source, shape, out, async_op, timeout)
         symmetric = (
             self._symmetric_of(collective, family, x, out, counts)
             if self._engine.has_symmetric
@@ -163,6 +169,20 @@ class Execution:
                 refuse_out(out, shape, x, family)  # if it was that, in our words
             raise
         return out
+
+    def _start_on_device(
+        self,
+        asked: Request,
+        family: Any,
+        x: Array,
+        source: Array | None,
+        shape: tuple[int, ...] | None,
+        out: Array | None,
+        async_op: bool,
+        timeout: float | None,
+    ) -> Any:
+        """As `_start`, where the arrays lie on devices; of `collectives.on_devices`."""
+        raise NotImplementedError
 
     def _symmetric_of(
         self,

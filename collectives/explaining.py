@@ -15,10 +15,10 @@ from collectives.cost.comparison import able_algorithms
 from collectives.cost.parameters import Parameters
 from collectives.cost.shared_memory import predict
 from collectives.cost.work import Room
+from collectives.on_devices import OnDevices
 from collectives.schedule import Algorithm
 from collectives.selection import Row, SelectionTable
 from collectives.specs import Spec, spec_named
-from collectives.symmetric import Symmetric
 from collectives.tuned import machine_model
 from transports.plan import Space
 
@@ -99,7 +99,7 @@ _FOUND = {
 """What a call has found, in the engine's order, and the words for it."""
 
 
-class Explaining(Symmetric):
+class Explaining(OnDevices):
     """Adds `explain` to a communicator."""
 
     _table: SelectionTable

@@ -10,11 +10,12 @@ from collectives import settings
 from collectives.arguments import check_timeout
 from collectives.communicator import Communicator
 from collectives.faults import parse_faults
+from collectives.on_devices import own_device
 from collectives.specs import nearest
 from collectives.tuned import machine_table
 
-_TRANSPORTS = ("auto", "shm")
-_OF_LATER = ("mpi", "cuda_ipc", "tcp")
+_TRANSPORTS = ("auto", "shm", "cuda_ipc")
+_OF_LATER = ("mpi", "tcp")
 DEFAULT_TIMEOUT = 1800.0
 
 
@@ -25,7 +26,10 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
     none of them started is a world of one.
 
     Args:
-        transport: "auto" or "shm": the ranks are on one host and share memory.
+        transport: "shm": the ranks are on one host and share its memory, which is all that calls
+            carry. "auto": so they do, and from the first call with an array on a device their
+            devices share memory, too. "cuda_ipc": that from the beginning, every rank on the device
+            that its number on the host gives it, in turn where there are fewer devices.
         timeout: seconds that any wait may take, this one included.
 
     Returns:
@@ -33,12 +37,15 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
 
     Raises:
         ValueError: no such transport, or the environment makes no sense.
+        ModuleNotFoundError: "cuda_ipc" without cupy.
         CollectiveTimeout: some ranks did not come in time; the text names them.
         CollectiveError: the ranks do not fit together.
     """
     if transport not in _TRANSPORTS:
         if transport in _OF_LATER:
-            raise ValueError(f"transport {transport!r} does not exist yet; expected auto or shm")
+            raise ValueError(
+                f"transport {transport!r} does not exist yet; expected auto, shm or cuda_ipc"
+            )
         raise ValueError(
             f"transport must be one of {', '.join(_TRANSPORTS)}, found {transport!r}"
             + nearest(str(transport), _TRANSPORTS)
@@ -61,6 +68,7 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
         faults = parse_faults(settings.injected_faults())
     except ValueError as error:
         raise ValueError(f"COLLECTIVES_INJECT: {error}") from None
+    device = own_device(settings.local_rank()) if transport == "cuda_ipc" else None
     return Communicator(
         rank=place.rank,
         size=place.size,
@@ -71,4 +79,6 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
         timeout=timeout,
         host_id=settings.host_id_override(),
         faults=[fault for fault in faults if fault.rank == place.rank],
+        devices=transport != "shm",
+        device=device,
     )

@@ -112,6 +112,7 @@ class Messages(Objects):
         """
         dest, tag = check_rank(dest, self.size, "dest"), _check_tag(tag)
         family, x = input_array(x)
+        _refuse_device(family, "send")
         what = _label(family.dtype_of(x), shape_of(x))
         whole = family.contiguous(x)
         nbytes = _nbytes(whole, family)
@@ -133,6 +134,7 @@ class Messages(Objects):
         source = source if source == ANY else check_rank(source, self.size, "source")
         tag = tag if tag == ANY else _check_tag(tag)
         family = family_of(x)
+        _refuse_device(family, "recv")
         refuse_out(x, shape_of(x), x, family)
         what = _label(family.dtype_of(x), shape_of(x))
         buffer = x if family.is_contiguous(x) else family.empty(shape_of(x), x)
@@ -200,6 +202,7 @@ class Messages(Objects):
         _check_tag(tag)
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         family, x = input_array(x)
+        _refuse_device(family, "sendrecv")
         family.dtype_of(x)
         if out is None:
             out = family.empty(shape_of(x), x)
@@ -218,6 +221,14 @@ class Messages(Objects):
             self._withdraw(posted)
             raise
         return result
+
+
+def _refuse_device(family: Family, call: str) -> None:
+    if family.on_device:
+        raise TypeError(
+            f"{call}: expected an array in host memory, found a {family.name} array: on devices "
+            "collectives are carried, point-to-point is not"
+        )
 
 
 def _label(dtype: str, shape: tuple[int, ...]) -> str:

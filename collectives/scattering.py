@@ -8,6 +8,7 @@ message that comes whether it is of a call they know, or a header.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -21,12 +22,13 @@ from collectives.arguments import (
     refuse_out,
     refuse_overlap,
 )
-from collectives.arrays import NUMPY, Array, family_of, shape_of
+from collectives.arrays import NUMPY, ON_DEVICE, Array, family_of, shape_of
 from collectives.catalogue import find
 from collectives.choosing import Request
 from collectives.operations import Counts, Operations
 from collectives.schedule import Algorithm
 from collectives.steps import Recv
+from collectives.work import Deferred
 from transports import _native
 from transports.errors import CollectiveError
 
@@ -88,11 +90,15 @@ class Scatter(Operations):
                 refuse_overlap(x, out, family)
         elif out is not None:
             family_of(out, "out")
+        streams = self._streams_now()
 
         def job() -> Any:
-            return self._scatter(x, root, out, parts, algorithm, seconds)
+            return self._scatter(x, root, out, parts, algorithm, seconds, streams)
 
-        return self._queue.submit("scatter", job) if async_op else self._in_turn("scatter", job)
+        if async_op:
+            return self._queue.submit("scatter", job)
+        found = self._in_turn("scatter", job)
+        return found.wait() if isinstance(found, Deferred) else found
 
     def _scatter(
         self,
@@ -102,10 +108,17 @@ class Scatter(Operations):
         parts: tuple[int, ...] | None,
         algorithm: str | Algorithm | None,
         seconds: float,
+        streams: Mapping[str, int],
     ) -> Any:
         try:
             told, call = self._next_scatter(x, root, parts, algorithm, seconds)
             family_name, dtype, whole, *_ = told
+            if call is None:
+                asked = self._scatter_request(told, root, parts, algorithm)
+                shape = whole[1:] if parts is None else (parts[self.rank], *whole[1:])
+                return self._scatter_on_device(
+                    asked, family_name, dtype, x, shape, out, seconds, streams.get(family_name)
+                )
             like = x if self.rank == root else _example(family_name, dtype)
         except CollectiveError:
             raise
@@ -145,8 +158,8 @@ class Scatter(Operations):
         parts: tuple[int, ...] | None,
         algorithm: str | Algorithm | None,
         seconds: float,
-    ) -> tuple[Told, _native.Call]:
-        """What the root scatters now, and the call that does it."""
+    ) -> tuple[Told, _native.Call | None]:
+        """What the root scatters now, and the call that does it; None: it lies on a device."""
         known = self._told.setdefault((root, parts), {})
         told = None
         if self.rank == root:
@@ -165,6 +178,8 @@ class Scatter(Operations):
             self._engine.mismatch(
                 f"scatter: rank {root} scatters by {theirs}, rank {self.rank} by {ours}"
             )
+        if told[0] in ON_DEVICE:
+            return told, None
         call = self._scatter_call(told, root, parts, algorithm)
         # Only where every rank hears first of the root does its first message, header or data, tell
         # which of the two has come.
@@ -172,6 +187,24 @@ class Scatter(Operations):
         if direct and sum(map(len, self._told.values())) < _MOST_TOLD:
             known[told] = call
         return told, call
+
+    def _streams_now(self) -> Mapping[str, int]:
+        """The caller's current stream for each family on devices; of `collectives.on_devices`."""
+        raise NotImplementedError
+
+    def _scatter_on_device(
+        self,
+        asked: Request,
+        family: str,
+        dtype: Any,
+        x: Array | None,
+        shape: tuple[int, ...],
+        out: Array | None,
+        seconds: float,
+        stream: int | None,
+    ) -> Any:
+        """The scatter of an array that lies on the root's device; likewise."""
+        raise NotImplementedError
 
     def _asks_for_another(self, told: Told, algorithm: str | Algorithm | None) -> bool:
         """Whether this rank asks for another algorithm than the root."""
@@ -267,8 +300,8 @@ def _hears_of_root(algo: Algorithm, size: int, root: int) -> bool:
 
 
 def _example(family: str, dtype: Any) -> Array:
-    """An empty array of the family and type of another rank's."""
-    if family == "torch":
+    """An empty array of the type of another rank's, and of its family if that is on the host."""
+    if family.startswith("torch"):
         import torch
 
         return torch.empty(0, dtype=dtype, device="cpu")

@@ -119,6 +119,34 @@ def geometry(environment: Mapping[str, str] | None = None) -> Geometry:
     return found
 
 
+def device_slots(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """Slots of a rank's outbox on its device, and their bytes.
+
+    COLLECTIVES_DEVICE_SLOTS and COLLECTIVES_DEVICE_SLOT_BYTES override them; rank 0's count.
+
+    Raises:
+        ValueError: a value is no integer, or not one that an engine can use.
+    """
+    environment = os.environ if environment is None else environment
+    slots = _whole(environment, "COLLECTIVES_DEVICE_SLOTS", 2, 4, 64)
+    size = _whole(environment, "COLLECTIVES_DEVICE_SLOT_BYTES", 64, 32 << 20, 1 << 34)
+    if size % 64:
+        raise ValueError(f"COLLECTIVES_DEVICE_SLOT_BYTES must be a multiple of 64, found {size}")
+    return slots, size
+
+
+def local_rank(environment: Mapping[str, str] | None = None) -> int:
+    """This rank's number on its host, LOCAL_RANK."""
+    environment = os.environ if environment is None else environment
+    return _whole(environment, "LOCAL_RANK", 0, 0, 1 << 20)
+
+
+def emulates_devices(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether COLLECTIVES_EMULATED_DEVICES asks for devices that are not there."""
+    environment = os.environ if environment is None else environment
+    return bool(environment.get("COLLECTIVES_EMULATED_DEVICES"))
+
+
 def cache_bytes(environment: Mapping[str, str] | None = None) -> int:
     """What of the last-level cache is this machine's: COLLECTIVES_CACHE_BYTES overrides it.
 

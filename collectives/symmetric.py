@@ -17,9 +17,9 @@ import operator
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -45,6 +45,29 @@ class _Block:
     parts: tuple[int, ...]
 
 
+class _Sized(Protocol):
+    @property
+    def id(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+_AnyBlock = TypeVar("_AnyBlock", bound=_Sized)
+
+
+class Pool(Generic[_AnyBlock]):
+    """The blocks of one kind that a communicator's `empty` has made.
+
+    Attributes:
+        own: all of them, oldest first.
+        dropped: of these, by id, those without a view on this rank.
+    """
+
+    def __init__(self) -> None:
+        self.own: list[_AnyBlock] = []
+        self.dropped: set[int] = set()
+
+
 class _Owner:
     """What the views of a block keep alive; its end says that this rank has dropped the block."""
 
@@ -62,12 +85,13 @@ class Symmetric(Messages):
 
     def _begin_symmetric(self) -> None:
         self._blocks: dict[int, _Block] = {}  # all that this communicator can reach
-        self._own: list[_Block] = []  # of them, those of its own `empty`, oldest first
-        self._dropped: set[int] = set()  # of these, those without a view on this rank
+        self._pool: Pool[_Block] = Pool()
         self._allocations = 0
         self._kin: list[tuple[weakref.ref[Symmetric], tuple[int, ...]]] = []
 
-    def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
+    def empty(
+        self, shape: int | Sequence[int], dtype: Any = np.float32, device: str | None = None
+    ) -> Array:
         """Make an array in symmetric memory; every rank must call it, with the same arguments.
 
         Collectives on such arrays, and on contiguous views of them, move bytes straight between
@@ -78,6 +102,8 @@ class Symmetric(Messages):
         Args:
             shape: of the array.
             dtype: a numpy type, or a torch type for a torch tensor.
+            device: None or "cpu" for host memory; "cuda" or "cuda:N" for this rank's device, with a
+                numpy type for a cupy array.
 
         Returns:
             An array of unspecified content. Its memory may be used again by a later `empty` once
@@ -85,38 +111,54 @@ class Symmetric(Messages):
 
         Raises:
             TypeError: shape or dtype is none, or elements hold Python objects or no bytes.
-            ValueError: a length is negative.
+            ValueError: a length is negative, or there is no such device.
             MismatchError: the ranks ask for different arrays.
             MemoryError: there is not as much memory.
         """
         lengths = _checked_shape(shape)
-        torch_dtype, itemsize, name = _checked_dtype(dtype)
+        torch_dtype, itemsize, name = checked_dtype(dtype)
+        if device not in (None, "cpu"):
+            return self._empty_on_device(lengths, dtype, str(device))
         nbytes = math.prod(lengths) * itemsize
         with self._calling("empty"):
-            block = self._block_for(nbytes, f"{name}{list(lengths)}")
+            block = self._block_from(
+                self._pool, nbytes, f"{name}{list(lengths)}",
+                lambda least, what: self._new_block(max(least, _LINE), what), self._forget_all,
+            )  # fmt: skip
         flat = self._view(block)[:nbytes]
         if torch_dtype is None:
             return flat.view(dtype).reshape(lengths)
         return sys.modules["torch"].from_numpy(flat).view(torch_dtype).reshape(lengths)
 
-    def _block_for(self, nbytes: int, what: str) -> _Block:
+    def _empty_on_device(self, lengths: tuple[int, ...], dtype: Any, device: str) -> Array:
+        raise NotImplementedError  # of `collectives.device_symmetric`
+
+    def _block_from(
+        self,
+        pool: Pool[_AnyBlock],
+        nbytes: int,
+        what: str,
+        make: Callable[[int, str], _AnyBlock],
+        forget: Callable[[Sequence[_AnyBlock]], None],
+    ) -> _AnyBlock:
         """A block of at least `nbytes` that no rank uses, the same one on every rank."""
-        everyone = self.allgather_object((what, sorted(self._dropped)))
+        everyone = self.allgather_object((what, sorted(pool.dropped)))
         for rank, (other, _) in enumerate(everyone):
             if other != everyone[0][0]:
                 self._engine.mismatch(
                     f"empty: rank 0 asks for {everyone[0][0]}, rank {rank} asks for {other}"
                 )
         free_everywhere = set.intersection(*(set(dropped) for _, dropped in everyone))
-        free = [block for block in self._own if block.id in free_everywhere]
+        free = [block for block in pool.own if block.id in free_everywhere]
         fitting = [block for block in free if nbytes <= block.nbytes <= 2 * nbytes + 4096]
         if fitting:
             return min(fitting, key=lambda block: block.nbytes)
         for block in free:  # else a program of ever other shapes would keep them all
-            self._own.remove(block)
-            self._dropped.discard(block.id)
-            self._forget(block.id)
-        return self._new_block(max(nbytes, _LINE), what)
+            pool.own.remove(block)
+            pool.dropped.discard(block.id)
+        if free:
+            forget(free)
+        return make(nbytes, what)
 
     def _new_block(self, nbytes: int, what: str) -> _Block:
         self._allocations += 1
@@ -147,11 +189,15 @@ class Symmetric(Messages):
             if each is not None:
                 raise MemoryError(f"rank {rank} could not map symmetric memory: {each}")
         assert memory is not None, "memory that no rank has failed to map"
-        name = int.from_bytes(hashlib.sha256(job.encode()).digest()[:7])
-        block = _Block(name, memory, nbytes, tuple(range(self.size)))
-        self._own.append(block)
+        block = _Block(_name_of(job), memory, nbytes, tuple(range(self.size)))
+        self._pool.own.append(block)
         self._adopt(block)
         return block
+
+    def _next_block_name(self) -> int:
+        """Of a block that is made elsewhere, the same on every rank and of no other block."""
+        self._allocations += 1
+        return _name_of(f"{self._job}/memory-{self._allocations}")
 
     def _map_together(
         self, job: str, descriptor: int, nbytes: int
@@ -185,9 +231,9 @@ class Symmetric(Messages):
 
     def _view(self, block: _Block) -> Array:
         owner = _Owner(block.memory)
-        self._dropped.discard(block.id)
+        self._pool.dropped.discard(block.id)
         # The callback refers to the set alone: the array may outlive the communicator.
-        weakref.finalize(owner, self._dropped.add, block.id).atexit = False
+        weakref.finalize(owner, self._pool.dropped.add, block.id).atexit = False
         return block.memory.part(self.rank, owner)
 
     # --- with the communicators split from this one
@@ -199,6 +245,10 @@ class Symmetric(Messages):
         for weak, ranks in self._kin:
             if (split := weak()) is not None:
                 split._adopt(_seen_by(ranks, block))
+
+    def _forget_all(self, blocks: Sequence[_Block]) -> None:
+        for block in blocks:
+            self._forget(block.id)
 
     def _forget(self, name: int) -> None:
         self._blocks.pop(name, None)
@@ -213,6 +263,10 @@ class Symmetric(Messages):
         self._kin.append((weakref.ref(split), ranks))
         for block in self._blocks.values():
             split._adopt(_seen_by(ranks, block))
+
+
+def _name_of(job: str) -> int:
+    return int.from_bytes(hashlib.sha256(job.encode()).digest()[:7])
 
 
 def _seen_by(ranks: tuple[int, ...], block: _Block) -> _Block:
@@ -233,7 +287,7 @@ def _checked_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     return lengths
 
 
-def _checked_dtype(dtype: Any) -> tuple[Any, int, str]:
+def checked_dtype(dtype: Any) -> tuple[Any, int, str]:
     """(the torch type or None, bytes of an element, name)."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(dtype, torch.dtype):

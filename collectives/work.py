@@ -10,16 +10,26 @@ import math
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from transports.errors import CollectiveError, CollectiveTimeout, MismatchError
+from transports.silence import callers_place, runs_for
 
 _LOOK_EVERY = 0.2  # seconds; how soon Ctrl-C ends a wait at the latest
 
 
 Count = Callable[[int], None]
+
+
+class Deferred(ABC):
+    """What a job has begun and not ended, as a call on a device: waited for by whoever waits."""
+
+    @abstractmethod
+    def wait(self, timeout: float | None = None) -> Any:
+        """Its result."""
 
 
 class Work:
@@ -28,6 +38,7 @@ class Work:
     Attributes:
         began: when the call began to run, in seconds of `time.perf_counter`; 0.0 before.
         ended: when it had ended, well or not; 0.0 before.
+        place: where in its program the call was made, "train.py:91".
     """
 
     def __init__(
@@ -53,6 +64,7 @@ class Work:
         self._has_ended = False
         self._result: Any = None
         self._error: BaseException | None = None
+        self.place = ""
         self.began = 0.0
         self.ended = 0.0
 
@@ -80,6 +92,8 @@ class Work:
             if isinstance(self._error, MismatchError):
                 self._heard()
             raise self._error
+        if isinstance(self._result, Deferred):
+            self._result = self._result.wait()
         return self._result
 
     def _wait_on(self, timeout: float | None, deadline: float | None) -> None:
@@ -161,6 +175,7 @@ class WorkQueue:
             CollectiveError: the queue is closed.
         """
         work = Work(text, self._awaited, self._heard)
+        work.place = callers_place()
         with self._lock:
             if self._closed:
                 raise CollectiveError(self._refusal)
@@ -183,6 +198,9 @@ class WorkQueue:
                 self._count(-1)
                 work.finish(error=CollectiveError("the communicator was closed before this call"))
             self._changed.notify()
+            ends_at_once = self._unfinished == 0
+        if ends_at_once:  # else the interpreter may end first, with what the thread refers to
+            self.join(_LOOK_EVERY)
 
     def forsake(self, refusal: str) -> None:
         """In a child of fork: nothing runs here any more; what is submitted is refused."""
@@ -209,6 +227,7 @@ class WorkQueue:
                     return
                 work, job = self._jobs.popleft()
             result, error = None, None
+            runs_for(work.place)
             work.began = time.perf_counter()
             try:
                 result = job()

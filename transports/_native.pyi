@@ -195,8 +195,11 @@ class Engine:
         """Raise the mismatch that calls of this rank, which have returned, could not see."""
 
     def abort(self, text: str) -> None: ...
-    def check(self, ranks: Sequence[int]) -> None:
-        """Raise the trouble that some rank has reported, if any, or that one of these has ended."""
+    def check(self, ranks: Sequence[int], heard: bool = True) -> None:
+        """Raise the trouble that some rank has reported, if any, or that one of these has ended.
+
+        `heard`: the program hears of it, so `check_complete` need not tell it.
+        """
 
     def mismatch(self, text: str) -> NoReturn:
         """Raise MismatchError on every rank."""

@@ -6,8 +6,11 @@ The engine knows who waits for whom, and in which call; the Python stack of a ra
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Sequence
 from traceback import extract_stack
+from types import FrameType
 
 from transports.acting import is_alone
 from transports.rendezvous.identity import pid_namespace
@@ -20,6 +23,22 @@ _INDENT = "    "
 
 QUEUE = "collectives-queue"
 """How the names of the threads begin that run a communicator's asynchronous calls."""
+
+_QUEUED = threading.local()  # .place: where the call was made that this thread runs
+
+
+def callers_place() -> str:
+    """Where the program has called us: "train.py:91", or "" if nothing but our code did."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(OUR_FOLDERS):
+        frame = frame.f_back
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def runs_for(place: str) -> None:
+    """From now on this thread of a queue runs a call that was made there."""
+    _QUEUED.place = place
+
 
 Sighting = tuple[int, str, str, bool]
 """rank, its name, what it does, and whether it waits for nobody itself."""
@@ -51,6 +70,8 @@ class Describe:
     def place(self, rank: int) -> str:
         """Where in its program a rank that is in a call has made it: "train.py:91", or ""."""
         if self._is_here(rank):
+            if (queued := getattr(_QUEUED, "place", None)) is not None:
+                return str(queued)
             frames = tuple(
                 f"{summary.filename}:{summary.lineno}" for summary in reversed(extract_stack())
             )

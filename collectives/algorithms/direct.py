@@ -64,3 +64,20 @@ def two_shot_allreduce(rank: int, size: int) -> Steps:
     """
     yield from pairwise_reduce_scatter(rank, size)
     yield from direct_allgather(rank, size)
+
+
+@algorithm(
+    "barrier",
+    name="one_shot",
+    widest=lambda size: 1,
+    cost="(n-1) alpha",
+    messages="n-1",
+    volume="0",
+    source="the definition",
+)
+def direct_barrier(rank: int, size: int) -> Steps:
+    """Tell everyone, hear from everyone: who has told them need not stay for the others' sake."""
+    if size > 1:
+        yield send(others(rank, size), chunk=0)
+        for peer in others(rank, size):
+            yield recv(peer, chunk=0)

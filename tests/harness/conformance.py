@@ -37,19 +37,25 @@ class Case(NamedTuple):
 
     collective: str
     algorithm: str  # "": what the table chooses
-    kind: str  # of array: numpy or torch
+    kind: str  # of array: numpy, torch or emulated
     dtype: str
     count: int  # type: ignore[assignment]
     op: str
     root: int
 
 
-def cases(size: int, counts: tuple[int, ...], kinds: tuple[str, ...], full: bool) -> list[Case]:
+def cases(
+    size: int,
+    counts: tuple[int, ...],
+    kinds: tuple[str, ...],
+    full: bool,
+    one_sided: bool = True,
+) -> list[Case]:
     """All cases, in an order every rank agrees on."""
     found = []
     for collective, name in sorted(CATALOGUE):
-        spec = SPECS[collective]
-        if collective == "barrier" or not CATALOGUE[collective, name].allows(size):
+        spec, algo = SPECS[collective], CATALOGUE[collective, name]
+        if collective == "barrier" or not algo.allows(size) or algo.one_sided > one_sided:
             continue
         roots = range(size) if spec.rooted else (0,)
         for number, count in enumerate(counts):
@@ -69,6 +75,10 @@ def as_kind(kind: str, x: np.ndarray | None) -> Any:
     """The array as the kind that a case is for."""
     if x is None or kind == "numpy":
         return x
+    if kind == "emulated":
+        from transports.cuda_ipc.emulated_array import to_device
+
+        return to_device(x)
     import torch
 
     if x.dtype == ml_dtypes.bfloat16:
@@ -78,6 +88,10 @@ def as_kind(kind: str, x: np.ndarray | None) -> Any:
 
 def as_symmetric(comm: Any, kind: str, x: np.ndarray) -> Any:
     """The array as the kind that a case is for, in memory that all ranks reach."""
+    if kind == "emulated":
+        found = comm.empty(x.shape, x.dtype, device="cuda")
+        found.set(x)
+        return found
     if kind == "numpy":
         found = comm.empty(x.shape, x.dtype)
     else:
@@ -92,6 +106,8 @@ def as_numpy(kind: str, x: Any) -> Any:
     """The reverse of `as_kind`; None, and what is of another kind, stays as it is."""
     if kind == "numpy" or x is None or isinstance(x, np.ndarray):
         return x
+    if kind == "emulated":
+        return x.get()
     import torch
 
     if x.dtype == torch.bfloat16:
@@ -143,13 +159,20 @@ Tally = dict[tuple[str, str], tuple[int, int]]
 
 
 def sweep(
-    comm: Any, counts: tuple[int, ...], kinds: tuple[str, ...], full: bool
+    comm: Any,
+    counts: tuple[int, ...],
+    kinds: tuple[str, ...],
+    full: bool,
+    one_sided: bool = True,
 ) -> tuple[list[str], Tally]:
-    """All cases on this rank: what failed, and how often each algorithm passed and failed."""
+    """All cases on this rank: what failed, and how often each algorithm passed and failed.
+
+    `one_sided`: whether there is memory that all ranks reach, so that such algorithms run.
+    """
     failures = []
     passed: Counter[tuple[str, str]] = Counter()
     failed: Counter[tuple[str, str]] = Counter()
-    for case in cases(comm.size, counts, kinds, full):
+    for case in cases(comm.size, counts, kinds, full, one_sided):
         problem = run_case(comm, case)
         (failed if problem else passed)[case.collective, case.algorithm] += 1
         if problem:

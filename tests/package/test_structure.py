@@ -15,7 +15,10 @@ LAYERS = ("transports", "collectives", "trainers", "launch")
 
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 SOURCES = MODULES + sorted(
-    path for path in (ROOT / "transports" / "native").glob("*") if path.suffix in {".cpp", ".hpp"}
+    path
+    for folder in ("native", "cuda_ipc")
+    for path in (ROOT / "transports" / folder).glob("*")
+    if path.suffix in {".cpp", ".hpp", ".cu", ".cuh"}
 )
 
 

@@ -226,8 +226,13 @@ void register_engine(nb::module_& module) {
       .def("move", [](Rank& self) { self.engine().move(); })
       .def("forsake", [](Rank& self) { self.engine().forsake(); })
       .def(
-          "check", [](Rank& self, const Numbers& ranks) { self.engine().waiter().look_at(ranks); },
-          nb::arg("ranks"))
+          "check",
+          [](Rank& self, const Numbers& ranks, bool heard) {
+            std::optional<Unheard> unheard;
+            if (!heard) unheard.emplace();
+            self.engine().waiter().look_at(ranks);
+          },
+          nb::arg("ranks"), nb::arg("heard") = true)
       .def(
           "has_gone",
           [](Rank& self, std::uint32_t peer) {

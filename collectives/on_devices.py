@@ -1,0 +1,397 @@
+"""Collectives on arrays of devices: checked and agreed on by hosts, run by streams.
+
+A call returns once it is on the communicator's stream. Meanwhile the hosts agree on it, in the
+queue of asynchronous calls: a barrier whose name is the call's text. So what the contract says of
+calls that do not fit, of lost peers and of waits holds for these as well; who finds it raises it in
+the next call, in `wait` or in `close`, as the arrays are on their way already.
+
+The devices are connected by the first call with such an array, which therefore waits for all ranks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from collectives import dtypes, settings
+from collectives.arguments import check_out, check_timeout, refuse_overlap
+from collectives.arrays import Array, Family, is_same_memory, shape_of
+from collectives.choosing import Request
+from collectives.device_arrays import CUPY, EMULATED, FAMILIES, DeviceFamily
+from collectives.device_symmetric import DeviceBlock, DeviceSymmetric
+from collectives.device_work import DeviceWork
+from collectives.lowering import lower
+from collectives.schedule import Algorithm
+from collectives.specs import spec_named
+from transports import _native
+from transports.cuda_ipc.connection import Connected, connect_devices
+from transports.cuda_ipc.device import Device, DeviceError
+from transports.cuda_ipc.program import Program, Reduction, compile_program, of_peer
+from transports.cuda_ipc.watching import Watch
+from transports.errors import CollectiveError, CollectiveTimeout, MismatchError
+from transports.plan import Space
+from transports.telling import tell
+
+_MOST_CALLS = 4096
+
+
+class _DeviceCall:
+    """A program, and what the hosts agree on."""
+
+    def __init__(self, program: Program, agreement: _native.Call) -> None:
+        self.program = program
+        self.agreement = agreement
+
+
+class OnDevices(DeviceSymmetric):
+    """Adds arrays on devices to a communicator."""
+
+    hosts: tuple[int, ...]
+    transport: str
+    _carries_devices: bool
+
+    def _begin_on_devices(self, carries: bool) -> None:
+        self._carries_devices = carries
+        self._connected: Connected | None = None
+        self._watch: Watch | None = None
+        self._device_calls: dict[Any, _DeviceCall] = {}
+        self._begin_device_symmetric()
+
+    def _start_on_device(
+        self,
+        asked: Request,
+        family: DeviceFamily,
+        x: Array,
+        source: Array | None,
+        shape: tuple[int, ...] | None,
+        out: Array | None,
+        async_op: bool,
+        timeout: float | None,
+        stream: int | None = None,
+    ) -> Any:
+        """As `_start`, of an array on a device; follows what is on `stream`, or the current one."""
+        seconds = self.timeout if timeout is None else check_timeout(timeout)
+        connected, watch = self._with_devices(family, family.ordinal_of(x))
+        watch.raise_failure()
+        self._engine.check(())
+        device = connected.device
+        given, x_given = out, x
+        if out is not None and shape is not None:
+            check_out(out, shape, x, family)
+            refuse_overlap(x, out, family)
+            self._refuse_other_device(family, out, "out")
+        collective = asked.collective
+        where = self._places_of(collective, family, x, out, asked.counts)
+        request = asked._replace(symmetric=tuple(space for space, *_ in where))
+        call = self._device_call(request, where)
+        if source is not None:
+            source = family.contiguous(source)
+        if collective == "alltoall" and out is not None and is_same_memory(family, x, out):
+            source = family.empty(shape_of(x), x)  # its chunks lie elsewhere in the output
+            family.copy_into(source, x)
+        target = None
+        if shape is not None:
+            target = given
+            if target is None or not family.is_contiguous(target):
+                target = family.empty(shape, x)
+        bases = {
+            Space.INPUT.name: 0 if source is None else family.address_of(source),
+            Space.OUTPUT.name: 0 if target is None else family.address_of(target),
+        }
+        for space, block, offset in where:
+            for peer, address in enumerate(block.memory.addresses):
+                bases[of_peer(peer, space)] = address + offset
+        watch.until_room(len(call.program.operations))
+        after = family.stream_of(device.ordinal) if stream is None else stream
+        number, mark = connected.engine.run(call.program, after, bases)
+        text = call.agreement.text
+        if number:  # what is captured in a graph runs with the graph, whenever that is
+            kept = (x_given, source, target, given)
+            watch.add(number, text, seconds, len(call.program.operations), kept)
+        agreement = self._queue.submit(text, self._agreement(call, seconds))
+
+        def deliver() -> Array | None:
+            """The result, on the caller's stream."""
+            with device.activated():
+                device.follow(family.stream_of(device.ordinal), mark)
+            if target is not None and given is not None and target is not given:
+                family.copy_into(given, target)
+            return given if given is not None and shape is not None else target
+
+        work = DeviceWork(text, number, watch, agreement, deliver)
+        return work if async_op else work.wait()
+
+    def _streams_now(self) -> dict[str, int]:
+        """For calls that go through the queue, whose thread has current streams of its own."""
+        if self._connected is None:
+            return {}
+        ordinal = self._connected.device.ordinal
+        return {family.name: family.stream_of(ordinal) for family in FAMILIES if family.in_use()}
+
+    def _scatter_on_device(
+        self,
+        asked: Request,
+        family: str,
+        dtype: Any,
+        x: Array | None,
+        shape: tuple[int, ...],
+        out: Array | None,
+        seconds: float,
+        stream: int | None,
+    ) -> Any:
+        kind = next(each for each in FAMILIES if each.name == family)
+        if self.rank == asked.root:
+            like = x
+        else:
+            at = self._connected
+            ordinal = kind.current_ordinal() if at is None else at.device.ordinal
+            like = kind.like(dtype, ordinal)
+        source = x if self.rank == asked.root else None
+        return self._start_on_device(asked, kind, like, source, shape, out, True, seconds, stream)
+
+    def _agreement(self, call: _DeviceCall, seconds: float) -> Callable[[], None]:
+        engine, watch = self._engine, self._watch
+        assert watch is not None, "a call on devices that are not connected"
+
+        def agree() -> None:
+            try:
+                engine.execute(call.agreement, None, None, seconds, True)
+            except BaseException as error:
+                # The engine of the host keeps a mismatch for close(), if no call has raised it.
+                watch.fail(error, told=isinstance(error, MismatchError))
+                raise
+
+        return agree
+
+    # --- what a call is
+
+    def _device_call(
+        self, request: Request, where: Sequence[tuple[Space, DeviceBlock, int]]
+    ) -> _DeviceCall:
+        places = tuple((space, block.id, offset) for space, block, offset in where)
+        key = (request, places)
+        try:
+            found = self._device_calls.get(key)
+        except TypeError:  # op or algorithm cannot be hashed: no name, and refused as such
+            return self._make_device_call(request, places)
+        if found is None:
+            if len(self._device_calls) >= _MOST_CALLS:
+                self._device_calls.clear()
+            found = self._device_calls[key] = self._make_device_call(request, places)
+        return found
+
+    def _make_device_call(
+        self, request: Request, places: tuple[tuple[Space, int, int], ...]
+    ) -> _DeviceCall:
+        assert self._connected is not None, "a call on devices that are not connected"
+        reduction = None
+        if spec_named(request.collective).reduces:
+            reduction = Reduction(*dtypes.reduction(request.dtype, request.op))
+        algo = self._calls.proved_algorithm_for(request)
+        text = self._calls.text_of(request, algo)
+        if request.collective != "barrier":
+            text += " on devices"
+        if algo.one_sided:  # where an array lies is part of what ranks must agree on
+            text += "".join(f" at {name:x}+{offset}" for _, name, offset in places)
+        plans = [
+            lower(algo, rank, self.size, request.root, self.hosts) for rank in range(self.size)
+        ]
+        unit = 1 if reduction is None else request.itemsize
+        scale = request.itemsize // unit
+        lengths = [length * scale for length in self._all_lengths(request, algo)]
+        program = compile_program(plans, lengths, unit, reduction, self._connected.engine.wiring)
+        return _DeviceCall(program, self._calls.agreement(text))
+
+    def _all_lengths(self, request: Request, algo: Algorithm) -> Sequence[int]:
+        """Elements of every chunk, of alltoall's with counts as well: what each rank sends whom."""
+        if request.collective != "alltoall" or request.counts is None:
+            return self._calls.lengths_of(request, algo)
+        with self._calling("alltoall on devices"):
+            rows: list[tuple[int, ...]] = self.allgather_object(request.counts[: self.size])
+        for source, row in enumerate(rows):
+            mine = request.counts[self.size + source]
+            if row[self.rank] != mine:
+                self._engine.mismatch(
+                    f"alltoall: rank {source} sends {row[self.rank]} elements to rank {self.rank}, "
+                    f"which receives {mine}"
+                )
+        return [count for row in rows for count in row]
+
+    # --- the devices
+
+    def close(self) -> None:
+        """Of `Communicator`."""
+        raise NotImplementedError
+
+    def abort(self, error: BaseException) -> None:
+        """Of `Communicator`."""
+        raise NotImplementedError
+
+    def _with_devices(self, family: DeviceFamily, ordinal: int) -> tuple[Connected, Watch]:
+        """The connected devices; connects them the first time, a call of all ranks."""
+        if not self._carries_devices:
+            raise TypeError(
+                f"expected an array in host memory, found a {family.name} array: transport shm "
+                "carries host memory only; transport auto or cuda_ipc carries both"
+            )
+        if self._connected is None or self._watch is None:
+            device = device_for(family, ordinal)
+            if device.is_capturing(family.stream_of(ordinal)):
+                raise CollectiveError(
+                    "the first call on devices connects them and cannot be captured in a graph: "
+                    "make one before"
+                )
+            return self._connect_devices(device)
+        if ordinal != self._connected.device.ordinal:
+            raise ValueError(
+                f"x: expected an array on {self._connected.device.name} (device "
+                f"{self._connected.device.ordinal}), where this rank's were before, found one on "
+                f"device {ordinal}"
+            )
+        return self._connected, self._watch
+
+    @property
+    def device(self) -> int | None:
+        """The number here of this rank's device; None as long as none is connected."""
+        return None if self._connected is None else self._connected.device.ordinal
+
+    def _own_device(self) -> Device | None:
+        """That a communicator split from this one is to connect at once, too."""
+        at_once = self._connected is not None and self.transport == "cuda_ipc"
+        return self._connected.device if at_once and self._connected is not None else None
+
+    def _connect_at_once(self, device: Device) -> None:
+        try:
+            connected, _ = self._connect_devices(device)
+        except BaseException as error:
+            self.abort(error)
+            self.close()
+            raise
+        sharing = sum(each == device.identity for each in connected.identities)
+        if self.rank == 0 and sharing > 1 and "/" not in self._job:
+            tell(f"{sharing} ranks share {device.name} (device {device.ordinal}), in turn")
+
+    def _refuse_other_device(self, family: DeviceFamily, array: Array, name: str) -> None:
+        assert self._connected is not None
+        found, expected = family.ordinal_of(array), self._connected.device.ordinal
+        if found != expected:
+            raise ValueError(
+                f"{name}: expected an array on device {expected} as x, found one on device {found}"
+            )
+
+    def _connect_devices(self, device: Device) -> tuple[Connected, Watch]:
+        with self._calling("connecting devices"):
+            slots, slot_bytes = self.allgather_object(settings.device_slots())[0]
+            connected = connect_devices(
+                device, self.rank, self.size, slots, slot_bytes,
+                self.allgather_object, self._share_host_memory,
+            )  # fmt: skip
+        name = f"device-watch-{self._job}-{self.rank}"
+        watch = Watch(connected.engine, self._engine, self.size, name)
+        self._connected, self._watch = connected, watch
+        return connected, watch
+
+    def _share_host_memory(self, nbytes: int, what: str) -> tuple[npt.NDArray[np.uint8], ...]:
+        block = self._new_block(nbytes, what)
+        kept = block.memory.keep()
+        return tuple(block.memory.part(rank, kept) for rank in range(self.size))
+
+    def _finish_devices(self) -> None:
+        """Until the calls on devices are done here and what they have sent is taken by the others.
+
+        Device memory ends with the process: unlike a message in host memory, what was sent cannot
+        be read when its sender has gone. So a communicator that has such calls under way waits for
+        the others when it is closed, as long as they live.
+        """
+        watch, connected = self._watch, self._connected
+        if watch is None or connected is None:
+            return
+        deadline = time.monotonic() + self.timeout
+        while self._waits_for(watch, connected):
+            if watch.failure is not None and not watch.told:
+                watch.raise_failure()
+            if watch.failure is not None and self._queue.idle:
+                return  # the host's engine has it, and raises what nobody has heard of
+            if time.monotonic() > deadline:
+                raise CollectiveTimeout(
+                    f"close: rank {self.rank} has waited for {self._waits_for(watch, connected)}"
+                )
+            time.sleep(0.001)
+
+    def _waits_for(self, watch: Watch, connected: Connected) -> str:
+        """What there is to wait for before the devices can go; nothing: ""."""
+        if watch.failure is not None:
+            return "calls that have failed"
+        if not self._queue.idle:
+            return "other ranks to come to its calls on devices"
+        if not watch.is_done(connected.engine.put):
+            return "its calls on devices to be done"
+        late = [
+            peer
+            for peer in connected.engine.untaken()
+            if not (connected.has_left(peer) or self._engine.has_gone(peer))
+        ]
+        return f"rank {str(late)[1:-1]} to take what it has sent from its device" if late else ""
+
+    def _forgive_devices(self) -> None:
+        """The program knows that calls have failed, and goes on without them."""
+        if self._watch is not None:
+            self._watch.told = True
+
+    def _close_devices(self) -> None:
+        """End what runs on the device, and give back what peers no longer need."""
+        connected, watch = self._connected, self._watch
+        if connected is None or watch is None:
+            return
+        self._connected = self._watch = None
+        engine = connected.engine
+        if not engine.is_done():
+            watch.fail(CollectiveError("the communicator was closed"))
+        ended = engine.run_out() if watch.failure is not None else True
+        watch.close()
+        if not ended:  # the device hangs: nothing on it can be given back
+            connected.leave()
+            return
+        engine.close()
+        self._close_device_symmetric(connected)
+        connected.outbox.unmap()
+        connected.leave()
+        connected.unregister()
+        connected.free_when_left(connected.outbox, True)
+
+
+def own_device(local_rank: int) -> Device:
+    """The device of the rank with that number on this host: in turn, where there are fewer.
+
+    Raises:
+        ModuleNotFoundError: cupy is missing.
+        CollectiveError: there is no device.
+    """
+    try:
+        return device_for(EMULATED if settings.emulates_devices() else CUPY, None, local_rank)
+    except DeviceError as error:
+        raise CollectiveError(f"transport cuda_ipc: {error}") from None
+
+
+def device_for(family: Family, ordinal: int | None, local_rank: int = 0) -> Device:
+    """The device with that number in this process; None: that of a rank, in turn.
+
+    Raises:
+        DeviceError: there is none.
+        ValueError: there is none with that number.
+        ModuleNotFoundError: what drives such devices is not installed.
+    """
+    device: Device
+    if family.name == "emulated":
+        from transports.cuda_ipc.emulated_array import emulated_count, emulated_device
+
+        device = emulated_device(local_rank % emulated_count() if ordinal is None else ordinal)
+    else:
+        from transports.cuda_ipc.nvidia import nvidia_count, nvidia_device
+
+        device = nvidia_device(local_rank % nvidia_count() if ordinal is None else ordinal)
+    return device

@@ -1,0 +1,270 @@
+"""Calls on arrays of devices, through the public door, on emulated ones."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from harness.batches import Batch
+from harness.errors import raising
+
+import collectives
+import launch
+
+DEVICES = {"COLLECTIVES_EMULATED_DEVICES": "devices=2,seed=1"}
+ranks = Batch(DEVICES)
+few_slots = Batch(DEVICES | {
+    "COLLECTIVES_DEVICE_SLOTS": "2", "COLLECTIVES_DEVICE_SLOT_BYTES": "256",
+})  # fmt: skip
+apart = Batch({"COLLECTIVES_EMULATED_DEVICES": "devices=2,apart=0-1,seed=1"})
+
+
+def on_device(values, device=None):
+    from transports.cuda_ipc.emulated_array import to_device
+
+    return to_device(values, device)
+
+
+def given(rank, count=1000):
+    return ((np.arange(count) * 5 + 3 * rank) % 7).astype(np.float32)
+
+
+def total(comm, count=1000):
+    return sum(given(rank, count) for rank in range(comm.size))
+
+
+def last_text(comm):
+    return list(comm._device_calls.values())[-1].agreement.text
+
+
+@ranks(1, 2, 3)
+def test_new_arrays_and_in_place(comm):
+    x = on_device(given(comm.rank))
+    y = comm.allreduce(x)
+    assert np.array_equal(y.get(), total(comm)) and np.array_equal(x.get(), given(comm.rank))
+    assert comm.allreduce(x, out=x) is x
+    assert np.array_equal(x.get(), total(comm))
+    assert np.array_equal(comm.broadcast(y, root=comm.size - 1).get(), total(comm))
+
+
+@ranks(2)
+def test_host_and_device_take_turns(comm):
+    for turn in range(20):
+        x = on_device(given(comm.rank + turn))
+        y = comm.allreduce(x, async_op=True)
+        assert comm.allreduce(np.ones(3))[0] == 2
+        assert np.array_equal(y.wait().get(), given(turn) + given(turn + 1))
+
+
+@few_slots(2, 3)
+def test_many_calls_in_a_row(comm):
+    """Slots and flags are used again and again; nobody waits for anybody between."""
+    works = [
+        comm.allreduce(on_device(given(comm.rank + turn)), async_op=True, algorithm=algorithm)
+        for turn in range(10)
+        for algorithm in ("ring", "tree", "one_shot")
+    ]
+    for number, work in enumerate(works):
+        wanted = sum(given(rank + number // 3) for rank in range(comm.size))
+        assert np.array_equal(work.wait().get(), wanted)
+
+
+@ranks(2)
+def test_a_work(comm):
+    work = comm.allreduce(on_device(given(comm.rank)), async_op=True)
+    assert np.array_equal(work.wait(timeout=30).get(), total(comm))
+    assert work.done() and work.ended >= work.began > 0
+    assert work.wait() is work.wait()
+
+
+@ranks(2, 3)
+def test_scatter_tells_where_the_array_lies(comm):
+    root = comm.size - 1
+    rows = np.stack([given(rank, 6) for rank in range(comm.size)])
+    x = on_device(rows) if comm.rank == root else None
+    for number in range(3):
+        mine = comm.scatter(x, root=root)
+        assert np.array_equal(mine.get(), given(comm.rank, 6)), number
+    assert np.array_equal(comm.scatter(x, root=root, async_op=True).wait().get(), mine.get())
+    out = on_device(np.zeros(6, np.float32))
+    assert comm.scatter(x, root=root, out=out) is out
+    assert np.array_equal(out.get(), given(comm.rank, 6))
+    parts = [2, *[1] * (comm.size - 1)]
+    flat = on_device(np.arange(sum(parts), dtype=np.int64)) if comm.rank == root else None
+    begin = sum(parts[: comm.rank])
+    wanted = np.arange(begin, begin + parts[comm.rank])
+    assert np.array_equal(comm.scatter(flat, root=root, counts=parts).get(), wanted)
+
+
+@few_slots(2, 3)
+def test_uneven_counts(comm):
+    counts = [3, 0, 70][: comm.size]
+    x = on_device(np.full((counts[comm.rank], 2), comm.rank + 1.0))
+    wanted = np.concatenate([np.full((n, 2), r + 1.0) for r, n in enumerate(counts)])
+    assert np.array_equal(comm.allgather(x, counts=counts).get(), wanted)
+    sent = [100 * comm.rank + 10 * peer + 1 for peer in range(comm.size)]
+    taken = [100 * peer + 10 * comm.rank + 1 for peer in range(comm.size)]
+    x = on_device(np.repeat(np.arange(comm.size) + 10 * comm.rank, sent))
+    found = comm.alltoall(x, counts=(sent, taken))
+    wanted = np.repeat(10 * np.arange(comm.size) + comm.rank, taken)
+    assert np.array_equal(found.get(), wanted)
+    rows = on_device(np.arange(comm.size * 4).reshape(comm.size, 4) + 100 * comm.rank)
+    comm.alltoall(rows, out=rows)  # in place it reads a copy
+    assert rows.get()[0, 0] == 4 * comm.rank
+
+
+@ranks(2)
+def test_counts_that_do_not_fit(comm):
+    x = on_device(np.zeros(4))
+    with raising(collectives.MismatchError, "sends 2 elements to rank", "receives 3"):
+        comm.alltoall(x, counts=((2, 2), (3, 3)))
+
+
+@ranks(1, 2, 3)
+def test_symmetric_arrays(comm):
+    x = comm.empty(1000, device="cuda")
+    out = comm.empty((1000,), np.float32, device="cuda")
+    x.set(given(comm.rank))
+    comm.allreduce(x, out=out)
+    assert np.array_equal(out.get(), total(comm)) and "by one_sided" in last_text(comm)
+    comm.allreduce(x.part(100, 200), out=x.part(100, 200), algorithm="one_sided")
+    wanted = given(comm.rank)
+    wanted[100:200] = total(comm)[100:200]
+    assert np.array_equal(x.get(), wanted) and "by one_sided" in last_text(comm)
+    comm.allreduce(x)  # its result lies in no memory that all reach
+    assert comm.size == 1 or "one_sided" not in last_text(comm)
+    half = comm.split(0, key=-comm.rank)  # the other way round
+    half.allreduce(x, out=out)
+    assert "by one_sided" in last_text(half)
+    assert np.array_equal(out.get()[:100], total(comm)[:100])
+    half.close()
+
+
+@ranks(2)
+def test_symmetric_memory_is_used_again(comm):
+    x = comm.empty(1 << 19, device="cuda")
+    address = x.address
+    del x
+    gc.collect()
+    y = comm.empty(1 << 19, device="cuda")
+    assert y.address == address
+    z = comm.empty(1 << 20, device="cuda")
+    assert z.address != address
+    del y
+    gc.collect()
+    free = comm._connected.device._free
+    comm.empty(1 << 22, device="cuda")  # what is too short for it is given back
+    assert comm._connected.device._free == free - (16 << 20) + (2 << 20)
+
+
+@ranks(2)
+def test_symmetric_arrays_at_other_places_do_not_fit(comm):
+    x = comm.empty(1000, device="cuda")
+    with raising(collectives.MismatchError, "one_sided", "+0", "+400"):
+        part = x.part(0, 100) if comm.rank == 0 else x.part(100, 200)
+        comm.allreduce(part, out=part, algorithm="one_sided")
+        comm.close()
+
+
+@apart(2)
+def test_devices_that_do_not_reach_each_other(comm):
+    x = on_device(given(comm.rank))
+    assert np.array_equal(comm.allreduce(x).get(), total(comm))
+    y = comm.empty(1000, device="cuda")  # an ordinary array
+    y.set(given(comm.rank))
+    comm.allreduce(y, out=y)
+    assert np.array_equal(y.get(), total(comm)) and "one_sided" not in last_text(comm)
+
+
+@ranks(2)
+def test_arguments_are_refused_before_anything_is_sent(comm):
+    from transports.cuda_ipc.emulated_array import empty, emulated_device
+
+    other = emulated_device(1 - comm.rank)
+    x = on_device(given(comm.rank))
+    comm.allreduce(x)
+    for call, kind, words in (
+        (lambda: comm.allreduce(on_device(given(0), other)), ValueError, ("x:", "device")),
+        (lambda: comm.allreduce(x, out=empty((1000,), np.float32, other)), ValueError, ("out:",)),
+        (lambda: comm.allreduce(x, out=np.zeros(1000, "f4")), TypeError, ("emulated", "numpy")),
+        (lambda: comm.allreduce(x, out=empty((999,))), ValueError, ("(1000,)", "(999,)")),
+        (lambda: comm.allreduce(x, op="mean"), ValueError, ("op must be", "mean")),
+        (lambda: comm.allreduce(x.part(0, 600), out=x.part(300, 900)), ValueError, ("overlap",)),
+        (lambda: comm.allreduce(x, algorithm="rings"), ValueError, ("rings", "ring")),
+        (lambda: comm.allreduce(x, algorithm="one_sided"), ValueError, ("comm.empty",)),
+        (lambda: comm.empty(3, device="gpu"), ValueError, ("cuda:N", "gpu")),
+        (lambda: comm.empty(3, device="cuda:7"), ValueError, ("device", "7")),
+        (lambda: comm.send(x, dest=0), TypeError, ("send", "point-to-point")),
+        (lambda: comm.recv(x, source=0), TypeError, ("recv", "point-to-point")),
+        (lambda: comm.sendrecv(x, dest=0), TypeError, ("sendrecv", "point-to-point")),
+    ):  # fmt: skip
+        with raising(kind, *words):
+            call()
+    assert np.array_equal(comm.allreduce(x).get(), total(comm))
+
+
+@ranks(2)
+def test_memory_that_is_not_there(comm):
+    with raising(MemoryError, "empty", "rank 0", "bytes"):
+        comm.empty(1 << 40, np.float32, device="cuda")
+    assert np.array_equal(comm.allreduce(on_device(given(comm.rank))).get(), total(comm))
+
+
+def test_memory_that_cannot_be_shared():
+    def body(comm):
+        with raising(collectives.CollectiveError, "rank 0", "between processes"):
+            comm.allreduce(on_device(given(comm.rank)))
+        return float(comm.allreduce(np.ones(1))[0])
+
+    machine = {"COLLECTIVES_EMULATED_DEVICES": "devices=1,unshared=1"}
+    assert launch.spawn(body, 2, environment=machine, timeout=60) == [2.0, 2.0]
+
+
+def test_transport_shm_refuses_them():
+    def body():
+        with collectives.init(transport="shm") as comm, raising(TypeError, "host memory only"):
+            comm.allreduce(on_device(np.ones(3)))
+
+    from harness.processes import Ranks
+
+    with Ranks(body, 1, environment=DEVICES) as job:
+        assert [outcome.text for outcome in job.outcomes()] == [""]
+
+
+def test_transport_cuda_ipc_connects_at_once():
+    def body():
+        with collectives.init(transport="cuda_ipc") as comm:
+            assert comm.transport == "cuda_ipc"
+            x = comm.empty(1000, device="cuda")
+            x.set(given(comm.rank))
+            comm.allreduce(x, out=x)
+            assert np.array_equal(x.get(), total(comm))
+            return comm.device
+
+    from harness.processes import Ranks
+
+    each = {"each": lambda rank: {"LOCAL_RANK": str(rank)}}
+    with Ranks(body, 3, environment=DEVICES, **each) as job:
+        assert [(outcome.text, outcome.value) for outcome in job.outcomes()] == [
+            ("", 0), ("", 1), ("", 0)
+        ]  # fmt: skip
+
+
+def test_without_any_device_cuda_ipc_says_so():
+    def body():
+        with raising((ModuleNotFoundError, collectives.CollectiveError), "CUDA"):
+            collectives.init(transport="cuda_ipc")
+
+    from harness.processes import Ranks
+
+    with Ranks(body, 1) as job:
+        assert [outcome.text for outcome in job.outcomes()] == [""]
+
+
+@pytest.mark.parametrize("text", ["0", "two", "devices=1,pears=2", "apart=0"])
+def test_a_machine_that_makes_no_sense(text):
+    from transports.cuda_ipc.emulation import parse_machine
+
+    with pytest.raises(ValueError, match="COLLECTIVES_EMULATED_DEVICES"):
+        parse_machine(text)

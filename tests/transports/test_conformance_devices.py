@@ -1,0 +1,48 @@
+"""The conformance suite over devices, emulated: real processes, streams that are late.
+
+It shows that programs and their order are right. What a driver does it cannot show.
+"""
+
+from __future__ import annotations
+
+import pytest
+from harness.conformance import record, sweep
+
+import launch
+from collectives.conformance import Results
+
+# Two devices that do not reach each other: some ranks go through memory of the host.
+APART = "devices=3,apart=0-1,seed={seed}"
+TOGETHER = "devices=1,seed={seed}"
+EACH = "devices=8,seed={seed}"
+SLOTS = {"COLLECTIVES_DEVICE_SLOTS": "2", "COLLECTIVES_DEVICE_SLOT_BYTES": "1024"}
+
+SWEEPS = [
+    (1, TOGETHER, (0, 11, 300)),
+    (2, TOGETHER, (0, 1, 11, 700)),
+    (3, APART, (0, 11, 300)),
+    pytest.param(3, EACH, (0, 1, 11, 300), marks=pytest.mark.full),
+    pytest.param(4, APART, (0, 1, 11, 300), marks=pytest.mark.full),
+    pytest.param(8, TOGETHER, (0, 11, 300), marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(s, marks=pytest.mark.full) for s in (2, 3))])
+@pytest.mark.parametrize("size, machine, counts", SWEEPS)
+def test_every_algorithm(size, machine, counts, seed, full):
+    """Ranks that share a device, have one each, and some that do not reach each other's."""
+    environment = SLOTS | {"COLLECTIVES_EMULATED_DEVICES": machine.format(seed=seed)}
+    ranks = launch.spawn(
+        sweep,
+        size,
+        counts,
+        ("emulated",),
+        full,
+        "apart" not in machine,
+        environment=environment,
+        timeout=600,
+    )
+    failures = [problem for problems, _ in ranks for problem in problems]
+    record(Results(), "cuda_ipc", size, [tally for _, tally in ranks])
+    assert not failures, "\n".join(failures[:20])
+    assert all(sum(passed for passed, _ in tally.values()) > 100 for _, tally in ranks)

@@ -1,0 +1,187 @@
+"""Connects the devices of ranks: who reaches whose memory, and each rank's outbox, mapped by all.
+
+What the ranks tell each other goes through a `Talk`, a collective call each, so every rank makes
+the same calls here whatever goes wrong on it: what one could not do, all hear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from transports.cuda_ipc.device import Device, DeviceError
+from transports.cuda_ipc.engine import DeviceEngine
+from transports.cuda_ipc.flags import FlagTable
+from transports.errors import CollectiveError
+
+Talk: TypeAlias = Callable[[Any], list[Any]]
+"""Gives everyone's, by rank."""
+
+Shared: TypeAlias = Callable[[int, str], tuple[npt.NDArray[np.uint8], ...]]
+"""Host memory of so many bytes a rank, for what; every rank's part."""
+
+
+@dataclass(eq=False)
+class Mapped:
+    """One allocation of every rank, as this rank reaches it.
+
+    Attributes:
+        addresses: by rank; 0 where it does not reach that rank's.
+        rank: whose is not a mapping but the allocation.
+    """
+
+    device: Device
+    rank: int
+    addresses: tuple[int, ...]
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether this rank reaches all of them."""
+        return 0 not in self.addresses
+
+    def unmap(self) -> None:
+        """Reach into those of the others no more; once only."""
+        for rank, address in enumerate(self.addresses):
+            if rank != self.rank and address:
+                self.device.close(address)
+
+    def free(self) -> None:
+        """Give this rank's own back, once nobody maps it any more."""
+        self.device.free(self.addresses[self.rank])
+
+
+@dataclass(eq=False)
+class Connected:
+    """The devices of the ranks, connected.
+
+    Attributes:
+        device: this rank's.
+        engine: runs programs on it.
+        identities: of every rank's device.
+        reach: `reach[a][b]`: whether the device of rank a reaches the memory of that of rank b.
+    """
+
+    device: Device
+    engine: DeviceEngine
+    identities: tuple[str, ...]
+    reach: tuple[tuple[bool, ...], ...]
+    words: npt.NDArray[np.uint32]
+    table: FlagTable
+    outbox: Mapped
+    registered: list[int] = field(default_factory=list)
+
+    @property
+    def all_reach_all(self) -> bool:
+        """Whether every device reaches the memory of every other."""
+        return all(map(all, self.reach))
+
+    def leave(self) -> None:
+        """Say that this rank reaches into the memory of others no more."""
+        self.words[self.table.left(self.engine.rank) // 4] = 1
+
+    def unregister(self) -> None:
+        """Streams reach the flags no more."""
+        for address in self.registered:
+            self.device.unregister(address)
+        self.registered.clear()
+
+    def has_left(self, rank: int) -> bool:
+        """Whether a rank has said so."""
+        return bool(self.words[self.table.left(rank) // 4])
+
+    def free_when_left(self, memory: Mapped, unused: bool) -> None:
+        """Give memory of this rank back once all others have left, by the next who comes here.
+
+        What is still in use here, or mapped by a rank that never said that it has left, is given
+        back by the end of the process.
+        """
+        if unused:
+            _TO_BE_FREED.append((self, memory))
+        for connected, each in list(_TO_BE_FREED):
+            if all(map(connected.has_left, range(connected.table.size))):
+                _TO_BE_FREED.remove((connected, each))
+                each.free()
+
+
+_TO_BE_FREED: list[tuple[Connected, Mapped]] = []
+
+
+def map_together(device: Device, rank: int, nbytes: int, what: str, talk: Talk) -> Mapped:
+    """An allocation of `nbytes` on every rank, mapped by those that reach it.
+
+    Raises:
+        MemoryError: some rank has not as much memory; the text names it.
+        CollectiveError: some rank could not export or map.
+    """
+    own, told = 0, ("", b"")
+    try:
+        own = device.allocate(nbytes)
+        told = (device.identity, device.export(own))
+        failure: tuple[type[Exception], str] | None = None
+    except MemoryError as error:
+        failure = MemoryError, str(error)
+    except DeviceError as error:
+        failure = CollectiveError, str(error)
+    everyone = talk((told, failure))
+    addresses = [0] * len(everyone)
+    addresses[rank] = own
+    try:
+        _raise_first([failed for _, failed in everyone], what, nbytes)
+        try:
+            for peer, ((identity, handle), _) in enumerate(everyone):
+                if peer != rank and device.can_reach(identity):
+                    addresses[peer] = device.open(handle)
+        except DeviceError as error:
+            failure = CollectiveError, str(error)
+        _raise_first(talk(failure), what, nbytes)
+    except BaseException:
+        Mapped(device, rank, tuple(addresses)).unmap()
+        if own:
+            device.free(own)
+        raise
+    return Mapped(device, rank, tuple(addresses))
+
+
+def _raise_first(failures: list[Any], what: str, nbytes: int) -> None:
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            kind, text = failure
+            raise kind(f"{what}: rank {rank}, {nbytes} bytes: {text}")
+
+
+def connect_devices(
+    device: Device, rank: int, size: int, slots: int, slot_bytes: int, talk: Talk, share: Shared
+) -> Connected:
+    """Connect; every rank of the communicator calls it.
+
+    Raises:
+        MemoryError: some rank has no memory for its outbox.
+        CollectiveError: the machine does not let devices share memory.
+    """
+    table = FlagTable(size, slots)
+    outbox = map_together(device, rank, slots * slot_bytes, "the outbox of a device", talk)
+    everyone = talk((device.identity, [address != 0 for address in outbox.addresses]))
+    reach = tuple(tuple(row) for _, row in everyone)
+    words = share(table.nbytes, "flags")[0].view(np.uint32)
+    if rank == 0:
+        table.begin(words)
+    registered = [int(words.ctypes.data)]
+    flags_at = device.register(registered[0], words.nbytes)
+    staged = [0] * size
+    if not all(map(all, reach)):
+        for peer, part in enumerate(share(slots * slot_bytes, "an outbox on the host")):
+            registered.append(int(part.ctypes.data))
+            staged[peer] = device.register(registered[-1], part.nbytes)
+
+    def outbox_of(owner: int, targets: tuple[int, ...]) -> int:
+        on_device = all(reach[target][owner] for target in targets)
+        return outbox.addresses[owner] if on_device else staged[owner]
+
+    engine = DeviceEngine(device, rank, table, words, flags_at, outbox_of, slot_bytes)
+    talk(None)  # nobody sends before the flags are there
+    identities = tuple(identity for identity, _ in everyone)
+    return Connected(device, engine, identities, reach, words, table, outbox, registered)

@@ -1,0 +1,325 @@
+# ruff: noqa: D102 - what the methods do is said where they are declared, in device.py
+"""Devices that are not there: the seam of `device` over host memory, for tests and for learning.
+
+A machine of several devices, some of which may not reach each other; memory that other processes
+map by a handle; streams that are late (`emulated_stream`). What a device could do wrong with a
+faulty program is done wrong here: an address that it does not reach ends in an error that comes
+later, work on two streams overlaps unless one is told to follow the other, and copies are made in
+pieces. It says nothing about what a driver allows, or what anything costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transports import _native
+from transports.cuda_ipc.device import ITEM_BYTES, DeviceError, Mark, Signal, Stream
+from transports.cuda_ipc.emulated_stream import EmulatedStream
+
+SETTING = "COLLECTIVES_EMULATED_DEVICES"
+_HANDLE = struct.Struct("<qqq16s")  # pid, descriptor, bytes, identity
+_PIECE = 1 << 15  # bytes of a copy between which others may act
+_NAME = "emulated-device"
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is emulated.
+
+    Attributes:
+        devices: how many there are.
+        apart: pairs of devices that do not reach each other's memory.
+        seed: of the streams' lateness.
+        memory: bytes of each device, counted in each process by itself.
+        unshared: no memory can be exported, as some containers have it.
+    """
+
+    devices: int = 1
+    apart: frozenset[frozenset[int]] = frozenset()
+    seed: int = 0
+    memory: int = 1 << 32
+    unshared: bool = False
+
+
+def parse_machine(text: str) -> Machine:
+    """`2`, or `devices=2,apart=0-1,seed=7,memory=1000000,unshared=1`.
+
+    Raises:
+        ValueError: it is neither; names what is wrong.
+    """
+    fields: dict[str, Any] = {}
+    for word in (f"devices={text}" if text.isdigit() else text).split(","):
+        name, _, value = word.partition("=")
+        try:
+            if name == "apart":
+                pair = frozenset(int(number) for number in value.split("-"))
+                if len(pair) != 2:
+                    raise ValueError
+                fields[name] = fields.get(name, frozenset()) | {pair}
+            elif name in ("devices", "seed", "memory"):
+                fields[name] = int(value)
+            elif name == "unshared":
+                fields[name] = bool(int(value))
+            else:
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"{SETTING}: expected a number, or devices=, apart=A-B, seed=, memory=, unshared= "
+                f"with numbers, found {word!r}"
+            ) from None
+    if fields.get("devices", 1) < 1:
+        raise ValueError(f"{SETTING}: expected 1 device or more, found {fields['devices']}")
+    return Machine(**fields)
+
+
+class _Mapping:
+    """Shared memory mapped here, and its address."""
+
+    def __init__(self, descriptor: int, nbytes: int) -> None:
+        self.descriptor = descriptor
+        self.nbytes = nbytes
+        self._map = mmap.mmap(descriptor, nbytes)
+        self.bytes: Bytes = np.frombuffer(self._map, np.uint8)
+        self.address = int(self.bytes.ctypes.data)
+
+
+class EmulatedDevice:
+    """A device of a `Machine`; see `device.Device` for the methods."""
+
+    def __init__(self, machine: Machine, ordinal: int) -> None:
+        """Device `ordinal` of those there are.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        if not 0 <= ordinal < machine.devices:
+            raise ValueError(f"device must be in 0..{machine.devices - 1}, found {ordinal}")
+        self.name = f"emulated device {ordinal}"
+        self.identity = f"emulated-{ordinal}"
+        self.ordinal = ordinal
+        self._machine = machine
+        self._own: dict[int, _Mapping] = {}
+        self._opened: dict[int, _Mapping] = {}
+        self._registered: dict[int, int] = {}
+        self._free = machine.memory
+        self._discarded: list[tuple[int, list[Mark]]] = []
+        self._numbers = itertools.count(1)
+        self._streams: dict[Stream, EmulatedStream] = {0: self._stream(0)}
+
+    # --- memory
+
+    def allocate(self, nbytes: int) -> int:
+        self._give_back_discarded()
+        if nbytes > self._free:
+            raise MemoryError(f"{self.name} has {self._free} bytes left, asked for {nbytes}")
+        descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, max(nbytes, 1))
+        mapping = _Mapping(descriptor, max(nbytes, 1))
+        mapping.bytes[:] = 0xA5  # memory is never clean
+        self._free -= nbytes
+        self._own[mapping.address] = mapping
+        return mapping.address
+
+    def free(self, address: int) -> None:
+        self._synchronize()
+        self._give_back(address)
+
+    def discard(self, address: int) -> None:
+        """As `free`, without waiting: once the streams have done what they have now."""
+        marks = [stream.mark() for stream in self._streams.values()]
+        self._discarded.append((address, marks))
+
+    def export(self, address: int) -> bytes:
+        if self._machine.unshared:
+            raise DeviceError(f"{self.name} does not let memory be shared between processes")
+        mapping = self._own[address]
+        identity = self.identity.encode()
+        return _HANDLE.pack(os.getpid(), mapping.descriptor, mapping.nbytes, identity)
+
+    def open(self, handle: bytes) -> int:
+        pid, descriptor, nbytes, raw = _HANDLE.unpack(handle)
+        identity = raw.rstrip(b"\0").decode()
+        if pid == os.getpid():
+            raise DeviceError("invalid device context: a process cannot open what it has exported")
+        if not self.can_reach(identity):
+            raise DeviceError(f"{self.name} does not reach the memory of {identity}")
+        try:
+            opened = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise DeviceError(f"process {pid} has no such memory: {error}") from None
+        try:
+            mapping = _Mapping(opened, nbytes)
+        finally:
+            os.close(opened)
+        self._opened[mapping.address] = mapping
+        return mapping.address
+
+    def close(self, address: int) -> None:
+        self._synchronize()
+        del self._opened[address]
+
+    def register(self, address: int, nbytes: int) -> int:
+        self._registered[address] = nbytes
+        return address
+
+    def unregister(self, address: int) -> None:
+        self._synchronize()
+        del self._registered[address]
+
+    def can_reach(self, identity: str) -> bool:
+        other = int(identity.rpartition("-")[2])
+        return frozenset((self.ordinal, other)) not in self._machine.apart
+
+    # --- streams
+
+    def activated(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def new_stream(self) -> Stream:
+        number = next(self._numbers)
+        self._streams[number] = self._stream(number)
+        return number
+
+    def end_stream(self, stream: Stream) -> None:
+        self._streams.pop(stream).end()
+
+    def mark(self, stream: Stream) -> Mark:
+        return self._streams[stream].mark()
+
+    def follow(self, stream: Stream, mark: Mark) -> None:
+        held = self._streams[stream]
+        held.put(lambda: held.hold_until(mark))
+
+    def is_idle(self, stream: Stream) -> bool:
+        found = self._streams[stream]
+        if found.failure is not None:
+            raise DeviceError(f"{self.name}: {found.failure}")
+        return found.idle()
+
+    def is_capturing(self, stream: Stream) -> bool:
+        return False
+
+    def synchronize(self, stream: Stream = 0) -> None:
+        """Wait for what was put on a stream.
+
+        Raises:
+            DeviceError: something of it went wrong.
+        """
+        self._streams[stream].synchronize()
+        self.is_idle(stream)
+
+    def end(self) -> None:
+        """Its threads end; what was still to be done is not."""
+        for stream in self._streams.values():
+            stream.forsake()
+
+    # --- work
+
+    def copy(self, stream: Stream, target: int, source: int, nbytes: int) -> None:
+        on = self._streams[stream]
+
+        def step() -> None:
+            to, of = self._memory(target, nbytes), self._memory(source, nbytes)
+            for begin in range(0, nbytes, _PIECE):
+                to[begin : begin + _PIECE] = of[begin : begin + _PIECE]
+                on.pause()
+
+        on.put(step)
+
+    def fold(
+        self,
+        stream: Stream,
+        targets: Sequence[int],
+        operands: Sequence[int],
+        count: int,
+        dtype: int,
+        op: int,
+    ) -> None:
+        nbytes = count * ITEM_BYTES[dtype]
+        on = self._streams[stream]
+
+        def step() -> None:
+            read = [self._memory(operand, nbytes) for operand in operands]
+            on.pause()
+            value = np.empty(nbytes, np.uint8)
+            _native.reduce(dtype, op, read, value)
+            for target in targets:
+                self._memory(target, nbytes)[:] = value
+                on.pause()
+
+        on.put(step)
+
+    def divide(self, stream: Stream, data: int, count: int, dtype: int, divisor: int) -> None:
+        nbytes = count * ITEM_BYTES[dtype]
+        self._streams[stream].put(
+            lambda: _native.divide(dtype, self._memory(data, nbytes), divisor)
+        )
+
+    def signal(self, stream: Stream, signals: tuple[Signal, ...]) -> None:
+        on = self._streams[stream]
+
+        def step() -> None:
+            for flag, state, waits in signals:
+                word = self._memory(flag, 4).view(np.uint32)
+                if waits:
+                    on.hold_until(lambda word=word, state=state: bool(word[0] & state))  # type: ignore[misc]
+                else:
+                    word[0] = state
+                on.pause()
+
+        on.put(step)
+
+    def count(self, stream: Stream, word: int, value: int) -> None:
+        def step() -> None:
+            self._memory(word, 4).view(np.uint32)[0] = value
+
+        self._streams[stream].put(step)
+
+    # --- inside
+
+    def _give_back(self, address: int) -> None:
+        mapping = self._own.pop(address)
+        self._free += mapping.nbytes
+        os.close(mapping.descriptor)
+
+    def _give_back_discarded(self) -> None:
+        kept = []
+        for address, marks in self._discarded:
+            if all(done() for done in marks):
+                self._give_back(address)
+            else:
+                kept.append((address, marks))
+        self._discarded = kept
+
+    def _stream(self, number: Stream) -> EmulatedStream:
+        seed = hash((self._machine.seed, os.getpid() if self._machine.seed else 0, number))
+        return EmulatedStream(seed, f"{self.identity}-stream-{number}")
+
+    def _memory(self, address: int, nbytes: int) -> Bytes:
+        """The bytes at an address that this device reaches; read when the work is done."""
+        if nbytes == 0:
+            return np.empty(0, np.uint8)
+        for begin, mapping in (*self._own.items(), *self._opened.items()):
+            if begin <= address and address + nbytes <= begin + mapping.nbytes:
+                return mapping.bytes[address - begin : address - begin + nbytes]
+        for begin, length in self._registered.items():
+            if begin <= address and address + nbytes <= begin + length:
+                return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+        raise DeviceError(f"an illegal address: {nbytes} bytes at {address:#x}")
+
+    def _synchronize(self) -> None:
+        for stream in list(self._streams.values()):
+            stream.synchronize()

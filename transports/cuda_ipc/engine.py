@@ -1,0 +1,149 @@
+"""The engine of device memory: puts programs on its stream, and lets waits go when a call fails.
+
+One stream a communicator, so that its calls run in their order whatever streams the caller uses:
+it follows the caller's when a call begins, and the caller's follows it when the result is wanted.
+Nothing here waits for a peer. What a peer never does holds the stream, which the watch notices
+(`watching`); then every flag is released and the stream runs to its end, on rubbish.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from transports.cuda_ipc.device import Device, DeviceError, Mark, State, Stream
+from transports.cuda_ipc.flags import WORD_BYTES, FlagTable
+from transports.cuda_ipc.program import Program, Wiring
+from transports.plan import Space
+
+_SCRATCH_STEP = 1 << 21  # bytes; scratch grows in steps of a device's large pages
+_LOOK_EVERY = 0.001
+_RELEASE_SECONDS = 5.0  # that a device is given to run out once its flags are released
+
+Words = npt.NDArray[np.uint32]
+
+
+class DeviceEngine:
+    """Runs programs of one rank on one device.
+
+    Attributes:
+        wiring: what programs are compiled for.
+        stream: on which they run.
+        put: how many calls have been put on the stream.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        rank: int,
+        table: FlagTable,
+        words: Words,
+        flags_at: int,
+        outbox: Callable[[int, tuple[int, ...]], int],
+        slot_bytes: int,
+    ) -> None:
+        """Of flags that lie in `words` here and at `flags_at` for streams."""
+        self.device = device
+        self.rank = rank
+        self._table = table
+        self._words = words
+        self._flags_at = flags_at
+        self.wiring = Wiring(
+            rank=rank,
+            size=table.size,
+            slots=table.slots,
+            slot_bytes=slot_bytes,
+            outbox=outbox,
+            slot_flag=lambda owner, slot, target: flags_at + table.slot(owner, slot, target),
+            note_flag=lambda source, target: flags_at + table.note(source, target),
+        )
+        self.stream: Stream = device.new_stream()
+        self.put = 0
+        self._scratches: list[int] = []
+        self._scratch_bytes = 0  # of the last
+
+    def run(self, program: Program, after: Stream, bases: Mapping[str, int]) -> tuple[int, Mark]:
+        """Put a call on the stream, to begin when `after` has done what is on it now.
+
+        Returns:
+            The call's number, by which `done` counts, and the mark of its end. Of a call that is
+            captured into a graph the number is 0: it runs whenever the graph does.
+        """
+        device = self.device
+        with device.activated():
+            device.follow(self.stream, device.mark(after))
+            capturing = device.is_capturing(self.stream)
+            scratch = self._scratch_of(program.scratch_bytes) if program.scratch_bytes else 0
+            program.run(device, self.stream, {**bases, Space.SCRATCH.name: scratch})
+            number = 0
+            if not capturing:
+                self.put = number = self.put + 1
+                counter = self._flags_at + self._table.counter(self.rank)
+                device.count(self.stream, counter, number % (1 << 32))
+            return number, device.mark(self.stream)
+
+    def done(self, rank: int, number: int) -> bool:
+        """Whether a rank's stream has done its call `number`; of other ranks, too.
+
+        What was done after a release is rubbish: `is_released` is to be asked afterwards.
+        """
+        word = int(self._words[self._table.counter(rank) // WORD_BYTES])
+        return (word - number) % (1 << 32) < 1 << 31
+
+    def is_done(self) -> bool:
+        """Whether all calls of this rank are."""
+        return self.done(self.rank, self.put)
+
+    def is_released(self) -> bool:
+        """Whether any rank has released the flags."""
+        return bool(self._words[self._table.released // WORD_BYTES])
+
+    def release(self) -> None:
+        """Let go all that wait, here and on peers: the call has failed."""
+        self._table.release(self._words)
+
+    def run_out(self) -> bool:
+        """After `release`: until nothing of this rank's is on the device; whether that came."""
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        try:
+            while not self.device.is_idle(self.stream):
+                if time.monotonic() > deadline:
+                    return False
+                self.release()  # a peer's stream may have turned some of them since
+                time.sleep(_LOOK_EVERY)
+        except DeviceError:  # it runs nothing any more
+            return False
+        return True
+
+    def untaken(self) -> Sequence[int]:
+        """The ranks that have still to take what this one has sent."""
+        flags = self._table
+        return [
+            peer
+            for peer in range(flags.size)
+            if peer != self.rank
+            and any(
+                self._words[flags.slot(self.rank, slot, peer) // WORD_BYTES] == State.FULL
+                for slot in range(flags.slots)
+            )
+        ]
+
+    def close(self) -> None:
+        """Give back the stream and scratch; nothing may be on it."""
+        for address in self._scratches:
+            self.device.free(address)
+        self._scratches.clear()
+        self.device.end_stream(self.stream)
+
+    def _scratch_of(self, nbytes: int) -> int:
+        """Where scratch begins: calls run one after the other and share it."""
+        if nbytes > self._scratch_bytes:
+            wanted = max(nbytes, 2 * self._scratch_bytes)
+            wanted = -(-wanted // _SCRATCH_STEP) * _SCRATCH_STEP
+            # What was there before is kept: giving it back would wait for those that use it.
+            self._scratches.append(self.device.allocate(wanted))
+            self._scratch_bytes = wanted
+        return self._scratches[-1]
