@@ -245,7 +245,7 @@ def test_arrays_that_are_refused_by_name(comm):
         (np.array([{}] * comm.size), ["object", "broadcast_object"]),
         (np.zeros(comm.size, [("a", "O")]), ["broadcast_object"]),
         (np.ma.array([1.0, 2.0], mask=[0, 1]), ["masked"]),
-        ([1.0, 2.0], ["numpy array", "torch CPU tensor", "builtins.list"]),
+        ([1.0, 2.0], ["numpy array", "torch tensor", "cupy array", "builtins.list"]),
         (1.5, ["builtins.float"]),
         ("text", ["builtins.str"]),
         (None, ["NoneType", "scatter"]),

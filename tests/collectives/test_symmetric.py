@@ -186,7 +186,7 @@ def test_a_program_of_ever_other_shapes_does_not_grow(comm):
     comm.empty(1)
     gc.collect()
     assert blocks() - before <= 2
-    assert len(comm._blocks) <= 2 and len(comm._own) <= 2
+    assert len(comm._blocks) <= 2 and len(comm._pool.own) <= 2
 
 
 @ranks(2)
