@@ -18,7 +18,7 @@ from collectives.choosing import Chooser, Request
 from collectives.cost.work import Room
 from collectives.lowering import lower
 from collectives.schedule import Algorithm
-from collectives.selection import SelectionTable
+from collectives.selection import SelectionTable, device_table
 from collectives.specs import spec_named
 from transports import _native
 from transports.plan import split_evenly
@@ -55,12 +55,21 @@ class Calls:
         self._size = size
         self._hosts = hosts
         self.chooser = Chooser(rank, size, hosts, table)
+        self._on_devices: Chooser | None = None
         self._room = room
         self._cache_bytes = cache_bytes
         self._prove = prove
         self._least_reaching = least_reaching
         self._digests: dict[Algorithm, str] = {}
         self._calls: dict[Request, _native.Call] = {}
+
+    def chooser_for(self, request: Request) -> Chooser:
+        """Arrays on devices have a table of their own, read when there is one."""
+        if not request.on_devices:
+            return self.chooser
+        if self._on_devices is None:
+            self._on_devices = Chooser(self._rank, self._size, self._hosts, device_table())
+        return self._on_devices
 
     def get(self, request: Request) -> _native.Call:
         """The call for a request.
@@ -87,7 +96,7 @@ class Calls:
             ProofError: it does not hold.
             ValueError: as `algorithm_for`.
         """
-        algo = self.chooser.algorithm_for(request)
+        algo = self.chooser_for(request).algorithm_for(request)
         if isinstance(request.algorithm, Algorithm):
             self._digests[algo] = self._prove(algo, request.root)
         return algo

@@ -36,6 +36,7 @@ class Request(NamedTuple):
         whole: of a scatter, what the root scatters, since calls are told apart by it.
         part_of: what the user has called, if this call is a part of that: "split".
         strided: which arrays lie there too, but are not contiguous; only a refusal says so.
+        on_devices: whether the arrays lie on devices.
     """
 
     collective: str
@@ -51,6 +52,7 @@ class Request(NamedTuple):
     whole: str = ""
     part_of: str = ""
     strided: tuple[Space, ...] = ()
+    on_devices: bool = False
 
 
 class Chooser:
@@ -61,7 +63,7 @@ class Chooser:
         self._rank = rank
         self._size = size
         self._hosts = hosts
-        self._table = table
+        self.table = table
 
     def algorithm_for(self, request: Request) -> Algorithm:
         """The algorithm that a request runs.
@@ -72,7 +74,7 @@ class Chooser:
         """
         wanted = request.algorithm
         if wanted is None:
-            wanted = self._table.choose(
+            wanted = self.table.choose(
                 request.collective,
                 size=self._size,
                 nbytes=self.nbytes(request),

@@ -100,6 +100,7 @@ class Execution:
             asked = Request(
                 collective, family.dtype_of(x), family.itemsize_of(x), count, op, root, algorithm,
                 counts, check_flag(deterministic, "deterministic"), part_of=self._part_of,
+                on_devices=True,
             )  # fmt: skip
             return self._start_on_device(asked, family, x, source, shape, out, async_op, timeout)
         symmetric = (

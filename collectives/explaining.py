@@ -141,8 +141,8 @@ class Explaining(OnDevices):
         spec = spec_named(collective)
         root = check_root(root, self.size)
         request = self._request(spec, x, root, op, algorithm, deterministic)
-        chosen = self._calls.chooser.algorithm_for(request)
-        instead = self._calls.instead_of(request, chosen)
+        chosen = self._calls.chooser_for(request).algorithm_for(request)
+        instead = None if request.on_devices else self._calls.instead_of(request, chosen)
         nbytes = _full_bytes(spec, request, self.size)
         model = machine_model()
         candidates = [
@@ -162,7 +162,7 @@ class Explaining(OnDevices):
             reason=self._reason(request, chosen, nbytes),
             candidates=tuple(sorted(candidates, key=_quickest_first)),
             machine=model.machine,
-            error=model.errors.get(f"{collective} {chosen.name}"),
+            error=None if request.on_devices else model.errors.get(f"{collective} {chosen.name}"),
             instead=instead.name if instead is not None else "",
             found=self._found(request) if instead is not None else "",
         )
@@ -192,7 +192,7 @@ class Explaining(OnDevices):
             ranks: of how many; by default as many as there are.
 
         Returns:
-            None where the model was not fitted for that algorithm.
+            None where the model was not fitted for that algorithm, nor for any on devices.
 
         Raises:
             ValueError: as `explain`; or ranks below 1, or below what root asks for.
@@ -204,6 +204,8 @@ class Explaining(OnDevices):
         spec = spec_named(collective)
         root = check_root(root, size)
         request = self._request(spec, x, root, op, None, deterministic, size)
+        if request.on_devices:
+            return None
         chooser, room = self._calls.chooser, self._room
         if size != self.size:
             chooser = Chooser(0, size, (0,) * size, self._table)
@@ -243,11 +245,17 @@ class Explaining(OnDevices):
             count //= ranks
         # What one array is asked about stands for both, as in place.
         both = (Space.INPUT, Space.OUTPUT)
+        symmetric = (
+            self._block_of(family, x) is not None  # type: ignore[arg-type]
+            if family.on_device
+            else self._lies_in_symmetric(family, x)
+        )
         return Request(
             spec.name, family.dtype_of(x), family.itemsize_of(x), count,
             (op or "sum") if spec.reduces else None, root if spec.rooted else 0, algorithm,
-            None, deterministic, both if self._lies_in_symmetric(family, x) else (),
+            None, deterministic, both if symmetric else (),
             f"{family.name} {shape_of(x)}" if spec.name == "scatter" else "",
+            on_devices=family.on_device,
         )  # fmt: skip
 
     def _candidate(
@@ -260,11 +268,11 @@ class Explaining(OnDevices):
     ) -> Candidate:
         refused = ""
         try:
-            self._calls.chooser.algorithm_for(request._replace(algorithm=algo))
+            self._calls.chooser_for(request).algorithm_for(request._replace(algorithm=algo))
         except ValueError as error:
             refused = str(error).partition("; expected")[0]
         seconds = None
-        if model.tells_of(algo):
+        if model.tells_of(algo) and not request.on_devices:
             seconds = predict(
                 algo, self.size, nbytes, model, self._room, item_bytes=request.itemsize,
                 root=request.root,
@@ -291,7 +299,8 @@ class Explaining(OnDevices):
         if spec.rooted:
             options["root"] = request.root
         if request.symmetric and request.collective == "allreduce":  # which reaches into out, too
-            out = self.empty(shape_of(x), x.dtype)
+            place = "cuda" if request.on_devices else None
+            out = self.empty(shape_of(x), x.dtype, place)
         else:
             out = method(x, **options)
         return lambda: method(x, out=out, **options)
@@ -299,7 +308,8 @@ class Explaining(OnDevices):
     def _reason(self, request: Request, chosen: Algorithm, nbytes: int) -> str:
         if request.algorithm is not None:
             return "which the call names"
-        for number, row in enumerate(self._table.rows, 1):
+        table = self._calls.chooser_for(request).table
+        for number, row in enumerate(table.rows, 1):
             fits = row.collective == request.collective and row.fits(self.size, nbytes, False)
             if fits and row.algorithm in self._names_of(chosen):
                 only = ", among those that fold in rank order" if request.deterministic else ""

@@ -144,6 +144,7 @@ class OnDevices(DeviceSymmetric):
         stream: int | None,
     ) -> Any:
         kind = next(each for each in FAMILIES if each.name == family)
+        asked = asked._replace(on_devices=True)
         if self.rank == asked.root:
             like = x
         else:

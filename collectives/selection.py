@@ -127,6 +127,12 @@ def _row(entry: Mapping[str, Any]) -> Row:
 
 
 def default_table() -> SelectionTable:
-    """The table that comes with the package."""
+    """The table that comes with the package, for arrays in host memory."""
     file = Path(__file__).with_name("selection.toml")
+    return SelectionTable.from_toml(file.read_text(encoding="utf-8"))
+
+
+def device_table() -> SelectionTable:
+    """The table that comes with the package, for arrays on devices."""
+    file = Path(__file__).with_name("selection_devices.toml")
     return SelectionTable.from_toml(file.read_text(encoding="utf-8"))

@@ -115,6 +115,31 @@ def test_uneven_counts(comm):
 
 
 @ranks(2)
+def test_it_says_which_algorithm_and_why(comm):
+    x = on_device(np.zeros(1 << 18, np.float32))
+    found = comm.explain("allreduce", x)
+    assert found.algorithm == "two_shot" and "row 3" in found.reason
+    assert all(each.predicted is None for each in found.candidates)
+    comm.allreduce(x)
+    assert "by two_shot on devices" in last_text(comm)
+    assert comm.predict("allreduce", x) is None
+    y = comm.empty(1 << 18, np.float32, device="cuda")
+    assert comm.explain("allreduce", y).algorithm == "one_sided"
+    measured = comm.explain("allreduce", y, measure=True, rounds=1)
+    assert all(each.measured or each.refused for each in measured.candidates)
+
+
+@ranks(3)
+def test_deterministic(comm):
+    each = [np.array([1e8, 1.0, -1e8, 3.0], np.float32) * factor for factor in (1, -3, 2)]
+    x = on_device(each[comm.rank])
+    found = comm.allreduce(x, deterministic=True)
+    assert np.array_equal(found.get(), (each[0] + each[1]) + each[2])
+    with raising(ValueError, "deterministic=True needs", "double_binary_tree"):
+        comm.allreduce(x, deterministic=True, algorithm="double_binary_tree")
+
+
+@ranks(2)
 def test_counts_that_do_not_fit(comm):
     x = on_device(np.zeros(4))
     with raising(collectives.MismatchError, "sends 2 elements to rank", "receives 3"):
@@ -126,7 +151,7 @@ def test_symmetric_arrays(comm):
     x = comm.empty(1000, device="cuda")
     out = comm.empty((1000,), np.float32, device="cuda")
     x.set(given(comm.rank))
-    comm.allreduce(x, out=out)
+    comm.allreduce(x, out=out, algorithm="one_sided")
     assert np.array_equal(out.get(), total(comm)) and "by one_sided" in last_text(comm)
     comm.allreduce(x.part(100, 200), out=x.part(100, 200), algorithm="one_sided")
     wanted = given(comm.rank)
@@ -135,7 +160,7 @@ def test_symmetric_arrays(comm):
     comm.allreduce(x)  # its result lies in no memory that all reach
     assert comm.size == 1 or "one_sided" not in last_text(comm)
     half = comm.split(0, key=-comm.rank)  # the other way round
-    half.allreduce(x, out=out)
+    half.allreduce(x, out=out, algorithm="one_sided")
     assert "by one_sided" in last_text(half)
     assert np.array_equal(out.get()[:100], total(comm)[:100])
     half.close()
