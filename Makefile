@@ -25,6 +25,7 @@ N ?= 10000
 PACKAGES := collectives transports trainers launch
 
 PY := $(VENV)/bin/python
+GPU_PYTHON ?= python3
 PIP := $(PY) -m pip --disable-pip-version-check
 NATIVE := $(wildcard transports/native/*.cpp transports/native/*.hpp)
 DRIVERS := $(wildcard $(foreach kind,fuzz sanitize,tests/$(kind)/*.cpp tests/$(kind)/*.hpp) \
@@ -35,7 +36,7 @@ ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
 LONG := -o timeout=900 -o faulthandler_timeout=1800
 LINTED := $(PACKAGES) tests examples tools
 
-.PHONY: train train-llm test test-full test-repeat soak soak-faults fuzz sanitize lint format build clean preflight
+.PHONY: train train-llm test test-full test-repeat gpu-check soak soak-faults fuzz sanitize lint format build clean preflight
 .DELETE_ON_ERROR:
 
 train: build
@@ -59,6 +60,10 @@ test-repeat: build
 soak: build
 	PYTHONPATH=tests $(PY) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) \
 	  $(if $(filter-out file undefined,$(origin RANKS)),--ranks $(RANKS)) $(SOAK_OPTIONS)
+
+# On a machine without a network, hence without our environment: see CONTRIBUTING.
+gpu-check:
+	$(GPU_PYTHON) tools/gpu_check.py $(GPU_CHECK_OPTIONS)
 
 soak-faults: build
 	PYTHONPATH=tests $(PY) -m soak.faults --jobs $(N) --report build/soak-faults.md $(SEED:%=--seed %)

@@ -8,19 +8,14 @@ import time
 
 import numpy as np
 import pytest
+from harness.device_arrays import emulated_only, environment, on_device, part
 from harness.errors import raising
 from harness.processes import Ranks
 
 import collectives
 
-DEVICES = {"COLLECTIVES_EMULATED_DEVICES": "devices=1,seed=1"}
+DEVICES = environment("devices=1,seed=1")
 SOON = 10.0  # the contract says a second; tests share their cores with others
-
-
-def on_device(values):
-    from transports.cuda_ipc.emulated_array import to_device
-
-    return to_device(values)
 
 
 DIFFERENT = {
@@ -34,7 +29,7 @@ DIFFERENT = {
         "allreduce float32[4] sum", "allreduce float64[4] sum",
     ),
     "count": (
-        lambda comm, x: comm.allreduce(x), lambda comm, x: comm.allreduce(x.part(0, 3)),
+        lambda comm, x: comm.allreduce(x), lambda comm, x: comm.allreduce(part(x, 0, 3)),
         "allreduce float32[4] sum", "allreduce float32[3] sum",
     ),
     "op": (
@@ -122,7 +117,7 @@ def lost(moment):
         return str(caught), time.monotonic() - begun
 
 
-@pytest.mark.parametrize("moment", ["before", "amid"])
+@pytest.mark.parametrize("moment", ["before", pytest.param("amid", marks=emulated_only)])
 def test_a_killed_rank(moment):
     with Ranks(lost, 2, moment, environment=DEVICES) as job:
         outcome = job.outcomes()[0]
@@ -164,6 +159,7 @@ def test_an_exception_reaches_the_others():
     assert outcomes[0].error == "AbortedError" and "no more" in outcomes[0].text
 
 
+@emulated_only
 def test_a_call_has_a_deadline():
     def body():
         with collectives.init(timeout=60) as comm:
@@ -240,6 +236,7 @@ def test_after_close():
         assert [outcome.text for outcome in job.outcomes()] == [""]
 
 
+@emulated_only
 def test_a_fault_on_the_device_is_told():
     def body():
         with collectives.init(timeout=60) as comm:

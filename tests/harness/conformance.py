@@ -14,6 +14,7 @@ import numpy as np
 from collectives.catalogue import CATALOGUE
 from collectives.conformance import Cell, Results
 from collectives.specs import SPECS
+from harness import device_arrays
 from harness.references import contribution, expected
 
 MESSAGES = {key: algo for key, algo in CATALOGUE.items() if not algo.one_sided}
@@ -37,7 +38,7 @@ class Case(NamedTuple):
 
     collective: str
     algorithm: str  # "": what the table chooses
-    kind: str  # of array: numpy, torch or emulated
+    kind: str  # of array: numpy, torch, or one on devices
     dtype: str
     count: int  # type: ignore[assignment]
     op: str
@@ -63,6 +64,8 @@ def cases(
                 found.append(Case(collective, name, kinds[0], "float32", count, "sum", root))
         for kind in kinds:
             for number, dtype in enumerate(OPS_OF):
+                if dtype == "bfloat16" and kind == "cupy":  # which has no such type
+                    continue
                 ops = OPS_OF[dtype] if spec.reduces else ("sum",)
                 if not full and name != "ring":
                     ops = ops[number % len(ops) :][:1]
@@ -75,10 +78,8 @@ def as_kind(kind: str, x: np.ndarray | None) -> Any:
     """The array as the kind that a case is for."""
     if x is None or kind == "numpy":
         return x
-    if kind == "emulated":
-        from transports.cuda_ipc.emulated_array import to_device
-
-        return to_device(x)
+    if kind in device_arrays.KINDS:
+        return device_arrays.to_device(x, kind)
     import torch
 
     if x.dtype == ml_dtypes.bfloat16:
@@ -88,10 +89,8 @@ def as_kind(kind: str, x: np.ndarray | None) -> Any:
 
 def as_symmetric(comm: Any, kind: str, x: np.ndarray) -> Any:
     """The array as the kind that a case is for, in memory that all ranks reach."""
-    if kind == "emulated":
-        found = comm.empty(x.shape, x.dtype, device="cuda")
-        found.set(x)
-        return found
+    if kind in device_arrays.KINDS:
+        return device_arrays.symmetric(comm, x, kind)
     if kind == "numpy":
         found = comm.empty(x.shape, x.dtype)
     else:
@@ -106,8 +105,8 @@ def as_numpy(kind: str, x: Any) -> Any:
     """The reverse of `as_kind`; None, and what is of another kind, stays as it is."""
     if kind == "numpy" or x is None or isinstance(x, np.ndarray):
         return x
-    if kind == "emulated":
-        return x.get()
+    if kind in device_arrays.KINDS:
+        return device_arrays.to_host(x, kind)
     import torch
 
     if x.dtype == torch.bfloat16:

@@ -1,0 +1,123 @@
+"""Arrays on devices, as tests make them and look at them: emulated, cupy's or torch's."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+KINDS = ("emulated", "cupy", "torch cuda")
+
+
+def kind_here() -> str:
+    """What tests of devices use: COLLECTIVES_TEST_DEVICES, or what is emulated."""
+    return os.environ.get("COLLECTIVES_TEST_DEVICES", "emulated")
+
+
+def to_device(values: np.ndarray, kind: str) -> Any:
+    """A copy of a numpy array on this rank's device."""
+    if kind == "emulated":
+        from transports.cuda_ipc import emulated_array
+
+        return emulated_array.to_device(values)
+    if kind == "cupy":
+        import cupy
+
+        use_own_device()
+        return cupy.asarray(values)
+    import torch
+
+    use_own_device()
+    if values.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(values.view(np.int16)).cuda().view(torch.bfloat16)
+    return torch.from_numpy(values).cuda()
+
+
+def to_host(x: Any, kind: str) -> np.ndarray:
+    """A copy in numpy."""
+    if kind in ("emulated", "cupy"):
+        return x.get()
+    import torch
+
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).cpu().numpy().view(ml_dtypes.bfloat16)
+    return x.cpu().numpy()
+
+
+def symmetric(comm: Any, values: np.ndarray, kind: str) -> Any:
+    """A copy in memory of devices that all ranks reach."""
+    dtype: Any = values.dtype
+    if kind == "torch cuda":
+        import torch
+
+        dtype = getattr(torch, values.dtype.name)
+    if kind != "emulated":
+        use_own_device()
+    found = comm.empty(values.shape, dtype, device="cuda")
+    if kind == "torch cuda":
+        found.copy_(to_device(values, kind))
+    else:
+        found.set(np.ascontiguousarray(values))
+    return found
+
+
+def use_own_device() -> None:
+    """The device that is this rank's, in turn where there are fewer."""
+    import cupy
+
+    count = cupy.cuda.runtime.getDeviceCount()
+    ordinal = int(os.environ.get("LOCAL_RANK", "0")) % count
+    cupy.cuda.Device(ordinal).use()
+    if kind_here() == "torch cuda":
+        import torch
+
+        torch.cuda.set_device(ordinal)
+
+
+def finish(kind: str) -> None:
+    """Until all that was put on this rank's device is done."""
+    if kind == "emulated":
+        from transports.cuda_ipc.emulated_array import emulated_device
+
+        emulated_device()._synchronize()
+        return
+    import cupy
+
+    cupy.cuda.runtime.deviceSynchronize()
+
+
+def environment(machine: str) -> dict[str, str]:
+    """What ranks need for devices: the emulated ones described, or those that are there."""
+    return {"COLLECTIVES_EMULATED_DEVICES": machine} if kind_here() == "emulated" else {}
+
+
+def on_device(values: Any, device: Any = None) -> Any:
+    """A copy of a numpy array on this rank's device, or on another emulated one."""
+    if device is not None:
+        from transports.cuda_ipc import emulated_array
+
+        return emulated_array.to_device(values, device)
+    return to_device(np.asarray(values), kind_here())
+
+
+def part(x: Any, begin: int, end: int) -> Any:
+    """Entries `begin` to `end` of the first axis, in the same memory."""
+    return x.part(begin, end) if kind_here() == "emulated" else x[begin:end]
+
+
+def address(x: Any) -> int:
+    """Where its first element lies."""
+    return x.address if kind_here() == "emulated" else int(x.data.ptr)
+
+
+def new_array(count: int, dtype: Any = np.float32) -> Any:
+    """Of unspecified content."""
+    return on_device(np.zeros(count, dtype))
+
+
+emulated_only = pytest.mark.skipif(
+    kind_here() != "emulated", reason="no GPU does this when it is told to"
+)

@@ -1,0 +1,40 @@
+"""The GPU check itself, on emulated devices: a report comes of it, whatever its stages do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def check(folder, *options, **environment):
+    import os
+
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "gpu_check.py"), "--emulated", "--out", str(folder),
+         *options],
+        capture_output=True, text=True, timeout=100, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_a_dry_run(tmp_path):
+    done = check(tmp_path, "--only", "environment", "--only", "probe", "--only", "sweep")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = (tmp_path / "report.md").read_text()
+    for text in ("A dry run on emulated devices", "| probe | passed |", "handoff", "bound us"):
+        assert text in report
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["stages"]["probe"]["copy_bytes_per_second"] > 0
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_a_stage_that_fails_is_named_and_the_rest_goes_on(tmp_path):
+    machine = {"COLLECTIVES_EMULATED_DEVICES": "devices=1,unshared=1"}
+    done = check(tmp_path, "--only", "environment", "--only", "probe", **machine)
+    assert done.returncode == 1
+    report = (tmp_path / "report.md").read_text()
+    assert "| environment | passed |" in report and "| probe | failed |" in report
+    assert "does not let memory be shared between processes" in report
