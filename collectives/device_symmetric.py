@@ -15,8 +15,6 @@ from transports.cuda_ipc.connection import Connected, Mapped, map_together
 from transports.cuda_ipc.watching import Watch
 from transports.plan import Space
 
-_PAGE = 1 << 21  # bytes; a driver maps for peers in such steps
-
 
 class DeviceBlock(NamedTuple):
     """An allocation of every rank, each mapped by all."""
@@ -65,11 +63,10 @@ class DeviceSymmetric(Symmetric):
         return int(number) if number else family.current_ordinal()
 
     def _new_device_block(self, connected: Connected, nbytes: int, what: str) -> DeviceBlock:
-        rounded = -(-max(nbytes, 1) // _PAGE) * _PAGE
         memory = map_together(
-            connected.device, self.rank, rounded, f"empty: {what}", self.allgather_object
+            connected.device, self.rank, nbytes, f"empty: {what}", self.allgather_object
         )
-        block = DeviceBlock(self._next_block_name(), memory, rounded)
+        block = DeviceBlock(self._next_block_name(), memory, memory.nbytes)
         self._device_pool.own.append(block)
         self._adopt_device_block(block)
         return block
@@ -155,7 +152,7 @@ def _seen_by(ranks: tuple[int, ...], block: DeviceBlock) -> DeviceBlock:
     memory = block.memory
     addresses = tuple(memory.addresses[rank] for rank in ranks)
     own = ranks.index(memory.rank)
-    return DeviceBlock(block.id, Mapped(memory.device, own, addresses), block.nbytes)
+    return DeviceBlock(block.id, Mapped(memory.device, own, addresses, block.nbytes), block.nbytes)
 
 
 def _family_for(torch_dtype: Any) -> DeviceFamily:

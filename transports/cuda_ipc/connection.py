@@ -18,6 +18,8 @@ from transports.cuda_ipc.engine import DeviceEngine
 from transports.cuda_ipc.flags import FlagTable
 from transports.errors import CollectiveError
 
+_PAGE = 1 << 21  # bytes, in whose multiples a driver hands out memory of its own to each
+
 Talk: TypeAlias = Callable[[Any], list[Any]]
 """Gives everyone's, by rank."""
 
@@ -30,13 +32,15 @@ class Mapped:
     """One allocation of every rank, as this rank reaches it.
 
     Attributes:
-        addresses: by rank; 0 where it does not reach that rank's.
         rank: whose is not a mapping but the allocation.
+        addresses: by rank; 0 where it does not reach that rank's.
+        nbytes: of each, at least as many as were asked for.
     """
 
     device: Device
     rank: int
     addresses: tuple[int, ...]
+    nbytes: int
 
     @property
     def everywhere(self) -> bool:
@@ -117,6 +121,8 @@ def map_together(device: Device, rank: int, nbytes: int, what: str, talk: Talk) 
         MemoryError: some rank has not as much memory; the text names it.
         CollectiveError: some rank could not export or map.
     """
+    # Smaller ones lie in an allocation with others, and a handle names the whole of it.
+    nbytes = -(-max(nbytes, 1) // _PAGE) * _PAGE
     own, told = 0, ("", b"")
     try:
         own = device.allocate(nbytes)
@@ -139,11 +145,11 @@ def map_together(device: Device, rank: int, nbytes: int, what: str, talk: Talk) 
             failure = CollectiveError, str(error)
         _raise_first(talk(failure), what, nbytes)
     except BaseException:
-        Mapped(device, rank, tuple(addresses)).unmap()
+        Mapped(device, rank, tuple(addresses), nbytes).unmap()
         if own:
             device.free(own)
         raise
-    return Mapped(device, rank, tuple(addresses))
+    return Mapped(device, rank, tuple(addresses), nbytes)
 
 
 def _raise_first(failures: list[Any], what: str, nbytes: int) -> None:
@@ -173,9 +179,12 @@ def connect_devices(
     flags_at = device.register(registered[0], words.nbytes)
     staged = [0] * size
     if not all(map(all, reach)):
-        for peer, part in enumerate(share(slots * slot_bytes, "an outbox on the host")):
-            registered.append(int(part.ctypes.data))
-            staged[peer] = device.register(registered[-1], part.nbytes)
+        parts = share(slots * slot_bytes, "an outbox on the host")
+        begins = [int(part.ctypes.data) for part in parts]
+        # All at once: parts share pages, and a page cannot be registered twice.
+        registered.append(min(begins))
+        at = device.register(min(begins), max(begins) + slots * slot_bytes - min(begins))
+        staged = [at + begin - min(begins) for begin in begins]
 
     def outbox_of(owner: int, targets: tuple[int, ...]) -> int:
         on_device = all(reach[target][owner] for target in targets)

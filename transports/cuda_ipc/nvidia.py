@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ _REGISTER = 1 | 2  # for every context, and mapped
 _NON_BLOCKING = 1  # a stream that the legacy default stream does not wait for, nor it for that
 _NO_TIMING = 2
 _ANY_DIRECTION = 4
+_HOST_PAGE = mmap.PAGESIZE
 _LOOK_EVERY = 0.00002
 _MOST_KEPT = 8192  # batches of signals
 
@@ -136,9 +138,11 @@ class NvidiaDevice:
             self._runtime.ipcCloseMemHandle(address)
 
     def register(self, address: int, nbytes: int) -> int:
+        begin = address // _HOST_PAGE * _HOST_PAGE  # a driver takes whole pages
+        length = -(-(address + nbytes - begin) // _HOST_PAGE) * _HOST_PAGE
         with self.activated():
-            self._runtime.hostRegister(address, nbytes, _REGISTER)
-            found = driver.device_pointer(address)
+            self._runtime.hostRegister(begin, length, _REGISTER)
+            found = driver.device_pointer(begin) + address - begin
         self._registered[found] = (address, nbytes)
         return found
 
@@ -147,7 +151,7 @@ class NvidiaDevice:
             found: place for found, place in self._registered.items() if place[0] != address
         }
         with self.activated():
-            self._runtime.hostUnregister(address)
+            self._runtime.hostUnregister(address // _HOST_PAGE * _HOST_PAGE)
 
     def can_reach(self, identity: str) -> bool:
         if identity == self.identity:
