@@ -40,7 +40,12 @@ __all__ = ["DataParallel", "UnusedParameterError"]
 if TYPE_CHECKING:
     from collectives import Communicator
 
-WIRES = (torch.float16, torch.bfloat16)
+_UNMOVED = (
+    "expected a ShardedOptimizer, which moves the pieces of a sharded model's parameters, found "
+    "none made after a backward: to torch's own optimizers and clip_grad_norm_ every gradient of "
+    "the parameters is None; clip by model.clip_gradients"
+)
+WIRES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module's parameters
 
 
@@ -57,9 +62,10 @@ class DataParallel(nn.Module):
         bucket_bytes: how much one allreduce carries at most; a larger parameter goes alone. By
             default what the model of this transport's cost says: see `plan`.
         unused: what becomes of a parameter that has got no gradient on this rank: "error" ends
-            the backward with one that names it, "zero" counts it as zero.
-        wire: a 16-bit type in which gradients travel. The ranks' values are added up in float32
-            and rounded once. By default they travel as they are.
+            the backward with one that names it, "zero" counts it as zero. Of which no
+            rank has got one stays None, as in plain torch; sharded, it is zero.
+        wire: a 16-bit type, or its name, in which gradients travel. The ranks' values are added up
+            in float32 and rounded once. By default they travel as they are.
         broadcast_buffers: give all ranks rank 0's buffers, those of checkpoints, at the begin of
             each forward that trains and is not in `no_sync`.
         shard: each rank gets the averages of only a part of the gradients, and is to move only that
@@ -87,7 +93,7 @@ class DataParallel(nn.Module):
         *,
         bucket_bytes: int | None = None,
         unused: Literal["error", "zero"] = "error",
-        wire: torch.dtype | None = None,
+        wire: torch.dtype | str | None = None,
         broadcast_buffers: bool = True,
         shard: Literal["elements", "parameters"] | None = None,
     ) -> None:
@@ -96,8 +102,10 @@ class DataParallel(nn.Module):
             raise ValueError(f"shard: expected 'elements', 'parameters' or None, found {shard!r}")
         if unused not in ("error", "zero"):
             raise ValueError(f"unused: expected 'error' or 'zero', found {unused!r}")
-        if wire is not None and wire not in WIRES:
-            raise TypeError(f"wire: expected torch.float16 or torch.bfloat16, found {wire}")
+        if isinstance(wire, str):
+            wire = WIRES.get(wire, wire)
+        if isinstance(wire, str) or wire not in (None, *WIRES.values()):
+            raise TypeError(f"wire: expected torch.float16 or torch.bfloat16, found {wire!r}")
         if bucket_bytes is not None and bucket_bytes < 1:
             raise ValueError(f"bucket_bytes: expected 1 or more, found {bucket_bytes}")
         self.module = module
@@ -120,10 +128,18 @@ class DataParallel(nn.Module):
         state = module.state_dict()
         self._sent_buffers = [name for name, _ in module.named_buffers() if name in state]
         self._sends_buffers = broadcast_buffers and comm.size > 1 and bool(self._sent_buffers)
-        made = make_buckets(comm, trained[::-1], bucket_bytes=bucket_bytes, wire=wire, shard=shard)
+        made = make_buckets(
+            comm,
+            trained[::-1],
+            bucket_bytes=bucket_bytes,
+            wire=wire,
+            shard=shard,
+            marked=unused == "zero" and shard is None,
+        )
         self.buckets, self.plan = made.buckets, made.plan
         self.predicted, self.gather_predicted = made.predicted, made.gather_predicted
         self.gather_seconds = 0.0
+        self._is_moved = False  # whether somebody has the pieces, to move them
         self._averaging = GradientAveraging(
             comm, made.buckets, self.names, unused=unused, sharded=shard is not None
         )
@@ -133,6 +149,8 @@ class DataParallel(nn.Module):
         if self._averaging.is_under_way:
             self._averaging.forget_backward()
         trains = self.training and torch.is_grad_enabled()
+        if trains and self.shard is not None and not self._is_moved and self.times is not None:
+            raise RuntimeError(_UNMOVED)
         if self._sends_buffers and trains and self._averaging.synchronizes:
             self._send_buffers()
         output = self.module(*inputs, **named)
@@ -159,9 +177,16 @@ class DataParallel(nn.Module):
         Args:
             samples: of this rank in this step.
             total: of all ranks; None: the ranks tell each other, a collective call.
+
+        Raises:
+            ValueError: this rank alone has more than all have, or fewer than none.
         """
         if total is None:
             total = int(self.comm.allreduce(np.array([samples]))[0])
+        if not 0 <= samples <= total:
+            raise ValueError(
+                f"samples: expected 0 to {total}, which all ranks together have, found {samples}"
+            )
         return samples * self.comm.size / max(total, 1)
 
     def contribute_nothing(self) -> None:
@@ -209,6 +234,7 @@ class DataParallel(nn.Module):
         The parameters themselves; where they are sharded, this rank's piece of each of which it
         has one, after which `gather_parameters` is to be called.
         """
+        self._is_moved = True
         if self.shard is None:
             return {self.names[p]: p for bucket in self.buckets for p in bucket.parameters}
         return {

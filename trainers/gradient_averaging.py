@@ -164,6 +164,7 @@ class GradientAveraging:
                 bucket.end_averaging()
             self._works = []
         for bucket in self.buckets:
+            bucket.leave_out()
             bucket.kept.clear()
         self.times = BackwardTimes(self._ready, time.perf_counter(), tuple(calls))
 

@@ -159,6 +159,7 @@ def test_sparse_gradients_are_refused(alone):
         (nn.Flatten(), {}, ValueError, "parameters to train, found none"),
         (nn.Linear(2, 2), {"unused": "ignore"}, ValueError, "'error' or 'zero', found 'ignore'"),
         (nn.Linear(2, 2), {"wire": torch.float32}, TypeError, "torch.bfloat16, found torch.float3"),
+        (nn.Linear(2, 2), {"wire": "half"}, TypeError, "torch.bfloat16, found 'half'"),
         (nn.Linear(2, 2), {"bucket_bytes": 0}, ValueError, "bucket_bytes: expected 1 or more"),
         (
             nn.ParameterDict({"imaginary": nn.Parameter(torch.zeros(2, dtype=torch.complex64))}),
@@ -171,3 +172,11 @@ def test_sparse_gradients_are_refused(alone):
 def test_what_is_refused(alone, net, options, error, message):
     with pytest.raises(error, match=message):
         DataParallel(net, alone, **options)
+
+
+@pytest.mark.parametrize("samples", [4, -1])
+def test_a_weight_of_more_samples_than_there_are_is_refused(alone, samples):
+    model = DataParallel(nn.Linear(2, 2), alone)
+    with pytest.raises(ValueError, match=f"samples: expected 0 to 3, .* found {samples}"):
+        model.weight(samples, 3)
+    assert model.weight(0, 0) == 0
