@@ -46,9 +46,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"cannot read the configuration {path}: {reason}") from error
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not YAML: {_on_one_line(error)}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}, {error}") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -101,6 +103,24 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif before != after:
             found.append(f"{prefix}{key}")
     return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Which refuses a key given twice in one place, of which YAML's would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            line = key.start_mark.line + 1
+            if name in lines:
+                raise ConfigurationError(
+                    f"line {line}: expected the key {name!r} once, found it in line {lines[name]} "
+                    "too"
+                )
+            if name is not None:
+                lines[name] = line
+        return super().construct_mapping(node, deep)
 
 
 def _config_type(task: Any, origin: str) -> type[Any]:

@@ -13,7 +13,7 @@ from harness.tiny_runs import WAYS, begin_broken_off, run_all
 import launch
 from trainers.checkpoints import all_checkpoints, read_checkpoint
 from trainers.configuration import config_from
-from trainers.errors import CheckpointError, ConfigurationError, DivergedError
+from trainers.errors import CheckpointError, ConfigurationError, DivergedError, RecordError
 from trainers.run import carry_out, check_run
 from trainers.run_config import RunConfig, check_ranks
 from trainers.run_folder import begin_folder, check_folder
@@ -199,8 +199,11 @@ def test_weights_that_are_no_numbers_are_not_saved(settings, alone):
     trainer.step = 2
     with torch.no_grad():
         trainer.network.conv2.bias[3] = torch.nan
-    with pytest.raises(DivergedError, match=r"rank 0: after step 2 model/conv2.bias holds what is"):
+    with pytest.raises(DivergedError) as caught:
         trainer.save()
+    assert "rank 0: after step 2 model/conv2.bias holds what is" in str(caught.value)
+    assert "a smaller optimizer.rate and optimizer.matrix_rate, or" in str(caught.value)
+    assert str(caught.value).endswith(f"; --resume goes on from {kept}")
     assert all_checkpoints(trainer.config.run) == [kept]
 
 
@@ -225,8 +228,31 @@ def test_settings_changed_before_resuming_are_named(settings, alone, capsys):
 
 def test_a_loss_that_is_no_number_ends_the_run(settings, alone):
     settings["optimizer"]["rate"] = 1e30
-    with pytest.raises(DivergedError, match=r"the loss of step \d+ is (nan|inf), on rank 0"):
+    settings["optimizer"]["kind"] = "adam"
+    left = "a smaller optimizer.rate, or optimizer.clip; no checkpoint has been written, so"
+    with pytest.raises(DivergedError, match=rf"the loss of step \d+ is (nan|inf), .*{left}"):
         carry_out(config_from(settings, "settings"), alone, resume=False)
+
+
+FULL = "No space left on device"
+
+
+def test_a_disk_that_is_full(settings, alone):
+    """What was written stays, and is named; `/dev/full` is such a disk."""
+    run = Path(settings["run"])
+    run.mkdir()
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RecordError, match=f"cannot write {run}/metrics.jsonl: {FULL}; no checkp"):
+        carry_out(config_from(settings, "settings"), alone, resume=False)
+    (run / "metrics.jsonl").unlink()
+    (run / ".checkpoint-00000004.safetensors.part").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError) as caught:
+        carry_out(config_from(settings, "settings"), alone, resume=False)
+    assert f"{run}/checkpoint-00000004.safetensors (" in str(caught.value)
+    assert str(caught.value).endswith(
+        f"{FULL}; what was there before is intact; --resume goes on from "
+        f"{run}/checkpoint-00000002.safetensors"
+    )
 
 
 def test_an_earlier_run_is_moved_aside(tmp_path):
