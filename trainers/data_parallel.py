@@ -32,6 +32,7 @@ from trainers.gradient_averaging import GradientAveraging
 from trainers.sharded import ShardedBucket
 from trainers.sharing import broadcast_tensors
 from trainers.step_times import BackwardTimes
+from trainers.unequal_steps import hint_at_unequal_steps
 from trainers.unused import UnusedParameterError
 from trainers.wrapping import check_agreement, check_trainable
 
@@ -265,4 +266,5 @@ class DataParallel(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _send_buffers(self) -> None:
-        broadcast_tensors(self.comm, map(self.module.get_buffer, self._sent_buffers))
+        with hint_at_unequal_steps():
+            broadcast_tensors(self.comm, map(self.module.get_buffer, self._sent_buffers))

@@ -18,6 +18,7 @@ from collectives import CollectiveError
 from trainers.buckets import Bucket
 from trainers.following import follow
 from trainers.step_times import BackwardTimes
+from trainers.unequal_steps import hint_at_unequal_steps
 from trainers.unused import unused
 
 if TYPE_CHECKING:
@@ -154,11 +155,12 @@ class GradientAveraging:
             self._count_missing(may_miss=may_miss)
         calls = []
         if self._communicates:
-            for work in self._works:
-                work.wait()
-                calls.append((work.began, work.ended))
-            begin = time.perf_counter()
-            self.buckets[-1].begin_averaging(self.comm, async_op=False)
+            with hint_at_unequal_steps():
+                for work in self._works:
+                    work.wait()
+                    calls.append((work.began, work.ended))
+                begin = time.perf_counter()
+                self.buckets[-1].begin_averaging(self.comm, async_op=False)
             calls.append((begin, time.perf_counter()))
             for bucket in self.buckets:
                 bucket.end_averaging()

@@ -134,7 +134,8 @@ class Trainer:
                 if evaluates or saves or self.step % train.log_every == 0:
                     facts = self._facts(speed)
                     metrics.write({"step": self.step, **facts})
-                    line.update(self.step, facts)
+                    if not evaluates or self.stopped:  # else it is left standing, below
+                        line.update(self.step, facts)
                     stop.expect(sum(self.intervals[-1].mean().values()))
                 if evaluates and not self.stopped:
                     result = self.task.evaluate(self.average.model, self.comm)

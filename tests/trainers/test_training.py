@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from harness.tiny_runs import WAYS, begin_broken_off, run_all
 
 import launch
+from trainers import progress
 from trainers.checkpoints import all_checkpoints, read_checkpoint
 from trainers.configuration import config_from
 from trainers.errors import CheckpointError, ConfigurationError, DivergedError, RecordError
@@ -170,6 +172,13 @@ def test_evaluations_and_checkpoints_are_as_often_as_asked(settings, alone):
     assert steps == [2, 4, 6, 7]
     judged = [step for step, record in losses(config.run) if "loss" not in record]
     assert judged == [3, 6, 7]
+
+
+def test_an_end_of_an_epoch_is_one_line(settings, alone, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "REDRAW_EVERY", 0.0)
+    carry_out(config_from(settings, "settings"), alone, resume=False)
+    said = re.findall(r"step (\d)/6 .*?([\r\n])", capsys.readouterr().out)
+    assert said == [("1", "\r"), ("2", "\n"), ("3", "\r"), ("4", "\n"), ("5", "\r"), ("6", "\n")]
 
 
 def test_what_a_run_leaves(whole_run, whole_text_run, whole_diffusion_run):
