@@ -33,8 +33,13 @@ TASKS = {
 """Every task's name in a configuration, and where its dataclass is."""
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def read_config(path: Path, overrides: Sequence[str] = (), origin: str | None = None) -> RunConfig:
     """The configuration in a file, with `key=value` settings put over it.
+
+    Args:
+        path: of the file.
+        overrides: the settings.
+        origin: what the file is called in messages; by default its path.
 
     Raises:
         ConfigurationError: no such file, not YAML, a key or value that does not fit; the message
@@ -58,7 +63,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for setting in overrides:
         key, value = _parsed(setting)
         _put(data, key, value)
-    return config_from(data, " --set ".join([str(path), *overrides]))
+    return config_from(data, " --set ".join([origin or str(path), *overrides]))
 
 
 def config_from(data: dict[str, Any], origin: str) -> RunConfig:

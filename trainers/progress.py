@@ -21,6 +21,7 @@ from trainers.errors import RecordError
 from trainers.step_times import PARTS
 
 REDRAW_EVERY = 2.0
+METRICS = "metrics.jsonl"
 
 
 class ProgressLine:
@@ -112,6 +113,13 @@ class MetricsFile:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise RecordError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def judged_before(path: Path) -> dict[str, float] | None:
+    """The evaluation before the first step in a file of metrics, if there was one."""
+    with path.open(encoding="utf-8") as lines:
+        record: dict[str, float] = json.loads(next(lines, '{"step": 1}'))
+    return record if record.pop("step") == 0 else None
 
 
 def speed_key(unit: str) -> str:

@@ -29,7 +29,7 @@ from trainers.data_parallel import DataParallel
 from trainers.errors import CheckpointError, DivergedError, RecordError
 from trainers.optimization import Optimization
 from trainers.precision import agreed_precision
-from trainers.progress import MetricsFile, ProgressLine, speed_key
+from trainers.progress import METRICS, MetricsFile, ProgressLine, speed_key
 from trainers.run_config import RunConfig, check_ranks
 from trainers.sharing import share_of
 from trainers.step_times import Interval, StepRecord, StepTimes
@@ -118,7 +118,7 @@ class Trainer:
             unit=self.task.unit,
             shown=first,
         )
-        metrics = MetricsFile(self.config.run / "metrics.jsonl" if first else None, self.step)
+        metrics = MetricsFile(self.config.run / METRICS if first else None, self.step)
         share = share_of(train.batch, self.comm.rank, self.comm.size)
         speed = _Speed(train.batch * self.task.units_per_sample)
         result: dict[str, float] = {}
@@ -126,6 +126,11 @@ class Trainer:
             result = self.task.evaluate(self.average.model, self.comm)
         stop = StopRequest(self.comm)
         with stop.listening(), self._telling_what_is_left():
+            if self.step == 0 and self.config.start is not None:
+                # What its weights are worth on this data, before they are moved.
+                before = self.task.evaluate(self.average.model, self.comm)
+                metrics.write({"step": 0, **before})
+                speed.restart()
             while self.step < train.steps and not self.stopped:
                 self.times.note(self.one_step(share))
                 self.stopped = stop.agreed_after(self.step)
