@@ -68,7 +68,7 @@ def read_config(path: Path, overrides: Sequence[str] = (), origin: str | None = 
 
 def config_from(data: dict[str, Any], origin: str) -> RunConfig:
     """The configuration that plain data means; `origin` says in messages where it is from."""
-    kind = _config_type(data.get("task"), origin)
+    kind = config_type(data.get("task"), origin)
     _check_keys(kind, data, origin)
     parser = _parser(kind)
     try:
@@ -128,7 +128,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _config_type(task: Any, origin: str) -> type[Any]:
+def config_type(task: Any, origin: str) -> type[Any]:
+    """The dataclass of a task's configuration; `origin` says in messages where the name is from."""
     if task is None:
         raise ConfigurationError(f"{origin}: expected `task:` to be one of {_listed()}, found none")
     if task not in TASKS:
@@ -168,7 +169,7 @@ def _check_keys(kind: type[Any], data: dict[Any, Any], origin: str, prefix: str 
         elif value is None and type(None) not in typing.get_args(inner):
             # Which the parser takes for a setting left out.
             raise ConfigurationError(
-                f"{origin}: {prefix}{key}: expected {_described(inner)}, found nothing"
+                f"{origin}: {prefix}{key}: expected {described_type(inner)}, found nothing"
             )
 
 
@@ -186,10 +187,10 @@ def _in_our_words(kind: type[Any], data: dict[str, Any], refusal: str) -> str | 
         if part not in types or part not in found:
             return None
         expected, found = types[part], found[part]
-    return f"{named[1]}: expected {_described(expected)}, found {found!r}"
+    return f"{named[1]}: expected {described_type(expected)}, found {found!r}"
 
 
-def _described(kind: Any) -> str:
+def described_type(kind: Any) -> str:
     """A type as people who write YAML know it: `a number`, `two numbers`, `'adam' or 'muon'`."""
     inner = typing.get_args(kind)
     origin = typing.get_origin(kind)
@@ -197,12 +198,13 @@ def _described(kind: Any) -> str:
         return " or ".join(map(repr, inner))
     if type(None) in inner:
         return (
-            " or ".join(_described(each) for each in inner if each is not type(None)) + ", or null"
+            " or ".join(described_type(each) for each in inner if each is not type(None))
+            + ", or null"
         )
     if origin is tuple and inner[-1] is not ...:
-        return f"a list of {len(inner)}: {', '.join(map(_described, inner))}"
+        return f"a list of {len(inner)}: {', '.join(map(described_type, inner))}"
     if origin in (list, tuple):
-        return f"a list, each {_described(inner[0])}"
+        return f"a list, each {described_type(inner[0])}"
     return _DESCRIBED.get(kind, str(kind))
 
 
@@ -218,7 +220,7 @@ _DESCRIBED = {
 def _elsewhere(key: str) -> str:
     """A key that is right but for its place, or nearly right: looked for in every section."""
     every = {
-        full.rsplit(".", 1)[-1]: full for task in TASKS for full in _dotted(_config_type(task, ""))
+        full.rsplit(".", 1)[-1]: full for task in TASKS for full in _dotted(config_type(task, ""))
     }
     close = difflib.get_close_matches(key, every, n=1)
     return f" (did you mean {every[close[0]]!r}?)" if close else ""

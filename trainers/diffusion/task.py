@@ -39,7 +39,7 @@ class ModelConfig(UNetConfig):
 
     Attributes:
         schedule: how a picture becomes noise.
-        times: in how many steps.
+        times: in how many steps a picture becomes noise.
     """
 
     schedule: Kind = "cosine"
@@ -97,7 +97,7 @@ class SamplingConfig:
     """How the pictures at a run's end are made.
 
     Attributes:
-        steps: from noise to picture.
+        steps: how many from noise to picture.
         eta: how much of the noise is fresh in each step: 0 for none (DDIM); 1, with as many steps
             as times, is ancestral sampling (DDPM).
     """
