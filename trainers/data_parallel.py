@@ -155,8 +155,9 @@ class DataParallel(nn.Module):
         if self._sends_buffers and trains and self._averaging.synchronizes:
             self._send_buffers()
         output = self.module(*inputs, **named)
-        # Not where this is compiled: a graph of torch.compile has no place for it.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if trains and torch.compiler.is_compiling():
+            self._averaging.awaited.backward = True
+        elif torch.is_grad_enabled():
             keep_for_backward(self._averaging, output, self.names)
         return output
 

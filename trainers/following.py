@@ -7,6 +7,9 @@
 A graph is freed with the tensors computed in it, so nothing lives longer than the loss does. No
 circle comes of it: from the averaging no way leads back to a graph, even where a network keeps
 what it has computed.
+
+A graph of torch.compile has no place for that. There a backward that comes when the averaging has
+gone, as nobody kept the model, is an error.
 """
 
 from __future__ import annotations
@@ -18,12 +21,25 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+_GONE = (
+    "expected the DataParallel to live until the backward, found it gone: one that torch.compile "
+    "has compiled as a whole must be kept, or its gradients are not averaged"
+)
 _KEPT = "collectives averages into"
 _HOOKS = "_post_accumulate_grad_hooks"
 
 
+class Awaited:
+    """Whether a backward is still to come of a forward whose graph keeps nobody."""
+
+    def __init__(self) -> None:
+        self.backward = False
+
+
 class Follower(Protocol):
     """What is told of gradients."""
+
+    awaited: Awaited
 
     def has_come(self, number: int, place: int) -> None:
         """The gradient of a parameter is there: the `place`th of the `number`th bucket."""
@@ -38,6 +54,7 @@ class _Hook:
 
     def __init__(self, follower: Follower, number: int, place: int) -> None:
         self.follower = weakref.ref(follower)
+        self._awaited = follower.awaited
         self._number = number
         self._place = place
 
@@ -49,7 +66,11 @@ class _Hook:
     def __call__(self, parameter: Tensor) -> None:
         follower = self.follower()
         if follower is not None:
+            self._awaited.backward = False
             follower.has_come(self._number, self._place)
+        elif self._awaited.backward:
+            self._awaited.backward = False
+            raise RuntimeError(_GONE)
 
 
 class _Kept:

@@ -16,7 +16,7 @@ from torch import nn
 
 from collectives import CollectiveError
 from trainers.buckets import Bucket
-from trainers.following import follow
+from trainers.following import Awaited, follow
 from trainers.step_times import BackwardTimes
 from trainers.unequal_steps import hint_at_unequal_steps
 from trainers.unused import unused
@@ -43,6 +43,7 @@ class GradientAveraging:
         sharded: whether a bucket's averages are shared out among the ranks.
 
     Attributes:
+        awaited: whether a backward of a compiled forward is.
         synchronizes: whether backwards average, or add up this rank's gradients only.
         times: of the last backward that averaged.
     """
@@ -58,6 +59,7 @@ class GradientAveraging:
     ) -> None:
         self.comm = comm
         self.buckets = buckets
+        self.awaited = Awaited()
         self.synchronizes = True
         self.times: BackwardTimes | None = None
         self._names = names

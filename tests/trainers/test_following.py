@@ -130,6 +130,27 @@ def test_a_loss_that_is_there_at_the_end_of_a_program_leaks_nothing():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_compiled_model_that_nobody_keeps_is_an_error(alone, fullgraph):
+    """A graph of torch.compile cannot keep it."""
+    net = nn.Linear(1, 1, bias=False)
+
+    def loss_of(model):
+        return torch.compile(model, backend="aot_eager", fullgraph=fullgraph)(torch.ones(1, 1))
+
+    model = DataParallel(net, alone)
+    for _ in range(2):
+        loss_of(model).sum().backward()
+    del model
+    net(torch.ones(1, 1)).sum().backward()  # alone, after the last backward of the model
+    assert net.weight.grad.item() == 3
+    torch.compiler.reset()
+    loss = loss_of(DataParallel(net, alone))
+    gc.collect()
+    with pytest.raises(RuntimeError, match="must be kept, or its gradients are not averaged"):
+        loss.sum().backward()
+
+
 def test_hooks_do_not_pile_up(alone):
     net = nn.Linear(1, 1, bias=False)
     for _ in range(3):
