@@ -41,6 +41,7 @@ def make_buckets(
     bucket_bytes: int | None,
     wire: torch.dtype | None,
     shard: Literal["elements", "parameters"] | None,
+    marked: bool,
 ) -> Made:
     """Makes the buckets of parameters; a collective call.
 
@@ -50,6 +51,7 @@ def make_buckets(
         bucket_bytes: what a bucket holds at most; None: what is cheapest.
         wire: the type in which gradients travel; None: their own.
         shard: how parameters are shared out; None: not at all.
+        marked: whether buckets have marks of the gradients that are there.
     """
     kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
     for parameter in parameters:
@@ -58,7 +60,9 @@ def make_buckets(
     buckets: list[Bucket] = []
     room = {
         # However they are cut: each bucket's end may be up to so much further on.
-        kind: _room(comm, wire, *kind, sum(elements_of([parameter], size) for parameter in theirs))
+        kind: _room(
+            comm, wire, *kind, sum(elements_of([each], size, marked=marked) for each in theirs)
+        )
         for kind, theirs in kinds.items()
     }
     _, sent = room[parameters[0].dtype, parameters[0].device]
@@ -70,10 +74,10 @@ def make_buckets(
     for group in grouped(parameters, most, last, wire):
         kind = (group[0].dtype, group[0].device)
         begin = taken[kind]
-        taken[kind] = end = begin + elements_of(group, size)
+        taken[kind] = end = begin + elements_of(group, size, marked=marked)
         flat, sent = (memory[begin:end] for memory in room[kind])
         if shard is None:
-            buckets.append(Bucket(group, flat, sent))
+            buckets.append(Bucket(group, flat, sent, marked=marked))
             continue
         theirs, counts = shared_out(group, end - begin, shard, loads)
         buckets.append(ShardedBucket(theirs, flat, sent, counts, comm))

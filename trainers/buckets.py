@@ -21,6 +21,8 @@ class Bucket:
         parameters: whose; in the order in which their gradients become ready.
         flat: as long as `elements_of(parameters)`.
         sent: where they are while they travel; `flat` itself if they need no other place.
+        marked: whether an element more for each parameter says on how many ranks it has a gradient,
+            so that one of which no rank has any is known without a further call.
 
     Attributes:
         offsets: where the gradient of each parameter begins, in elements.
@@ -28,12 +30,22 @@ class Bucket:
         kept: those whose gradient has come in a backward that was not averaged.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], flat: Tensor, sent: Tensor) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        flat: Tensor,
+        sent: Tensor,
+        *,
+        marked: bool = False,
+    ) -> None:
         self.parameters = tuple(parameters)
         self.offsets = offsets_of(parameters)
         self.flat = flat.zero_()  # the gaps are to count as nothing in a norm
         self.sent = self.flat if sent.data_ptr() == flat.data_ptr() else sent
         self._call_on = as_called_on(self.sent)
+        end = sum(map(aligned, parameters))
+        self._unmarked = self.flat[:end]
+        self._marks = self.flat[end : end + len(self.parameters)] if marked else None
         self.missing: set[int] = set()
         self.kept: set[int] = set()
         self._views = [
@@ -66,11 +78,13 @@ class Bucket:
     @property
     def averaged(self) -> Tensor:
         """The averaged gradients of which this rank takes care."""
-        return self.flat
+        return self._unmarked
 
     def await_all(self) -> None:
         """Begins a backward: no gradient has come."""
         self.missing.update(range(len(self.parameters)))
+        if self._marks is not None:
+            self._marks.fill_(1)
 
     def take(self, place: int, factor: float = 1.0) -> None:
         """Makes the gradient of a parameter a view of the bucket, multiplied by `factor`."""
@@ -104,8 +118,17 @@ class Bucket:
     def take_missing(self, factor: float) -> None:
         """Lets gradients that have not come be what is there, added up or averaged, or zero."""
         for place in self.missing:
+            if self._marks is not None and self.parameters[place].grad is None:
+                self._marks[place] = 0
             self.take(place, factor)
         self.missing.clear()
+
+    def leave_out(self) -> None:
+        """Takes the gradients away that no rank had, by what came of the marks."""
+        if self._marks is None or bool(self._marks.all()):
+            return
+        for place in (self._marks == 0).nonzero().flatten().tolist():
+            self.parameters[place].grad = None
 
     def forget_gradients(self) -> None:
         """After the parameters' gradients were set to None."""
@@ -127,10 +150,11 @@ def offsets_of(parameters: Sequence[Tensor]) -> list[int]:
     return offsets
 
 
-def elements_of(parameters: Sequence[Tensor], size: int) -> int:
+def elements_of(parameters: Sequence[Tensor], size: int, *, marked: bool = False) -> int:
     """How long a bucket of the parameters is, gaps included: equal parts for so many ranks."""
     unit = size * _unit(parameters[0])
-    return -(-sum(map(aligned, parameters)) // unit) * unit
+    marks = len(parameters) * marked
+    return -(-(sum(map(aligned, parameters)) + marks) // unit) * unit
 
 
 def view_of(flat: Tensor, offset: int, parameter: Tensor) -> Tensor:

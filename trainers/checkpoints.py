@@ -144,9 +144,14 @@ def latest(folder: Path) -> Path:
     return found[-1]
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps is, in a run's folder."""
+    return folder / f"checkpoint-{step:08d}.safetensors"
+
+
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes `checkpoint` into `folder` and removes all but the `keep` latest ones."""
-    path = folder / f"checkpoint-{checkpoint.step:08d}.safetensors"
+    path = checkpoint_path(folder, checkpoint.step)
     write_whole(path, packed(checkpoint))
     for old in all_checkpoints(folder)[:-keep]:
         old.unlink(missing_ok=True)

@@ -33,8 +33,13 @@ TASKS = {
 """Every task's name in a configuration, and where its dataclass is."""
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def read_config(path: Path, overrides: Sequence[str] = (), origin: str | None = None) -> RunConfig:
     """The configuration in a file, with `key=value` settings put over it.
+
+    Args:
+        path: of the file.
+        overrides: the settings.
+        origin: what the file is called in messages; by default its path.
 
     Raises:
         ConfigurationError: no such file, not YAML, a key or value that does not fit; the message
@@ -46,9 +51,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"cannot read the configuration {path}: {reason}") from error
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not YAML: {_on_one_line(error)}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}, {error}") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -56,12 +63,12 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for setting in overrides:
         key, value = _parsed(setting)
         _put(data, key, value)
-    return config_from(data, " --set ".join([str(path), *overrides]))
+    return config_from(data, " --set ".join([origin or str(path), *overrides]))
 
 
 def config_from(data: dict[str, Any], origin: str) -> RunConfig:
     """The configuration that plain data means; `origin` says in messages where it is from."""
-    kind = _config_type(data.get("task"), origin)
+    kind = config_type(data.get("task"), origin)
     _check_keys(kind, data, origin)
     parser = _parser(kind)
     try:
@@ -103,7 +110,26 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
-def _config_type(task: Any, origin: str) -> type[Any]:
+class _Loader(yaml.SafeLoader):
+    """Which refuses a key given twice in one place, of which YAML's would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            line = key.start_mark.line + 1
+            if name in lines:
+                raise ConfigurationError(
+                    f"line {line}: expected the key {name!r} once, found it in line {lines[name]} "
+                    "too"
+                )
+            if name is not None:
+                lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def config_type(task: Any, origin: str) -> type[Any]:
+    """The dataclass of a task's configuration; `origin` says in messages where the name is from."""
     if task is None:
         raise ConfigurationError(f"{origin}: expected `task:` to be one of {_listed()}, found none")
     if task not in TASKS:
@@ -143,7 +169,7 @@ def _check_keys(kind: type[Any], data: dict[Any, Any], origin: str, prefix: str 
         elif value is None and type(None) not in typing.get_args(inner):
             # Which the parser takes for a setting left out.
             raise ConfigurationError(
-                f"{origin}: {prefix}{key}: expected {_described(inner)}, found nothing"
+                f"{origin}: {prefix}{key}: expected {described_type(inner)}, found nothing"
             )
 
 
@@ -161,10 +187,10 @@ def _in_our_words(kind: type[Any], data: dict[str, Any], refusal: str) -> str | 
         if part not in types or part not in found:
             return None
         expected, found = types[part], found[part]
-    return f"{named[1]}: expected {_described(expected)}, found {found!r}"
+    return f"{named[1]}: expected {described_type(expected)}, found {found!r}"
 
 
-def _described(kind: Any) -> str:
+def described_type(kind: Any) -> str:
     """A type as people who write YAML know it: `a number`, `two numbers`, `'adam' or 'muon'`."""
     inner = typing.get_args(kind)
     origin = typing.get_origin(kind)
@@ -172,12 +198,13 @@ def _described(kind: Any) -> str:
         return " or ".join(map(repr, inner))
     if type(None) in inner:
         return (
-            " or ".join(_described(each) for each in inner if each is not type(None)) + ", or null"
+            " or ".join(described_type(each) for each in inner if each is not type(None))
+            + ", or null"
         )
     if origin is tuple and inner[-1] is not ...:
-        return f"a list of {len(inner)}: {', '.join(map(_described, inner))}"
+        return f"a list of {len(inner)}: {', '.join(map(described_type, inner))}"
     if origin in (list, tuple):
-        return f"a list, each {_described(inner[0])}"
+        return f"a list, each {described_type(inner[0])}"
     return _DESCRIBED.get(kind, str(kind))
 
 
@@ -193,7 +220,7 @@ _DESCRIBED = {
 def _elsewhere(key: str) -> str:
     """A key that is right but for its place, or nearly right: looked for in every section."""
     every = {
-        full.rsplit(".", 1)[-1]: full for task in TASKS for full in _dotted(_config_type(task, ""))
+        full.rsplit(".", 1)[-1]: full for task in TASKS for full in _dotted(config_type(task, ""))
     }
     close = difflib.get_close_matches(key, every, n=1)
     return f" (did you mean {every[close[0]]!r}?)" if close else ""

@@ -21,6 +21,12 @@ WORTH = 0.01
 """The part of a step from which on advice is given."""
 
 
+NOISE = (
+    "above 100 % is noise: no rank is quicker for having others, but the few steps alone were "
+    "taken at another time"
+)
+
+
 @dataclass(frozen=True)
 class Scaled:
     """What is predicted for a number of ranks, at best and at worst.
@@ -29,14 +35,14 @@ class Scaled:
         ranks: how many.
         best: seconds of communication that nothing hides.
         worst: the same.
-        efficiency: how fast a rank is, as a part of how fast it were without communication.
-        least: the same.
+        unexposed: the part of a step in which no communication is exposed, at best.
+        least: the same at worst.
     """
 
     ranks: int
     best: float
     worst: float
-    efficiency: float
+    unexposed: float
     least: float
 
 
@@ -175,6 +181,8 @@ def print_report(report: CostReport, console: Console) -> None:
             f"({1e3 * report.step:.2f} ms a step, {1e3 * (report.step_alone or 0):.2f} alone)",
             highlight=False,
         )
+        if report.efficiency > 1:
+            console.print(f"  {NOISE}", highlight=False, soft_wrap=True)
     if scaling := report.scaling():
         console.print(_scaling_table(scaling))
     else:
@@ -212,11 +220,11 @@ def _scaling_table(scaling: Sequence[Scaled]) -> Table:
         caption="what was measured, times what the cost model says of other numbers of ranks: at "
         "best, and if memory is no faster for more ranks",
     )
-    for name in ("ranks", "exposed, ms", "efficiency"):
+    for name in ("ranks", "exposed, ms", "of a step not exposed"):
         table.add_column(name, justify="right")
     for each in scaling:
         best, worst = f"{1e3 * each.best:.3f}", f"{1e3 * each.worst:.3f}"
-        high, low = f"{each.efficiency:.1%}", f"{each.least:.1%}"
+        high, low = f"{each.unexposed:.1%}", f"{each.least:.1%}"
         exact = best == worst
         table.add_row(
             str(each.ranks),

@@ -19,34 +19,34 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from collectives import CollectiveError
 from trainers.bucket_making import make_buckets
+from trainers.following import keep_for_backward
+from trainers.gradient_averaging import GradientAveraging
 from trainers.sharded import ShardedBucket
 from trainers.sharing import broadcast_tensors
 from trainers.step_times import BackwardTimes
-from trainers.unused import UnusedParameterError, unused
-from trainers.wrapping import FOLLOWED_BY, check_agreement, check_trainable
+from trainers.unequal_steps import hint_at_unequal_steps
+from trainers.unused import UnusedParameterError
+from trainers.wrapping import check_agreement, check_trainable
 
 __all__ = ["DataParallel", "UnusedParameterError"]
 
 if TYPE_CHECKING:
     from collectives import Communicator
-    from collectives.work import Work
 
-_NESTED = (
-    "a backward through this model began before the one before it had ended: gradients are "
-    "computed in nested backwards (checkpointing with use_reentrant=True), which cannot be "
-    "followed, or that one failed and no forward came between"
+_UNMOVED = (
+    "expected a ShardedOptimizer, which moves the pieces of a sharded model's parameters, found "
+    "none made after a backward: to torch's own optimizers and clip_grad_norm_ every gradient of "
+    "the parameters is None; clip by model.clip_gradients"
 )
-WIRES = (torch.float16, torch.bfloat16)
+WIRES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _COMPILED = "_orig_mod."  # what torch.compile puts before the names of a module's parameters
 
 
@@ -63,9 +63,10 @@ class DataParallel(nn.Module):
         bucket_bytes: how much one allreduce carries at most; a larger parameter goes alone. By
             default what the model of this transport's cost says: see `plan`.
         unused: what becomes of a parameter that has got no gradient on this rank: "error" ends
-            the backward with one that names it, "zero" counts it as zero.
-        wire: a 16-bit type in which gradients travel. The ranks' values are added up in float32
-            and rounded once. By default they travel as they are.
+            the backward with one that names it, "zero" counts it as zero. Of which no
+            rank has got one stays None, as in plain torch; sharded, it is zero.
+        wire: a 16-bit type, or its name, in which gradients travel. The ranks' values are added up
+            in float32 and rounded once. By default they travel as they are.
         broadcast_buffers: give all ranks rank 0's buffers, those of checkpoints, at the begin of
             each forward that trains and is not in `no_sync`.
         shard: each rank gets the averages of only a part of the gradients, and is to move only that
@@ -79,7 +80,6 @@ class DataParallel(nn.Module):
         predicted: what the averaging of gradients is predicted to take, by its bytes and the number
             of ranks.
         gather_predicted: the same of gathering parameters, where they are sharded.
-        times: of the last backward that averaged.
         gather_seconds: what the last `gather_parameters` took.
 
     Raises:
@@ -94,7 +94,7 @@ class DataParallel(nn.Module):
         *,
         bucket_bytes: int | None = None,
         unused: Literal["error", "zero"] = "error",
-        wire: torch.dtype | None = None,
+        wire: torch.dtype | str | None = None,
         broadcast_buffers: bool = True,
         shard: Literal["elements", "parameters"] | None = None,
     ) -> None:
@@ -103,22 +103,19 @@ class DataParallel(nn.Module):
             raise ValueError(f"shard: expected 'elements', 'parameters' or None, found {shard!r}")
         if unused not in ("error", "zero"):
             raise ValueError(f"unused: expected 'error' or 'zero', found {unused!r}")
-        if wire is not None and wire not in WIRES:
-            raise TypeError(f"wire: expected torch.float16 or torch.bfloat16, found {wire}")
+        if isinstance(wire, str):
+            wire = WIRES.get(wire, wire)
+        if isinstance(wire, str) or wire not in (None, *WIRES.values()):
+            raise TypeError(f"wire: expected torch.float16 or torch.bfloat16, found {wire!r}")
         if bucket_bytes is not None and bucket_bytes < 1:
             raise ValueError(f"bucket_bytes: expected 1 or more, found {bucket_bytes}")
         self.module = module
         self.comm = comm
         self.shard = shard
-        self._communicates = comm.size > 1 or shard is not None
-        self._factor = 1.0 / comm.size
-        self._unused = unused
-        self._wire = wire
         self.names = {
             parameter: name.removeprefix(_COMPILED) for name, parameter in module.named_parameters()
         }
-        self._trains = {parameter: parameter.requires_grad for parameter in self.names}
-        trained = [parameter for parameter, trains in self._trains.items() if trains]
+        trained = [parameter for parameter in self.names if parameter.requires_grad]
         check_trainable(self.names, trained)
         options = {
             "bucket_bytes": bucket_bytes,
@@ -132,34 +129,47 @@ class DataParallel(nn.Module):
         state = module.state_dict()
         self._sent_buffers = [name for name, _ in module.named_buffers() if name in state]
         self._sends_buffers = broadcast_buffers and comm.size > 1 and bool(self._sent_buffers)
-        made = make_buckets(comm, trained[::-1], bucket_bytes=bucket_bytes, wire=wire, shard=shard)
+        made = make_buckets(
+            comm,
+            trained[::-1],
+            bucket_bytes=bucket_bytes,
+            wire=wire,
+            shard=shard,
+            marked=unused == "zero" and shard is None,
+        )
         self.buckets, self.plan = made.buckets, made.plan
         self.predicted, self.gather_predicted = made.predicted, made.gather_predicted
-        self.times: BackwardTimes | None = None
         self.gather_seconds = 0.0
-        self._synchronizes = True
-        self._backward: int | None = None  # autograd's number of the one under way
-        self._ready = 0.0
-        self._works: list[Work] = []
-        self._follow_gradients()
+        self._is_moved = False  # whether somebody has the pieces, to move them
+        self._averaging = GradientAveraging(
+            comm, made.buckets, self.names, unused=unused, sharded=shard is not None
+        )
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The module's own forward."""
-        if self._backward is not None or self._works:
-            self._forget_backward()
+        if self._averaging.is_under_way:
+            self._averaging.forget_backward()
         trains = self.training and torch.is_grad_enabled()
-        if self._sends_buffers and trains and self._synchronizes:
+        if trains and self.shard is not None and not self._is_moved and self.times is not None:
+            raise RuntimeError(_UNMOVED)
+        if self._sends_buffers and trains and self._averaging.synchronizes:
             self._send_buffers()
-        return self.module(*inputs, **named)
+        output = self.module(*inputs, **named)
+        if trains and torch.compiler.is_compiling():
+            self._averaging.awaited.backward = True
+        elif torch.is_grad_enabled():
+            keep_for_backward(self._averaging, output, self.names)
+        return output
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         """Backwards inside only add up this rank's gradients; the next one outside averages all."""
-        before, self._synchronizes = self._synchronizes, False
+        averaging = self._averaging
+        before, averaging.synchronizes = averaging.synchronizes, False
         try:
             yield
         finally:
-            self._synchronizes = before
+            averaging.synchronizes = before
 
     def weight(self, samples: int, total: int | None = None) -> float:
         """What to multiply this rank's mean loss with, where ranks have unequal numbers of samples.
@@ -169,9 +179,16 @@ class DataParallel(nn.Module):
         Args:
             samples: of this rank in this step.
             total: of all ranks; None: the ranks tell each other, a collective call.
+
+        Raises:
+            ValueError: this rank alone has more than all have, or fewer than none.
         """
         if total is None:
             total = int(self.comm.allreduce(np.array([samples]))[0])
+        if not 0 <= samples <= total:
+            raise ValueError(
+                f"samples: expected 0 to {total}, which all ranks together have, found {samples}"
+            )
         return samples * self.comm.size / max(total, 1)
 
     def contribute_nothing(self) -> None:
@@ -180,13 +197,11 @@ class DataParallel(nn.Module):
         In place of forward and backward, while other ranks have theirs; in `no_sync` it does
         nothing.
         """
-        if not self._synchronizes:
+        if not self._averaging.synchronizes:
             return
         if self._sends_buffers and self.training:
             self._send_buffers()
-        self._forget_backward()
-        self._begin(None)
-        self._average(may_miss=True)
+        self._averaging.contribute_nothing()
 
     @torch.no_grad()
     def clip_gradients(self, limit: float) -> float:
@@ -207,6 +222,11 @@ class DataParallel(nn.Module):
                 bucket.averaged.mul_(limit / norm)
         return norm
 
+    @property
+    def times(self) -> BackwardTimes | None:
+        """Of the last backward that averaged."""
+        return self._averaging.times
+
     # --- what this rank takes care of
 
     @property
@@ -216,6 +236,7 @@ class DataParallel(nn.Module):
         The parameters themselves; where they are sharded, this rank's piece of each of which it
         has one, after which `gather_parameters` is to be called.
         """
+        self._is_moved = True
         if self.shard is None:
             return {self.names[p]: p for bucket in self.buckets for p in bucket.parameters}
         return {
@@ -242,133 +263,9 @@ class DataParallel(nn.Module):
         """The buckets, if they are sharded."""
         return [bucket for bucket in self.buckets if isinstance(bucket, ShardedBucket)]
 
-    # --- a backward
-
-    def _follow_gradients(self) -> None:
-        # Weak: parameters hold their hooks, and must not keep alive what holds the parameters.
-        weak = weakref.ref(self)
-        for number, bucket in enumerate(self.buckets):
-            for place, parameter in enumerate(bucket.parameters):
-                hook = _hook(weak, number, place)
-                setattr(parameter, FOLLOWED_BY, weak)
-                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-
-    def _has_come(self, number: int, place: int) -> None:
-        """The gradient of a parameter is there: the `place`th of the `number`th bucket."""
-        bucket = self.buckets[number]
-        gradient = bucket.parameters[place].grad
-        if gradient is not None and gradient.layout != torch.strided:
-            raise TypeError(
-                f"{self._name(number, place)}: expected a dense gradient, found one of "
-                f"{gradient.layout}"
-            )
-        if not self._synchronizes:
-            bucket.take(place)
-            bucket.kept.add(place)
-            return
-        # Divided here, where it is moved anyway: the ranks' sum is then their average.
-        bucket.take(place, self._factor)
-        backward = torch._C._current_graph_task_id()
-        if backward != self._backward:
-            if self._backward is not None:
-                raise RuntimeError(_NESTED)
-            self._begin(backward)
-            # At its end, in the thread that called it, before it returns.
-            engine = torch.autograd.Variable._execution_engine
-            engine.queue_callback(self._average)
-        bucket.missing.discard(place)
-        if not bucket.missing:
-            self._ready = time.perf_counter()
-            self._begin_calls()
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _forget_backward(self) -> None:
-        """After one that did not end, as it raised an error."""
-        self._backward = None
-        if self._works:
-            self._await_calls()
-            raise RuntimeError(
-                "the last backward through this model raised an error after it had begun to "
-                "communicate: the ranks may have different gradients"
-            )
-
-    def _await_calls(self) -> None:
-        works, self._works = self._works, []
-        for work in works:
-            work.wait()
-
-    def _begin(self, backward: int | None) -> None:
-        for parameter, trains in self._trains.items():
-            if parameter.requires_grad != trains:
-                raise RuntimeError(
-                    f"{self.names[parameter]}: expected requires_grad {trains}, as when the model "
-                    f"was wrapped, found {parameter.requires_grad}; wrap it anew"
-                )
-        self._backward = backward
-        for bucket in self.buckets:
-            bucket.await_all()
-
-    def _begin_calls(self) -> None:
-        """Begins the allreduces of buckets that are whole, in the order that all ranks have."""
-        if not self._communicates:
-            return
-        # Not the last: it is waited for at once, and a call in this thread is quicker.
-        for bucket in self.buckets[len(self._works) : -1]:
-            if bucket.missing:
-                return
-            self._works.append(bucket.begin_averaging(self.comm, async_op=True))
-
-    def _average(self, *, may_miss: bool = False) -> None:
-        """The end of a backward: waits for the allreduces, and does those that are left."""
-        self._backward = None
-        if any(bucket.missing for bucket in self.buckets):
-            self._count_missing(may_miss=may_miss)
-        calls = []
-        if self._communicates:
-            for work in self._works:
-                work.wait()
-                calls.append((work.began, work.ended))
-            begin = time.perf_counter()
-            self.buckets[-1].begin_averaging(self.comm, async_op=False)
-            calls.append((begin, time.perf_counter()))
-            for bucket in self.buckets:
-                bucket.end_averaging()
-            self._works = []
-        for bucket in self.buckets:
-            bucket.kept.clear()
-        self.times = BackwardTimes(self._ready, time.perf_counter(), tuple(calls))
-
-    @torch.no_grad()
-    def _count_missing(self, *, may_miss: bool) -> None:
-        """Lets gradients that have not come be zero, or refuses it."""
-        missing = [
-            self._name(number, place)
-            for number, bucket in enumerate(self.buckets)
-            for place in sorted(bucket.missing)
-            if not bucket.has_kept(place)
-        ]
-        if missing and not may_miss and self._unused == "error":
-            # What is under way would write over the gradients of the next backward.
-            with contextlib.suppress(CollectiveError):
-                self._await_calls()
-            raise unused(missing, self.comm.rank)
-        for bucket in self.buckets:
-            bucket.take_missing(self._factor)
-        self._ready = time.perf_counter()
-        self._begin_calls()
+    # --- a forward
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _send_buffers(self) -> None:
-        broadcast_tensors(self.comm, map(self.module.get_buffer, self._sent_buffers))
-
-    def _name(self, number: int, place: int) -> str:
-        return self.names[self.buckets[number].parameters[place]]
-
-
-def _hook(weak: weakref.ref[DataParallel], number: int, place: int) -> Callable[[Tensor], None]:
-    def has_come(parameter: Tensor) -> None:
-        model = weak()
-        if model is not None:
-            model._has_come(number, place)
-
-    return has_come
+        with hint_at_unequal_steps():
+            broadcast_tensors(self.comm, map(self.module.get_buffer, self._sent_buffers))

@@ -20,4 +20,16 @@ class CheckpointError(TrainerError):
 
 
 class DivergedError(TrainerError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number.
+
+    Attributes:
+        told_elsewhere: whether another rank raises it too, with the same text, and is to tell it.
+    """
+
+    def __init__(self, text: str, *, told_elsewhere: bool = False) -> None:
+        super().__init__(text)
+        self.told_elsewhere = told_elsewhere
+
+
+class RecordError(TrainerError):
+    """What a run is to leave beside its checkpoints cannot be written."""

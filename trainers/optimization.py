@@ -32,8 +32,8 @@ class OptimizerConfig:
         kind: adam, or muon for inner weights with adam for the rest.
         rate: learning rate of Adam at its highest.
         matrix_rate: learning rate of muon at its highest.
-        betas: how slowly Adam's first and second moment forget.
-        momentum: how slowly muon's momentum forgets.
+        betas: how slowly Adam's first and second moment forget: the part of each that a step keeps.
+        momentum: the same of muon's momentum.
         warmup: the part of all steps during which rates grow from zero.
         final: what the rates end with, as a part of the highest.
         clip: limit of the global norm of gradients; 0 for none.

@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from trainers.errors import RecordError
 from trainers.step_times import PARTS
 
 REDRAW_EVERY = 2.0
+METRICS = "metrics.jsonl"
 
 
 class ProgressLine:
@@ -99,10 +101,25 @@ class MetricsFile:
         path.write_text("".join(kept), encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds a record."""
-        if self._path is not None:
+        """Adds a record.
+
+        Raises:
+            RecordError: the disk is full, or the folder has gone.
+        """
+        if self._path is None:
+            return
+        try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RecordError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def judged_before(path: Path) -> dict[str, float] | None:
+    """The evaluation before the first step in a file of metrics, if there was one."""
+    with path.open(encoding="utf-8") as lines:
+        record: dict[str, float] = json.loads(next(lines, '{"step": 1}'))
+    return record if record.pop("step") == 0 else None
 
 
 def speed_key(unit: str) -> str:

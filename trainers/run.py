@@ -11,6 +11,7 @@ from trainers.aftermath import write_aftermath
 from trainers.checkpoints import unpacked
 from trainers.configuration import as_data, as_yaml
 from trainers.errors import ConfigurationError
+from trainers.progress import METRICS, judged_before
 from trainers.restarts import Start
 from trainers.run_config import RunConfig, check_ranks
 from trainers.run_folder import begin_folder, check_folder, checkpoint_to_resume
@@ -86,7 +87,7 @@ def carry_out(
     if not trainer.stopped:
         write_aftermath(trainer)
     if first and not trainer.stopped:
-        task.report(trainer.average.model, config.run)
+        task.report(trainer.average.model, config.run, judged_before(config.run / METRICS))
     if first:
         done = str(trainer.step - begin) + f" of {trainer.step}" * (begin > 0)
         passed = time.monotonic() - began
@@ -106,6 +107,8 @@ def _continued(config: RunConfig) -> tuple[Path, bytes]:
     _say(f"resuming from {origin}")
     if changed:
         _say(f"settings changed since: {', '.join(changed)}")
+    if any(key.startswith("data.") for key in changed):
+        _say("to start from a run's weights on other data is `collectives finetune`")
     return origin, data
 
 
@@ -122,6 +125,8 @@ def _announce(trainer: Trainer) -> None:
         f"{weights:,} parameters{part * (trained < weights)} on {size} rank{'s' * (size > 1)}, "
         f"{config.train.steps} steps of {config.train.batch} samples ({each} a rank), {kind}"
     )
+    if extent := trainer.task.extent():
+        _say(extent)
     if size > 1:
         _say(str(trainer.model.plan))
     if trainer.step >= config.train.steps:

@@ -27,9 +27,10 @@ class TrainConfig:
         evaluate_every: steps between evaluations; 0: at the end of each epoch.
         save_every: steps between checkpoints; 0: at the end of each epoch.
         compile: compile the model (torch.compile).
-        precision: what the model computes in; weights, gradients and sums stay float32.
+        precision: what the model computes in; weights, gradients and sums stay float32. auto is
+            bfloat16 where every rank's processor multiplies it by itself, else float32.
         average: decay of the moving average of the weights that is judged and used; 0 for none.
-        device: where the model is.
+        device: where the model is; nothing else than cpu is carried yet.
         keep: how many checkpoints stay in the folder.
         log_every: steps between two records of metrics.
         trace: how many of the last steps are in the run's trace; 0: none is written.
@@ -87,12 +88,12 @@ class ParallelConfig:
     """How ranks train one model together.
 
     Attributes:
-        bucket_bytes: of gradients that one allreduce carries at most; 0: by the cost model of this
-            machine (`collectives tune`).
+        bucket_bytes: bytes of gradients that one allreduce carries at most; 0: by the cost model of
+            this machine (`collectives tune`).
         wire: the type in which gradients travel; 16-bit types are added up in float32.
         shard: each rank moves a part of the parameters, and remembers what the optimizer needs of
             that part only.
-        unused: a parameter without a gradient ends the run, or counts as zero.
+        unused: a parameter without a gradient ends the run (error), or its gradient counts as zero.
     """
 
     bucket_bytes: int = 0
@@ -114,7 +115,7 @@ class RunConfig:
     Attributes:
         task: what is trained.
         run: folder for checkpoints, metrics and pictures.
-        seed: everything random follows from it.
+        seed: everything random follows from it, 0 or any other.
         start: a checkpoint, or the folder of a run, whose weights are begun with; the optimizer and
             the steps begin anew. null for random weights.
         train: how long and on how much at once.

@@ -279,6 +279,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     Raises:
         ValueError: the model is not sharded.
+        TypeError: `kind` is an optimizer that is made already.
     """
 
     def __init__(
@@ -290,6 +291,11 @@ class ShardedOptimizer(torch.optim.Optimizer):
     ) -> None:
         if model.shard is None:
             raise ValueError("expected a model that is sharded (shard='elements'), found one whole")
+        if not callable(kind):
+            raise TypeError(
+                f"kind: expected the optimizer's class (torch.optim.{type(kind).__name__}), whose "
+                "options follow, found an instance"
+            )
         self._model = model
         pieces = model.pieces
         groups: dict[str, dict[str, Any]] = {}

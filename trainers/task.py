@@ -45,6 +45,9 @@ class Task(Protocol):
         batch however it is shared out and wherever a run resumes.
         """
 
+    def extent(self) -> str:
+        """How much of the data a run goes through, in words; empty where that means nothing."""
+
     def loss(self, model: nn.Module, samples: Any) -> Tensor:
         """The mean loss over the samples."""
 
@@ -64,5 +67,11 @@ class Task(Protocol):
     def summary(self, result: dict[str, float]) -> str:
         """An evaluation in a few words, for the progress line."""
 
-    def report(self, model: nn.Module, folder: Path) -> None:
-        """Prints the final judgement and writes pictures into the run's folder; on rank 0 only."""
+    def report(self, model: nn.Module, folder: Path, before: dict[str, float] | None) -> None:
+        """Prints the final judgement and writes pictures into the run's folder; on rank 0 only.
+
+        Args:
+            model: to be judged.
+            folder: of the run.
+            before: the evaluation before the first step, where a run started from weights.
+        """

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PROGRAM, COMMUNICATION = 0, 1
 """The two rows of a rank."""
 
+LOSS = "part of the loss"
+"""This rank's: those of all ranks add up to the mean over the global batch."""
+
 
 def write_trace(
     path: Path, comm: Communicator, records: Iterable[StepRecord], bucket_bytes: Sequence[int]
@@ -60,7 +63,8 @@ def _events(
 
     for each in records:
         ready, done = each.backward.ready, each.backward.done
-        yield event(PROGRAM, f"step {each.step + 1}", each.began, each.ended, loss=each.loss)
+        facts = {LOSS: each.loss}
+        yield event(PROGRAM, f"step {each.step + 1}", each.began, each.ended, **facts)
         if each.data:
             yield event(PROGRAM, "data", each.began, each.began + each.data)
         yield event(PROGRAM, "forward", each.began + each.data, each.forward)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,13 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from trainers.averaging import WeightAverage
-from trainers.checkpoints import Checkpoint, load_weights, read_checkpoint, write_checkpoint
+from trainers.checkpoints import (
+    Checkpoint,
+    checkpoint_path,
+    load_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
 from trainers.configuration import as_data
 from trainers.data_parallel import DataParallel
-from trainers.errors import DivergedError
+from trainers.errors import CheckpointError, DivergedError, RecordError
 from trainers.optimization import Optimization
 from trainers.precision import agreed_precision
-from trainers.progress import MetricsFile, ProgressLine, speed_key
+from trainers.progress import METRICS, MetricsFile, ProgressLine, speed_key
 from trainers.run_config import RunConfig, check_ranks
 from trainers.sharing import share_of
 from trainers.step_times import Interval, StepRecord, StepTimes
@@ -69,6 +76,7 @@ class Trainer:
         self.precision = agreed_precision(comm, config.train.precision)
         self.step = 0
         self.stopped = 0
+        self._saved = 0 if checkpoint is None else checkpoint.step
         torch.manual_seed(_mixed(config.seed))
         self.network = task.new_model()
         if checkpoint is not None:
@@ -110,14 +118,19 @@ class Trainer:
             unit=self.task.unit,
             shown=first,
         )
-        metrics = MetricsFile(self.config.run / "metrics.jsonl" if first else None, self.step)
+        metrics = MetricsFile(self.config.run / METRICS if first else None, self.step)
         share = share_of(train.batch, self.comm.rank, self.comm.size)
         speed = _Speed(train.batch * self.task.units_per_sample)
         result: dict[str, float] = {}
         if self.step >= train.steps:
             result = self.task.evaluate(self.average.model, self.comm)
         stop = StopRequest(self.comm)
-        with stop.listening():
+        with stop.listening(), self._telling_what_is_left():
+            if self.step == 0 and self.config.start is not None:
+                # What its weights are worth on this data, before they are moved.
+                before = self.task.evaluate(self.average.model, self.comm)
+                metrics.write({"step": 0, **before})
+                speed.restart()
             while self.step < train.steps and not self.stopped:
                 self.times.note(self.one_step(share))
                 self.stopped = stop.agreed_after(self.step)
@@ -126,7 +139,8 @@ class Trainer:
                 if evaluates or saves or self.step % train.log_every == 0:
                     facts = self._facts(speed)
                     metrics.write({"step": self.step, **facts})
-                    line.update(self.step, facts)
+                    if not evaluates or self.stopped:  # else it is left standing, below
+                        line.update(self.step, facts)
                     stop.expect(sum(self.intervals[-1].mean().values()))
                 if evaluates and not self.stopped:
                     result = self.task.evaluate(self.average.model, self.comm)
@@ -152,13 +166,14 @@ class Trainer:
         """
         remembered = self.optimization.state()
         if self.comm.rank != 0:
+            self._saved = self.step
             return None
         tensors = {f"model/{n}": t for n, t in self.network.state_dict().items()}
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise DivergedError(
                     f"rank {self.comm.rank}: after step {self.step} {name} holds what is not a "
-                    f"number. {_ADVICE}"
+                    f"number. {self._advice()}"
                 )
         tensors |= {f"optimizer/{n}": t for n, t in remembered.items()}
         if self.average.decay:
@@ -170,7 +185,9 @@ class Trainer:
             tensors=tensors,
             attachments=self.task.attachments(),
         )
-        return write_checkpoint(self.config.run, checkpoint, self.config.train.keep)
+        written = write_checkpoint(self.config.run, checkpoint, self.config.train.keep)
+        self._saved = self.step
+        return written
 
     def one_step(self, share: range) -> StepRecord:
         """One optimizer step on this rank's `share` of the global batch; a collective call."""
@@ -231,6 +248,25 @@ class Trainer:
             return network
         return cast("nn.Module", torch.compile(network))
 
+    @contextlib.contextmanager
+    def _telling_what_is_left(self) -> Iterator[None]:
+        try:
+            yield
+        except (CheckpointError, RecordError) as error:
+            raise type(error)(f"{error}; {self._left()}") from error
+
+    def _left(self) -> str:
+        """What a run that has failed can go on from."""
+        if self._saved == 0:
+            return "no checkpoint has been written, so --resume has nothing to go on from"
+        return f"--resume goes on from {checkpoint_path(self.config.run, self._saved)}"
+
+    def _advice(self) -> str:
+        """What to try where the run has diverged."""
+        muon = self.config.optimizer.kind == "muon"
+        rates = "optimizer.rate" + " and optimizer.matrix_rate" * muon
+        return f"Try a smaller {rates}, or optimizer.clip; {self._left()}"
+
     def _facts(self, speed: _Speed) -> dict[str, float]:
         """Loss and speed since the last call, over all ranks; stops a run that has diverged."""
         interval = self.times.exchange()
@@ -239,7 +275,8 @@ class Trainer:
             where = "rank " + ", ".join(map(str, ranks))
             raise DivergedError(
                 f"the loss of step {step + 1} is {interval.losses[step - interval.first].sum()}, "
-                f"on {where}. {_ADVICE}"
+                f"on {where}. {self._advice()}",
+                told_elsewhere=self.comm.rank != 0,
             )
         self.intervals.append(interval)
         milliseconds = {f"{part}_ms": 1e3 * each for part, each in interval.mean().items()}
@@ -248,9 +285,6 @@ class Trainer:
             speed_key(self.task.unit): speed.read(interval.steps),
             **milliseconds,
         }
-
-
-_ADVICE = "The last checkpoint is from before. Try a smaller optimizer.rate, or optimizer.clip"
 
 
 class _Speed:

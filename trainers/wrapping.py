@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from trainers.following import is_followed
+
 if TYPE_CHECKING:
     from collectives import Communicator
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-FOLLOWED_BY = "_collectives_followed_by"
-"""What a parameter has a weak reference to its DataParallel as."""
 
 
 def check_trainable(names: Mapping[nn.Parameter, str], trained: Sequence[nn.Parameter]) -> None:
@@ -27,11 +27,10 @@ def check_trainable(names: Mapping[nn.Parameter, str], trained: Sequence[nn.Para
     if not trained:
         raise ValueError("expected parameters to train, found none that requires_grad")
     for parameter in trained:
-        other = getattr(parameter, FOLLOWED_BY, None)
-        if other is not None and other() is not None:
+        if is_followed(parameter):
             raise ValueError(
                 f"{names[parameter]}: expected a parameter of no other DataParallel, found one "
-                "whose gradients another averages already"
+                "whose gradients another averages already (it lives as long as a loss of its does)"
             )
         if parameter.dtype not in FLOATS:
             raise TypeError(

@@ -222,7 +222,8 @@ class TrainingSession:
         self._console.print(
             Text(
                 f"{self._ranks} ranks {bound}, {self._threads} thread"
-                f"{'s' * (self._threads > 1)} each; milliseconds of a step, medians of all steps"
+                f"{'s' * (self._threads > 1)} each; milliseconds of a step, medians of all steps; "
+                f"steps/s of the best of {self._rounds} round{'s' * (self._rounds > 1)}"
             ),
             soft_wrap=True,
         )
@@ -260,6 +261,7 @@ def _result(case: str, runner: _Runner) -> TrainingResult:
         who=runner.who,
         rounds=tuple(map(_step_seconds, runner.turns)),
         parts=dict(zip(PARTS, median.tolist(), strict=True)),
+        step=float(np.median(parts.sum(1))),
         spread=(low, high),
         steps=len(parts),
         losses=tuple(runner.first[:, :, 0].sum(0).tolist()),

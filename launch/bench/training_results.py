@@ -29,6 +29,7 @@ class TrainingResult:
         who: by which way.
         rounds: seconds of a step in each round, its slowest rank's.
         parts: the median of a step's parts over all steps, over ranks the mean.
+        step: the same of the whole step; None in records from before it was kept.
         spread: exposed communication in the tenth and in the ninetieth of a hundred steps.
         steps: how many were taken, warm-up left out.
         losses: the global batch's mean loss of the first steps.
@@ -41,6 +42,7 @@ class TrainingResult:
     who: str
     rounds: tuple[float, ...] = ()
     parts: Mapping[str, float] = field(default_factory=dict)
+    step: float | None = None
     spread: tuple[float, float] = (0.0, 0.0)
     steps: int = 0
     losses: tuple[float, ...] = ()
@@ -75,18 +77,26 @@ def training_table(results: Sequence[TrainingResult]) -> Table:
     title = f"{ours.case}: {facts.get('parameters', 0):,} parameters, {facts.get('precision', '')}"
     table = Table(title=title, caption=facts.get("buckets"))
     table.add_column("")
-    for name in ("steps/s", "ms", *PARTS, "exposed ÷ ours", "steps/s ÷ ours"):
+    for name in head_of(results):
         table.add_column(name, justify="right")
     for result in results:
         table.add_row(*row_of(result, ours))
     return table
 
 
+def head_of(results: Sequence[TrainingResult]) -> list[str]:
+    """What stands over the cells of `row_of`, after the first."""
+    whole = ["ms"] if any(result.step is not None for result in results) else []
+    return ["steps/s", *whole, *PARTS, "exposed ÷ ours", "steps/s ÷ ours"]
+
+
 def row_of(result: TrainingResult, ours: TrainingResult) -> list[str]:
     """A way's cells, as tables have them."""
     if result.problem:
         return [result.who, result.problem.splitlines()[0]]
-    cells = [result.who, f"{result.best:.2f}", f"{1e3 / result.best:.2f}"]
+    cells = [result.who, f"{result.best:.2f}"]
+    if result.step is not None:
+        cells.append(f"{1e3 * result.step:.2f}")
     cells += [f"{1e3 * result.parts[part]:.3f}" for part in PARTS]
     if result is ours or ours.problem:
         return [*cells, "", ""]
@@ -135,7 +145,7 @@ def training_markdown(path: Path) -> str:
     for case in dict.fromkeys(result.case for result in results if result.case):
         rows = [result for result in results if result.case == case]
         facts = rows[0].facts
-        head = ["", "steps/s", "ms", *PARTS, "exposed ÷ ours", "steps/s ÷ ours"]
+        head = ["", *head_of(rows)]
         lines = [head, [":---", *["---:"] * (len(head) - 1)], *(row_of(r, rows[0]) for r in rows)]
         table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         low, high = rows[0].spread

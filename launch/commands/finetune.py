@@ -76,4 +76,5 @@ def execute(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="collectives-finetune-") as folder:
         file = Path(folder) / "finetune.yaml"
         file.write_text(as_yaml(config), encoding="utf-8")
-        return train_ranks(arguments, file, resume=False)
+        origin = f"{arguments.checkpoint} on other data"
+        return train_ranks(arguments, file, resume=False, origin=origin)

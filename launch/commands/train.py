@@ -82,13 +82,16 @@ def execute(arguments: argparse.Namespace) -> int:
     return train_ranks(arguments, arguments.config, resume=arguments.resume)
 
 
-def train_ranks(arguments: argparse.Namespace, file: Path, *, resume: bool) -> int:
+def train_ranks(
+    arguments: argparse.Namespace, file: Path, *, resume: bool, origin: str | None = None
+) -> int:
     """Checks everything that can be checked, then starts the ranks.
 
     Args:
         arguments: what the options of `configure_ranks` gave.
         file: the configuration, which every rank reads, with the settings put over it.
         resume: go on from the latest checkpoint in the run's folder.
+        origin: what the file is called in messages; by default its path.
     """
     check_installed()
     from launch.jobs import check_counts, module_command, run_job
@@ -98,7 +101,7 @@ def train_ranks(arguments: argparse.Namespace, file: Path, *, resume: bool) -> i
 
     try:
         check_counts(arguments.ranks, arguments.threads, arguments.max_restarts)
-        config = read_config(file, arguments.settings)
+        config = read_config(file, arguments.settings, origin)
         if arguments.print_config:
             print(as_yaml(config), end="")
             return 0

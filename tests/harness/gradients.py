@@ -26,4 +26,5 @@ class TwoHeads(nn.Module):
         return self.heads[head](x)
 
     def gradients(self):
-        return [head.weight.grad.tolist() for head in self.heads]
+        gradients = [head.weight.grad for head in self.heads]
+        return [None if each is None else each.tolist() for each in gradients]

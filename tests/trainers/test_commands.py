@@ -68,6 +68,29 @@ def rank_of(job: subprocess.Popen[str], rank: int) -> psutil.Process:
     return found
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", ["diverges", "full disk"])
+def test_what_the_user_can_put_right_is_one_message(start, file, settings, fault):
+    run = Path(settings["run"])
+    words = ["--set", "optimizer.rate=1e30"]
+    expected = "the loss of step "
+    if fault == "full disk":
+        run.mkdir()
+        (run / ".checkpoint-00000002.safetensors.part").symlink_to("/dev/full")
+        words, expected = [], f"cannot write {run}/checkpoint-00000002.safetensors ("
+    job = start(file, "-n", 2, *words)
+    _, errors = job.communicate()
+    assert job.returncode == 1
+    assert "Traceback" not in errors
+    said = [line for line in errors.splitlines() if expected in line]
+    assert said[0].startswith(f"[0] collectives train: {expected}")
+    assert said[0].endswith("no checkpoint has been written, so --resume has nothing to go on from")
+    assert said[1:] == [said[0].removeprefix("[0] ")], "once more as the cause, by nobody else"
+    assert "rank 0 (pid " in errors
+    if fault == "full disk":
+        assert "AbortedError: rank 0 raised CheckpointError" in errors
+
+
 @pytest.mark.full  # the restarted run below is killed, too
 @pytest.mark.timeout(300)
 def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(start, file, settings):

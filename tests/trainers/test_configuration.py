@@ -138,6 +138,14 @@ def test_a_wrong_setting_is_named(file, setting, message):
     ("text", "message"),
     [
         ("task: [", "run.yaml is not YAML: "),
+        (
+            "task: super_resolution\ntrain:\n  epochs: 1\n  batch: 2\n  epochs: 3\n",
+            "run.yaml, line 5: expected the key 'epochs' once, found it in line 3 too",
+        ),
+        (
+            "train: {batch: 1, batch: 1}",
+            "line 1: expected the key 'batch' once, found it in line 1",
+        ),
         ("just words", "expected keys and values, found 'just words'"),
         ("", "expected `task:`"),
         ("task: super_resolution\n7: 8", "unknown key '7'"),

@@ -114,6 +114,7 @@ def test_however_the_buckets_are_cut(comm):
 def test_gradients_travel_in_16_bits(comm):
     check_gradients(comm, buckets=2, wire=torch.bfloat16, bucket_bytes=200)
     check_gradients(comm, buckets=1, wire=torch.float16, bucket_bytes=1 << 20)
+    assert DataParallel(nn.Linear(1, 1), comm, wire="bfloat16").buckets[0].is_narrowed
 
 
 @ranks(2)
@@ -171,13 +172,50 @@ def test_a_parameter_without_a_gradient_counts_as_zero_if_asked(comm):
     net = TwoHeads()
     model = DataParallel(net, comm, unused="zero", bucket_bytes=1)
     model(torch.ones(1, 2), comm.rank).sum().backward()
-    # A mean over two ranks, of which one has it.
-    assert net.gradients() == [[[0.5, 0.5]]] * 2 + [[[0.0, 0.0]]] * 10
+    # A mean over two ranks, of which one has it; what none has is left as torch leaves it.
+    assert net.gradients() == [[[0.5, 0.5]]] * 2 + [None] * 10
     model.zero_grad()
     with model.no_sync():
         model(torch.ones(1, 2), comm.rank).sum().backward()
     model(torch.ones(1, 2), 2).sum().backward()
-    assert net.gradients() == [[[0.5, 0.5]]] * 2 + [[[1.0, 1.0]]] + [[[0.0, 0.0]]] * 9
+    assert net.gradients() == [[[0.5, 0.5]]] * 2 + [[[1.0, 1.0]]] + [None] * 9
+
+
+def decayed(net, model, use):
+    """The heads of a network after two steps by an optimizer that moves whatever has a gradient."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
+    for step in range(2):
+        use(model, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    return net.state_dict()
+
+
+@ranks(1, 2, 3)
+def test_what_no_rank_has_used_does_not_move(comm):
+    """As on one process by plain torch; each rank uses another head in each step."""
+    torch.manual_seed(0)
+    net = TwoHeads()
+    plain = TwoHeads()
+    plain.load_state_dict(net.state_dict())
+    x = torch.ones(1, 2)
+
+    def use_all(model, step):
+        mean = sum(model(x, rank + step).sum() for rank in range(comm.size)) / comm.size
+        mean.backward()
+
+    expected = decayed(plain, plain, use_all)
+    for options in ({"bucket_bytes": 1}, {}, {"wire": torch.bfloat16}):
+        again = TwoHeads()
+        again.load_state_dict(net.state_dict())
+        model = DataParallel(again, comm, unused="zero", **options)
+        found = decayed(again, model, lambda m, s: m(x, comm.rank + s).sum().backward())
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+        assert torch.equal(found["heads.11.weight"], net.state_dict()["heads.11.weight"])
+        equal_on_all(comm, found)
+        model(x, 0).sum().backward()
+        assert model.clip_gradients(9.0) == pytest.approx(2**0.5)  # no mark is in the norm
 
 
 @ranks(2)

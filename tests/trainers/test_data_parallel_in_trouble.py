@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from harness.batches import Batch
@@ -10,6 +12,8 @@ from harness.gradients import TwoHeads, equal_on_all, gradients_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+import launch
+from collectives import PeerLostError
 from trainers.data_parallel import DataParallel, UnusedParameterError
 
 ranks = Batch({"OMP_NUM_THREADS": "1"})
@@ -111,6 +115,39 @@ def test_the_error_of_another_rank_comes_out_of_backward(comm):
         model(torch.ones(1, 8)).sum().backward()
 
 
+def short_by_a_step(comm, net, lost):
+    """Ranks of which one leaves, or fails, when the others have a step left."""
+    model = DataParallel(net(), comm, bucket_bytes=1)
+    for _ in range(2 + comm.rank):
+        model(torch.ones(2, 8)).sum().backward()
+    if lost:
+        os._exit(3)
+
+
+def chain():
+    return nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+
+
+def with_buffers():
+    return nn.Sequential(chain(), nn.BatchNorm1d(8))
+
+
+@pytest.mark.parametrize("net", [chain, with_buffers])
+def test_a_rank_that_has_fewer_steps_is_hinted_at(net):
+    with pytest.raises(PeerLostError, match=r"rank 0 .*closed its communicator") as caught:
+        launch.spawn(short_by_a_step, 2, net, False)
+    told = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+    assert "if ranks have unequal numbers of steps" in told
+    assert "model.contribute_nothing(), the others" in told
+
+
+def test_a_rank_that_failed_has_no_such_excuse():
+    with pytest.raises(launch.RankFailedError, match="exit code 3") as caught:
+        launch.spawn(short_by_a_step, 2, chain, True)
+    told = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+    assert "unequal" not in told
+
+
 def test_nested_backwards_are_refused(alone):
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model = DataParallel(net, alone, unused="zero")
@@ -159,6 +196,7 @@ def test_sparse_gradients_are_refused(alone):
         (nn.Flatten(), {}, ValueError, "parameters to train, found none"),
         (nn.Linear(2, 2), {"unused": "ignore"}, ValueError, "'error' or 'zero', found 'ignore'"),
         (nn.Linear(2, 2), {"wire": torch.float32}, TypeError, "torch.bfloat16, found torch.float3"),
+        (nn.Linear(2, 2), {"wire": "half"}, TypeError, "torch.bfloat16, found 'half'"),
         (nn.Linear(2, 2), {"bucket_bytes": 0}, ValueError, "bucket_bytes: expected 1 or more"),
         (
             nn.ParameterDict({"imaginary": nn.Parameter(torch.zeros(2, dtype=torch.complex64))}),
@@ -171,3 +209,11 @@ def test_sparse_gradients_are_refused(alone):
 def test_what_is_refused(alone, net, options, error, message):
     with pytest.raises(error, match=message):
         DataParallel(net, alone, **options)
+
+
+@pytest.mark.parametrize("samples", [4, -1])
+def test_a_weight_of_more_samples_than_there_are_is_refused(alone, samples):
+    model = DataParallel(nn.Linear(2, 2), alone)
+    with pytest.raises(ValueError, match=f"samples: expected 0 to 3, .* found {samples}"):
+        model.weight(samples, 3)
+    assert model.weight(0, 0) == 0

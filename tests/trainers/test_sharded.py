@@ -260,6 +260,34 @@ def test_whole_parameters_are_shared_out_evenly(size):
     assert sum(loads) == 112 + 304 + 208 + 64 * 7 + 16 + 16 + 512
 
 
+@ranks(1, 2)
+def test_an_optimizer_that_moves_nothing_is_noticed(comm):
+    net = nn.Linear(64, 1, bias=False)
+    model = DataParallel(net, comm, shard="elements")
+    plain = torch.optim.SGD(net.parameters(), lr=1.0)
+    x = torch.ones(1, 64)
+    with model.no_sync():
+        for _ in range(2):
+            model(x).sum().backward()
+    loss = model(x).sum()
+    loss.backward(retain_graph=True)
+    loss.backward()
+    plain.step()
+    with torch.no_grad():
+        model(x)
+    model.eval()
+    model(x)
+    model.train()
+    with raising(RuntimeError, "expected a ShardedOptimizer", "clip by model.clip_gradients"):
+        model(x)
+    optimizer = ShardedOptimizer(model, torch.optim.SGD, lr=1.0)
+    for _ in range(2):  # and no step between: added up
+        model(x).sum().backward()
+    before = net.weight.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(net.weight.detach(), before - 6)
+
+
 @ranks(1)
 def test_what_is_refused(comm):
     with raising(ValueError, "shard: expected 'elements', 'parameters' or None, found 'halves'"):
@@ -269,5 +297,8 @@ def test_what_is_refused(comm):
     ):
         ShardedOptimizer(DataParallel(nn.Linear(2, 2), comm), torch.optim.SGD, lr=1.0)
     model = DataParallel(nn.Linear(2, 2), comm, shard="elements")
+    made = torch.optim.SGD(model.parameters(), lr=1.0)
+    with raising(TypeError, "the optimizer's class (torch.optim.SGD), whose options follow, found"):
+        ShardedOptimizer(model, made)
     with raising(NotImplementedError, "a sharded optimizer takes no closure"):
         ShardedOptimizer(model, torch.optim.SGD, lr=1.0).step(lambda: 0.0)

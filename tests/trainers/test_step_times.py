@@ -136,9 +136,9 @@ def test_scaling_is_what_was_measured_times_what_the_model_says():
     here = 0.2 + HANDOVER_SECONDS
     scaling = {each.ranks: each for each in found.scaling()}
     assert sorted(scaling) == [1, 2, 4, 8, 16, 32, 64]
-    assert (scaling[1].best, scaling[1].worst, scaling[1].efficiency) == (0, 0, 1)
+    assert (scaling[1].best, scaling[1].worst, scaling[1].unexposed) == (0, 0, 1)
     assert scaling[2].best == scaling[2].worst == pytest.approx(1.0)
-    assert scaling[2].efficiency == pytest.approx(8 / 9)
+    assert scaling[2].unexposed == pytest.approx(8 / 9)
     assert scaling[8].best == pytest.approx((0.8 + HANDOVER_SECONDS) / here)
     assert scaling[8].worst == pytest.approx(4 * scaling[8].best)
     assert scaling[8].least == pytest.approx(8 / (8 + scaling[8].worst))
@@ -170,12 +170,18 @@ def test_the_report_in_words(capsys):
     said = capsys.readouterr().out
     assert "a step on 2 ranks, milliseconds" in said
     assert "efficiency against one rank: 66.7% (9000.00 ms a step, 6000.00 alone)" in said
+    assert "100 %" not in said
+    assert said.count("efficiency") == 1, "the table's figure is another one"
+    assert "of a step not exposed" in " ".join(said.split())
     assert "buckets: 2 buckets, 5 kB in all" in said
     assert "what would help" in said
     print_report(report(alone=None, predict=lambda nbytes, ranks: None), Console(width=120))
     said = capsys.readouterr().out
     assert "efficiency against" not in said
     assert "the cost model says nothing" in said
+    print_report(report(alone=7.0), Console(width=120))
+    assert "against one rank: 111.1%" in (said := capsys.readouterr().out)
+    assert "above 100 % is noise: no rank is quicker for having others" in said
 
 
 def test_a_run_where_nothing_would_help(capsys):
@@ -219,6 +225,7 @@ def test_a_trace_opens_as_events(comm):
     assert len(whole) == 2 * 3 * 7
     steps = [e for e in whole if e["name"].startswith("step")]
     assert [(e["ts"], e["dur"]) for e in steps[:3]] == [(0, 1e6), (1e6, 1e6), (2e6, 1e6)]
+    assert {tuple(e["args"].items()) for e in steps} == {(("part of the loss", 1.0),)}
     for event in whole:
         if event["tid"] == 0 and event not in steps:
             outer = steps[0 if event["ts"] < 1e6 else 1 if event["ts"] < 2e6 else 2]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
 import yaml
@@ -9,6 +12,7 @@ import yaml
 from launch.command_line import main
 from launch.commands import train
 from trainers.checkpoints import read_checkpoint
+from trainers.configuration import read_config
 from trainers.finetuning import finetuning_config
 
 FAIL = 2
@@ -62,6 +66,17 @@ def test_train_generate_finetune(file, text_settings, other_texts, texts, tmp_pa
     words = ["finetune", run, "--data", other_texts, texts / "7.txt", "-n", 2, "--threads", 1]
     said = said_by(capfd, *words, "--run", tuned, "--set", "train.epochs=1")
     assert f"2 steps; everything is in {tuned}" in said
+    tokens = int(re.search(r"passes over the text, ([\d,]+) tokens to", said)[1].replace(",", ""))
+    assert f"{2 * 7 * 16 / tokens:.3g} passes over the text" in said
+    records = [json.loads(line) for line in (tuned / "metrics.jsonl").read_text().splitlines()]
+    first, last = records[0], records[-1]
+    assert (first["step"], last["step"]) == (0, 2)
+    shown = {key: re.search(rf"│ {key} +│ ([\d.]+)", said)[1] for key in ROWS}
+    assert shown == {
+        "before the first step": f"{first['validation_loss']:.3f}",
+        "decoder": f"{last['validation_loss']:.3f}",
+    }
+    assert first["validation_loss"] == pytest.approx(judged_on(tuned, run), rel=1e-4)
     before, after = read_checkpoint(run), read_checkpoint(tuned)
     assert after.attachments == before.attachments
     assert after.config["start"] == str(read_path(run))
@@ -72,6 +87,17 @@ def test_train_generate_finetune(file, text_settings, other_texts, texts, tmp_pa
     name = "embedding.weight"
     moved = (after.best_weights[name] - before.best_weights[name]).abs().max()
     assert 0 < moved < 1e-3  # two steps of a tenth of 1e-3 at most, from there and not from anew
+
+
+ROWS = ("before the first step", "decoder")
+
+
+def judged_on(tuned, run):
+    """What the weights of `run` lose on the text held out in `tuned`."""
+    task = read_config(tuned / "config.yaml").build()
+    model = task.new_model()
+    model.load_state_dict(read_checkpoint(run).best_weights)
+    return task._held_out.loss(model)
 
 
 def read_path(run):
@@ -161,6 +187,18 @@ def test_what_cannot_be_finetuned(whole_text_run, texts, tmp_path, capfd):
     more = ["--run", tmp_path / "out", "--set", "data.tokenizer=bpe"]
     error = refused(capfd, "finetune", run, "--data", texts, *more)
     assert "of another vocabulary: expected 2048 tokens (bpe)" in error
+    assert "has its tokenizer: leave both settings as they are there" in error
+    more = ["--run", tmp_path / "out", "--set", "lora.layers=[query,foo]"]
+    error = refused(capfd, "finetune", run, "--data", texts, *more)
+    assert f"error: {run} on other data --set lora.layers=[query,foo]: lora.layers: exp" in error
+
+
+def test_resuming_on_other_data_is_not_finetuning(whole_text_run, file, other_texts, capfd):
+    run = whole_text_run[0]
+    words = ["train", file, "--resume", "--set", f"run={run}", "--set", "data.tokenizer=bpe"]
+    error = refused(capfd, *words, "--set", "data.vocabulary=260")
+    assert "of another vocabulary: expected 260 tokens" in error
+    assert "with its weights on other data is `collectives finetune`" in error
 
 
 @pytest.mark.parametrize("words", [["generate", "x", "y"], ["finetune", "x", "--data", "y"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from harness.tiny_runs import WAYS, begin_broken_off, run_all
 
 import launch
+from trainers import progress
 from trainers.checkpoints import all_checkpoints, read_checkpoint
 from trainers.configuration import config_from
-from trainers.errors import CheckpointError, ConfigurationError, DivergedError
+from trainers.errors import CheckpointError, ConfigurationError, DivergedError, RecordError
 from trainers.run import carry_out, check_run
 from trainers.run_config import RunConfig, check_ranks
 from trainers.run_folder import begin_folder, check_folder
@@ -172,6 +174,13 @@ def test_evaluations_and_checkpoints_are_as_often_as_asked(settings, alone):
     assert judged == [3, 6, 7]
 
 
+def test_an_end_of_an_epoch_is_one_line(settings, alone, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "REDRAW_EVERY", 0.0)
+    carry_out(config_from(settings, "settings"), alone, resume=False)
+    said = re.findall(r"step (\d)/6 .*?([\r\n])", capsys.readouterr().out)
+    assert said == [("1", "\r"), ("2", "\n"), ("3", "\r"), ("4", "\n"), ("5", "\r"), ("6", "\n")]
+
+
 def test_what_a_run_leaves(whole_run, whole_text_run, whole_diffusion_run):
     assert (whole_diffusion_run[0] / "samples.png").stat().st_size > 4_000
     assert (whole_run[0] / "comparison.png").stat().st_size > 10_000
@@ -199,8 +208,11 @@ def test_weights_that_are_no_numbers_are_not_saved(settings, alone):
     trainer.step = 2
     with torch.no_grad():
         trainer.network.conv2.bias[3] = torch.nan
-    with pytest.raises(DivergedError, match=r"rank 0: after step 2 model/conv2.bias holds what is"):
+    with pytest.raises(DivergedError) as caught:
         trainer.save()
+    assert "rank 0: after step 2 model/conv2.bias holds what is" in str(caught.value)
+    assert "a smaller optimizer.rate and optimizer.matrix_rate, or" in str(caught.value)
+    assert str(caught.value).endswith(f"; --resume goes on from {kept}")
     assert all_checkpoints(trainer.config.run) == [kept]
 
 
@@ -225,8 +237,31 @@ def test_settings_changed_before_resuming_are_named(settings, alone, capsys):
 
 def test_a_loss_that_is_no_number_ends_the_run(settings, alone):
     settings["optimizer"]["rate"] = 1e30
-    with pytest.raises(DivergedError, match=r"the loss of step \d+ is (nan|inf), on rank 0"):
+    settings["optimizer"]["kind"] = "adam"
+    left = "a smaller optimizer.rate, or optimizer.clip; no checkpoint has been written, so"
+    with pytest.raises(DivergedError, match=rf"the loss of step \d+ is (nan|inf), .*{left}"):
         carry_out(config_from(settings, "settings"), alone, resume=False)
+
+
+FULL = "No space left on device"
+
+
+def test_a_disk_that_is_full(settings, alone):
+    """What was written stays, and is named; `/dev/full` is such a disk."""
+    run = Path(settings["run"])
+    run.mkdir()
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RecordError, match=f"cannot write {run}/metrics.jsonl: {FULL}; no checkp"):
+        carry_out(config_from(settings, "settings"), alone, resume=False)
+    (run / "metrics.jsonl").unlink()
+    (run / ".checkpoint-00000004.safetensors.part").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError) as caught:
+        carry_out(config_from(settings, "settings"), alone, resume=False)
+    assert f"{run}/checkpoint-00000004.safetensors (" in str(caught.value)
+    assert str(caught.value).endswith(
+        f"{FULL}; what was there before is intact; --resume goes on from "
+        f"{run}/checkpoint-00000002.safetensors"
+    )
 
 
 def test_an_earlier_run_is_moved_aside(tmp_path):

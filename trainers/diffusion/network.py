@@ -29,9 +29,9 @@ class UNetConfig:
 
     Attributes:
         widths: channels at each level, from the full size down; each level halves the size.
-        blocks: residual blocks of a level on its way down, and as many on its way up.
-        groups: of channels that are normed together; they divide every width.
-        heads: of the attention; they divide the last width.
+        blocks: how many residual blocks of a level on its way down, and as many on its way up.
+        groups: how many, of channels that are normed together; they divide every width.
+        heads: how many of the attention; they divide the last width.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)

@@ -39,7 +39,7 @@ class ModelConfig(UNetConfig):
 
     Attributes:
         schedule: how a picture becomes noise.
-        times: in how many steps.
+        times: in how many steps a picture becomes noise.
     """
 
     schedule: Kind = "cosine"
@@ -97,7 +97,7 @@ class SamplingConfig:
     """How the pictures at a run's end are made.
 
     Attributes:
-        steps: from noise to picture.
+        steps: how many from noise to picture.
         eta: how much of the noise is fresh in each step: 0 for none (DDIM); 1, with as many steps
             as times, is ancestral sampling (DDPM).
     """
@@ -183,6 +183,10 @@ class Diffusion:
         """The mean squared error of the predicted noise."""
         return squared_errors(model, self._schedule, samples).mean()
 
+    def extent(self) -> str:
+        """Nothing: crops are drawn anew in every step."""
+        return ""
+
     def attachments(self) -> dict[str, str]:
         """The schedule, whose noise the weights predict and no other."""
         return {"schedule": f"{self._config.model.schedule}, {self._config.model.times} times"}
@@ -206,7 +210,7 @@ class Diffusion:
         loss = result["validation_loss"]
         return f"val {loss:.4f}, predicting the mean {loss / result['of_mean']:.4f}"
 
-    def report(self, model: nn.Module, folder: Path) -> None:
+    def report(self, model: nn.Module, folder: Path, before: dict[str, float] | None) -> None:
         """Prints the table and draws samples."""
         print_table(
             self._table(
@@ -216,6 +220,8 @@ class Diffusion:
                 }
             )
         )
+        if before is not None:
+            print(f"before the first step: {self.summary(before)}", flush=True)
         path = folder / "samples.png"
         draw_grid(self._drawn(model), SIDE, path)
         print(f"samples of the network are {path}", flush=True)

@@ -33,7 +33,7 @@ class LowRankConfig:
     """Adapters that are trained in place of the weights.
 
     Attributes:
-        rank: of the adapters; 0 for none, so that all weights are trained.
+        rank: the rank of the adapters; 0 for none, so that all weights are trained.
         alpha: how much they count, as a multiple of 1 / rank; 0 for twice the rank.
         layers: which ones get an adapter, in every block; query to output are the attention's.
     """

@@ -28,10 +28,10 @@ class DecoderConfig:
     """Shape of the decoder.
 
     Attributes:
-        layers: attention and gated layer count as one.
+        layers: how many; attention and gated layer count as one.
         width: numbers per token between layers.
-        heads: of queries; they divide the width.
-        key_value_heads: of keys and values; they divide the heads.
+        heads: how many of queries; they divide the width.
+        key_value_heads: how many of keys and values; they divide the heads.
         hidden: inner width of a gated layer; 0 for 8/3 of the width, up to a multiple of 64.
         context: the most tokens it looks at.
         rope_base: the slowest rotation turns once in 2 pi times as many tokens, nearly.

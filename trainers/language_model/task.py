@@ -184,13 +184,23 @@ class LanguageModel:
         """The mean cross entropy of the tokens."""
         return loss_of(model, samples)
 
+    def extent(self) -> str:
+        """How often the steps pass over the text."""
+        train, tokens = self._config.train, len(self._shards.train)
+        passes = train.steps * train.batch * self.units_per_sample / tokens
+        return f"{passes:.3g} passes over the text, {tokens:,} tokens to train on"
+
     def attachments(self) -> dict[str, str]:
         """The tokenizer."""
         return {"tokenizer": self._shards.tokenizer.form()}
 
     def check_attachments(self, attachments: dict[str, str], origin: str) -> None:
         """Refuses another tokenizer than the data's."""
-        check_same(self._shards.tokenizer, saved_tokenizer(attachments, origin), origin)
+        try:
+            check_same(self._shards.tokenizer, saved_tokenizer(attachments, origin), origin)
+        except CheckpointError as error:
+            hint = "to go on with its weights on other data is `collectives finetune`"
+            raise CheckpointError(f"{error}; {hint}") from None
 
     def evaluate(self, model: nn.Module, comm: Communicator) -> dict[str, float]:
         """Loss, perplexity and bits per byte on the held-out windows, which the ranks share out."""
@@ -205,14 +215,15 @@ class LanguageModel:
         """Loss and bits per byte."""
         return f"val {result['validation_loss']:.3f}, {result['bits_per_byte']:.2f} bits/byte"
 
-    def report(self, model: nn.Module, folder: Path) -> None:
+    def report(self, model: nn.Module, folder: Path, before: dict[str, float] | None) -> None:
         """Prints the table and a sample, which is left in the folder, too."""
         tokenizer, windows = self._shards.tokenizer, self._held_out.windows
         counted = CountedModel(self._shards.train, tokenizer.vocabulary)
-        before, after = windows[:, :-1], windows[:, 1:]
+        known, told = windows[:, :-1], windows[:, 1:]
         losses = {
-            "unigrams": -float(np.log(counted.unigram(after)).mean()),
-            "bigrams": -float(np.log(counted.bigram(before, after)).mean()),
+            "unigrams": -float(np.log(counted.unigram(told)).mean()),
+            "bigrams": -float(np.log(counted.bigram(known, told)).mean()),
+            **({} if before is None else {"before the first step": before["validation_loss"]}),
             "decoder": self._held_out.loss(model),
         }
         print_table(self._table(losses))
@@ -249,6 +260,7 @@ def _started_tokenizer(config: LanguageModelConfig) -> Tokenizer | None:
     if (tokenizer.kind, tokenizer.vocabulary) != wanted:
         raise CheckpointError(
             f"{config.start} is of another vocabulary: expected {wanted[1]} tokens ({wanted[0]}), "
-            f"as data.tokenizer and data.vocabulary say, found {described(tokenizer)}"
+            f"as data.tokenizer and data.vocabulary say, found {described(tokenizer)}; a run "
+            "that starts from a checkpoint has its tokenizer: leave both settings as they are there"
         )
     return tokenizer

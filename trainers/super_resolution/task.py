@@ -111,6 +111,10 @@ class SuperResolution:
         inner = slice(edge, -edge or None)
         return functional.mse_loss(output[:, :, inner, inner].float(), original[:, :, inner, inner])
 
+    def extent(self) -> str:
+        """Nothing: crops are drawn anew in every step."""
+        return ""
+
     def attachments(self) -> dict[str, str]:
         """Nothing: weights are enough."""
         return {}
@@ -133,11 +137,13 @@ class SuperResolution:
         gains = [score.gain for score in scores_of(self._held_out, result)]
         return f"gain {sum(gains) / len(gains):+.3f} dB"
 
-    def report(self, model: nn.Module, folder: Path) -> None:
+    def report(self, model: nn.Module, folder: Path, before: dict[str, float] | None) -> None:
         """Prints the table and draws the picture."""
         result = {f"psnr/{image.name}": image.judged(model) for image in self._held_out}
         scores = scores_of(self._held_out, result)
         print_table(score_table(scores, self._factor))
+        if before is not None:
+            print(f"before the first step: {self.summary(before)}", flush=True)
         path = folder / "comparison.png"
         draw_comparison(model, self._held_out, scores, path)
         print(f"the picture is {path}", flush=True)
