@@ -186,6 +186,8 @@ class Communicator(Explaining):
         try:
             if not leaves:
                 self.abort(error)
+            else:
+                self._finish_devices()  # what others need of it ends with the process
         finally:
             self._close()  # what else there is to say must not stand in its place
 

@@ -10,44 +10,31 @@ The devices are connected by the first call with such an array, which therefore 
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from collectives import dtypes, settings
+from collectives import settings
 from collectives.arguments import check_out, check_timeout, refuse_overlap
 from collectives.arrays import Array, Family, is_same_memory, shape_of
 from collectives.choosing import Request
 from collectives.device_arrays import CUPY, EMULATED, FAMILIES, DeviceFamily
-from collectives.device_symmetric import DeviceBlock, DeviceSymmetric
+from collectives.device_calls import DeviceCall, DeviceCalls
 from collectives.device_work import DeviceWork
-from collectives.lowering import lower
-from collectives.schedule import Algorithm
-from collectives.specs import spec_named
-from transports import _native
 from transports.cuda_ipc.connection import Connected, connect_devices
 from transports.cuda_ipc.device import Device, DeviceError
-from transports.cuda_ipc.program import Program, Reduction, compile_program, of_peer
+from transports.cuda_ipc.program import of_peer
 from transports.cuda_ipc.watching import Watch
 from transports.errors import CollectiveError, CollectiveTimeout, MismatchError
 from transports.plan import Space
 from transports.telling import tell
 
-_MOST_CALLS = 4096
 
-
-class _DeviceCall:
-    """A program, and what the hosts agree on."""
-
-    def __init__(self, program: Program, agreement: _native.Call) -> None:
-        self.program = program
-        self.agreement = agreement
-
-
-class OnDevices(DeviceSymmetric):
+class OnDevices(DeviceCalls):
     """Adds arrays on devices to a communicator."""
 
     hosts: tuple[int, ...]
@@ -56,10 +43,9 @@ class OnDevices(DeviceSymmetric):
 
     def _begin_on_devices(self, carries: bool) -> None:
         self._carries_devices = carries
-        self._connected: Connected | None = None
         self._watch: Watch | None = None
-        self._device_calls: dict[Any, _DeviceCall] = {}
-        self._begin_device_symmetric()
+        self._device_turn = threading.Lock()
+        self._begin_device_calls()
 
     def _start_on_device(
         self,
@@ -74,6 +60,29 @@ class OnDevices(DeviceSymmetric):
         stream: int | None = None,
     ) -> Any:
         """As `_start`, of an array on a device; follows what is on `stream`, or the current one."""
+        if not self._device_turn.acquire(blocking=False):
+            raise CollectiveError(
+                f"{asked.collective}: another thread is in a collective of this communicator: two "
+                "at once are not carried"
+            )
+        try:
+            return self._put_on_device(asked, family, x, source, shape, out, async_op, timeout,
+                                       stream)  # fmt: skip
+        finally:
+            self._device_turn.release()
+
+    def _put_on_device(
+        self,
+        asked: Request,
+        family: DeviceFamily,
+        x: Array,
+        source: Array | None,
+        shape: tuple[int, ...] | None,
+        out: Array | None,
+        async_op: bool,
+        timeout: float | None,
+        stream: int | None,
+    ) -> Any:
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         connected, watch = self._with_devices(family, family.ordinal_of(x))
         watch.raise_failure()
@@ -154,7 +163,7 @@ class OnDevices(DeviceSymmetric):
         source = x if self.rank == asked.root else None
         return self._start_on_device(asked, kind, like, source, shape, out, True, seconds, stream)
 
-    def _agreement(self, call: _DeviceCall, seconds: float) -> Callable[[], None]:
+    def _agreement(self, call: DeviceCall, seconds: float) -> Callable[[], None]:
         engine, watch = self._engine, self._watch
         assert watch is not None, "a call on devices that are not connected"
 
@@ -167,60 +176,6 @@ class OnDevices(DeviceSymmetric):
                 raise
 
         return agree
-
-    # --- what a call is
-
-    def _device_call(
-        self, request: Request, where: Sequence[tuple[Space, DeviceBlock, int]]
-    ) -> _DeviceCall:
-        places = tuple((space, block.id, offset) for space, block, offset in where)
-        key = (request, places)
-        try:
-            found = self._device_calls.get(key)
-        except TypeError:  # op or algorithm cannot be hashed: no name, and refused as such
-            return self._make_device_call(request, places)
-        if found is None:
-            if len(self._device_calls) >= _MOST_CALLS:
-                self._device_calls.clear()
-            found = self._device_calls[key] = self._make_device_call(request, places)
-        return found
-
-    def _make_device_call(
-        self, request: Request, places: tuple[tuple[Space, int, int], ...]
-    ) -> _DeviceCall:
-        assert self._connected is not None, "a call on devices that are not connected"
-        reduction = None
-        if spec_named(request.collective).reduces:
-            reduction = Reduction(*dtypes.reduction(request.dtype, request.op))
-        algo = self._calls.proved_algorithm_for(request)
-        text = self._calls.text_of(request, algo)
-        if request.collective != "barrier":
-            text += " on devices"
-        if algo.one_sided:  # where an array lies is part of what ranks must agree on
-            text += "".join(f" at {name:x}+{offset}" for _, name, offset in places)
-        plans = [
-            lower(algo, rank, self.size, request.root, self.hosts) for rank in range(self.size)
-        ]
-        unit = 1 if reduction is None else request.itemsize
-        scale = request.itemsize // unit
-        lengths = [length * scale for length in self._all_lengths(request, algo)]
-        program = compile_program(plans, lengths, unit, reduction, self._connected.engine.wiring)
-        return _DeviceCall(program, self._calls.agreement(text))
-
-    def _all_lengths(self, request: Request, algo: Algorithm) -> Sequence[int]:
-        """Elements of every chunk, of alltoall's with counts as well: what each rank sends whom."""
-        if request.collective != "alltoall" or request.counts is None:
-            return self._calls.lengths_of(request, algo)
-        with self._calling("alltoall on devices"):
-            rows: list[tuple[int, ...]] = self.allgather_object(request.counts[: self.size])
-        for source, row in enumerate(rows):
-            mine = request.counts[self.size + source]
-            if row[self.rank] != mine:
-                self._engine.mismatch(
-                    f"alltoall: rank {source} sends {row[self.rank]} elements to rank {self.rank}, "
-                    f"which receives {mine}"
-                )
-        return [count for row in rows for count in row]
 
     # --- the devices
 
@@ -343,6 +298,10 @@ class OnDevices(DeviceSymmetric):
         if self._watch is not None:
             self._watch.told = True
 
+    def _forsake_devices(self) -> None:
+        """In a child of fork: the devices are the parent's, with whatever is under way."""
+        self._connected = self._watch = None
+
     def _close_devices(self) -> None:
         """End what runs on the device, and give back what peers no longer need."""
         connected, watch = self._connected, self._watch
@@ -358,6 +317,7 @@ class OnDevices(DeviceSymmetric):
             connected.leave()
             return
         engine.close()
+        connected.gone = frozenset(filter(self._engine.has_gone, range(self.size)))
         self._close_device_symmetric(connected)
         connected.outbox.unmap()
         connected.leave()

@@ -39,6 +39,7 @@ def _forsake_in_child() -> None:
     """A forked child holds copies of the parent's communicators; it must not speak for it."""
     _native.forget_threads()
     for each in _ALIVE:
+        each._forsake_devices()
         each._engine.forsake()
         each._queue.forsake(not_the_rank(each.rank))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import time
@@ -19,6 +18,7 @@ from types import FrameType
 from launch.processes import Ended, Job, Output
 from launch.report import Report
 from launch.tracebacks import listed
+from transports.readable import becomes_readable
 
 GRACE = 1.5  # seconds after the first failure until the others are asked to end
 ASKED = 2.0  # seconds from that until they are killed
@@ -83,7 +83,7 @@ class StopRequest:
         """Waits so long, or until somebody asks; whether somebody has, then or before."""
         if self.signal is None:
             self.drain()  # rings of other signals
-            select.select([self.wakeup], [], [], seconds)
+            becomes_readable(self.wakeup.fileno(), seconds)
         return self.signal is not None
 
     def drain(self) -> None:

@@ -19,7 +19,6 @@ import faulthandler
 import fcntl
 import os
 import re
-import select
 import signal
 import threading
 import time
@@ -29,6 +28,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from transports.readable import becomes_readable
 from transports.undisturbed import undisturbed
 
 _PATIENCE = 0.5  # seconds for an answer; the machine may be busy
@@ -227,7 +227,7 @@ def _answer(pid: int, pidfd: int, ready: Readiness) -> str:
             size <= 0 or size != os.fstat(file.fileno()).st_size
         ):
             size = os.fstat(file.fileno()).st_size
-            if select.select([pidfd], [], [], _LOOK_EVERY)[0]:
+            if becomes_readable(pidfd, _LOOK_EVERY):
                 break
         return os.pread(file.fileno(), _LONGEST_ANSWER, 0).decode(errors="replace")
 

@@ -273,3 +273,53 @@ def test_ctrl_c_while_it_waits():
     with Ranks(body, 2, environment=DEVICES) as job:
         outcome = job.outcomes()[0]
     assert outcome.text == "" and 0.2 < outcome.value < 1.5
+
+
+def test_two_threads_at_once():
+    def body():
+        with collectives.init(timeout=60) as comm:
+            x = on_device(np.ones(100))
+            comm.allreduce(x).get()
+            # As if another thread were in one.
+            with comm._device_turn, raising(collectives.CollectiveError, "allreduce", "thread"):
+                comm.allreduce(x)
+            assert comm.allreduce(x).get()[0] == 1
+
+    with Ranks(body, 1, environment=DEVICES) as job:
+        assert [outcome.text for outcome in job.outcomes()] == [""]
+
+
+def test_a_forked_child_leaves_the_devices_alone():
+    def body():
+        with collectives.init(timeout=60) as comm:
+            x = on_device(np.full(1000, comm.rank + 1.0))
+            comm.allreduce(x).get()
+            child = os.fork()
+            if child == 0:
+                with raising(collectives.CollectiveError, "forked from rank"):
+                    comm.allreduce(x)
+                comm.close()
+                os._exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            return float(comm.allreduce(x).get()[0])
+
+    with Ranks(body, 2, environment=DEVICES) as job:
+        outcomes = job.outcomes()
+    assert [outcome.value for outcome in outcomes] == [3.0, 3.0], outcomes
+
+
+def test_a_good_exit_amid_calls_loses_nobody():
+    def body():
+        with collectives.init(timeout=60) as comm:
+            x = on_device(np.full(5000, comm.rank + 1.0))
+            comm.allreduce(x)
+            if comm.rank == 1:
+                time.sleep(0.5)
+            y = comm.broadcast(x, root=0)
+            if comm.rank == 0:
+                raise SystemExit(0)
+            return float(y.get()[-1])
+
+    with Ranks(body, 2, environment=DEVICES) as job:
+        outcomes = job.outcomes()
+    assert (outcomes[0].error, outcomes[1].value) == ("SystemExit", 1.0), outcomes

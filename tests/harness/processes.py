@@ -9,7 +9,6 @@ import contextlib
 import os
 import pickle
 import secrets
-import select
 import signal
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 import cloudpickle
+
+from transports.readable import becomes_readable
 
 PROGRAM = """
 import pickle, sys
@@ -133,7 +134,7 @@ class Ranks:
         process = self.processes[index]
         watched = os.pidfd_open(process.pid) if process.poll() is None else None
         if watched is not None:
-            ended, _, _ = select.select([watched], [], [], timeout)
+            ended = becomes_readable(watched, timeout)
             os.close(watched)
             assert ended, f"process {index} has not ended within {timeout:g} s"
         code = process.wait()

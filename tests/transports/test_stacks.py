@@ -167,3 +167,24 @@ def test_several_who_ask_at_once_hear_the_same_each():
             found = list(pool.map(lambda _: ask(pid, ready), range(60)))
         assert [each for each in found if each != alone] == []
         ranks.tell(0)
+
+
+def test_descriptors_of_any_number_are_waited_for():
+    """select() takes none from 1024 on, and programs have more open."""
+    program = """
+import fcntl, os, resource, sys, time
+from transports.readable import becomes_readable
+resource.setrlimit(resource.RLIMIT_NOFILE, (2000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+end, other = os.pipe()
+high = fcntl.fcntl(end, fcntl.F_DUPFD, 1500)
+begun = time.monotonic()
+assert not becomes_readable(high, 0.05) and time.monotonic() - begun >= 0.05
+os.write(other, b"x")
+assert becomes_readable(high, 60) and becomes_readable(high, None)
+os.read(high, 1)
+os.close(other)
+assert becomes_readable(high, 60)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr

@@ -67,6 +67,7 @@ class Connected:
         engine: runs programs on it.
         identities: of every rank's device.
         reach: `reach[a][b]`: whether the device of rank a reaches the memory of that of rank b.
+        gone: ranks that had ended when this one closed, whose mappings have ended with them.
     """
 
     device: Device
@@ -77,6 +78,7 @@ class Connected:
     table: FlagTable
     outbox: Mapped
     registered: list[int] = field(default_factory=list)
+    gone: frozenset[int] = frozenset()
 
     @property
     def all_reach_all(self) -> bool:
@@ -100,13 +102,14 @@ class Connected:
     def free_when_left(self, memory: Mapped, unused: bool) -> None:
         """Give memory of this rank back once all others have left, by the next who comes here.
 
-        What is still in use here, or mapped by a rank that never said that it has left, is given
+        What is still in use here, or mapped by a rank that never says that it has left, is given
         back by the end of the process.
         """
         if unused:
             _TO_BE_FREED.append((self, memory))
         for connected, each in list(_TO_BE_FREED):
-            if all(map(connected.has_left, range(connected.table.size))):
+            ranks = range(connected.table.size)
+            if all(rank in connected.gone or connected.has_left(rank) for rank in ranks):
                 _TO_BE_FREED.remove((connected, each))
                 each.free()
 

@@ -222,9 +222,12 @@ class EmulatedDevice:
         self.is_idle(stream)
 
     def end(self) -> None:
-        """Its threads end; what was still to be done is not."""
+        """Its threads end, and its memory; what was still to be done is not."""
         for stream in self._streams.values():
             stream.forsake()
+        for mapping in self._own.values():
+            os.close(mapping.descriptor)
+        self._own.clear()
 
     # --- work
 

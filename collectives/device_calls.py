@@ -1,0 +1,90 @@
+"""What a call on devices is: a program, and what the hosts agree on; made once, then cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from collectives import dtypes
+from collectives.choosing import Request
+from collectives.device_symmetric import DeviceBlock, DeviceSymmetric
+from collectives.lowering import lower
+from collectives.schedule import Algorithm
+from collectives.specs import spec_named
+from transports import _native
+from transports.cuda_ipc.connection import Connected
+from transports.cuda_ipc.program import Program, Reduction, compile_program
+from transports.plan import Space
+
+_MOST_CALLS = 4096  # a program that never repeats a shape must not grow for ever
+
+
+class DeviceCall:
+    """A program, and what the hosts agree on."""
+
+    def __init__(self, program: Program, agreement: _native.Call) -> None:
+        self.program = program
+        self.agreement = agreement
+
+
+class DeviceCalls(DeviceSymmetric):
+    """Makes and keeps the calls on devices of a communicator."""
+
+    hosts: tuple[int, ...]
+
+    def _begin_device_calls(self) -> None:
+        self._connected: Connected | None = None
+        self._device_calls: dict[Any, DeviceCall] = {}
+        self._begin_device_symmetric()
+
+    def _device_call(
+        self, request: Request, where: Sequence[tuple[Space, DeviceBlock, int]]
+    ) -> DeviceCall:
+        places = tuple((space, block.id, offset) for space, block, offset in where)
+        key = (request, places)
+        try:
+            found = self._device_calls.get(key)
+        except TypeError:  # op or algorithm cannot be hashed: no name, and refused as such
+            return self._make_device_call(request, places)
+        if found is None:
+            if len(self._device_calls) >= _MOST_CALLS:
+                self._device_calls.clear()
+            found = self._device_calls[key] = self._make_device_call(request, places)
+        return found
+
+    def _make_device_call(
+        self, request: Request, places: tuple[tuple[Space, int, int], ...]
+    ) -> DeviceCall:
+        assert self._connected is not None, "a call on devices that are not connected"
+        reduction = None
+        if spec_named(request.collective).reduces:
+            reduction = Reduction(*dtypes.reduction(request.dtype, request.op))
+        algo = self._calls.proved_algorithm_for(request)
+        text = self._calls.text_of(request, algo)
+        if request.collective != "barrier":
+            text += " on devices"
+        if algo.one_sided:  # where an array lies is part of what ranks must agree on
+            text += "".join(f" at {name:x}+{offset}" for _, name, offset in places)
+        plans = [
+            lower(algo, rank, self.size, request.root, self.hosts) for rank in range(self.size)
+        ]
+        unit = 1 if reduction is None else request.itemsize
+        scale = request.itemsize // unit
+        lengths = [length * scale for length in self._all_lengths(request, algo)]
+        program = compile_program(plans, lengths, unit, reduction, self._connected.engine.wiring)
+        return DeviceCall(program, self._calls.agreement(text))
+
+    def _all_lengths(self, request: Request, algo: Algorithm) -> Sequence[int]:
+        """Elements of every chunk, of alltoall's with counts as well: what each rank sends whom."""
+        if request.collective != "alltoall" or request.counts is None:
+            return self._calls.lengths_of(request, algo)
+        with self._calling("alltoall on devices"):
+            rows: list[tuple[int, ...]] = self.allgather_object(request.counts[: self.size])
+        for source, row in enumerate(rows):
+            mine = request.counts[self.size + source]
+            if row[self.rank] != mine:
+                self._engine.mismatch(
+                    f"alltoall: rank {source} sends {row[self.rank]} elements to rank {self.rank}, "
+                    f"which receives {mine}"
+                )
+        return [count for row in rows for count in row]
