@@ -59,6 +59,7 @@ def test_the_matrix_says_what_was_not_run(said, tmp_path, monkeypatch):
 
 def test_the_matrix_has_no_column_without_results_and_says_what_it_shows(said):
     text = said("algorithms", "--matrix")
+    assert "cuda_ipc: not yet run on a GPU" in text
     tested = sorted(read_results(RESULTS).transports())
     assert text.splitlines()[0].split() == ["collective", "algorithm", *tested]
     assert "a column for each transport that was tested; in it how many cases" in text
