@@ -28,6 +28,7 @@ _REGISTER = 1 | 2  # for every context, and mapped
 _NON_BLOCKING = 1  # a stream that the legacy default stream does not wait for, nor it for that
 _NO_TIMING = 2
 _ANY_DIRECTION = 4
+_SUCCESS, _NOT_READY = 0, 600  # cudaError_t
 _HOST_PAGE = mmap.PAGESIZE
 _LOOK_EVERY = 0.00002
 _MOST_KEPT = 8192  # batches of signals
@@ -183,13 +184,10 @@ class NvidiaDevice:
 
     def is_idle(self, stream: Stream) -> bool:
         with self.activated():
-            try:
-                self._runtime.streamQuery(stream)
-            except self._runtime.CUDARuntimeError as error:
-                if "NotReady" in str(error):
-                    return False
-                raise
-        return True
+            status = int(self._runtime.streamQuery(stream))  # which cupy hands on, and never raises
+            if status not in (_SUCCESS, _NOT_READY):
+                raise self._runtime.CUDARuntimeError(status)
+        return status == _SUCCESS
 
     def is_capturing(self, stream: Stream) -> bool:
         return bool(self._runtime.streamIsCapturing(stream))
