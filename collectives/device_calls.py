@@ -8,8 +8,7 @@ from typing import Any
 from collectives import dtypes
 from collectives.choosing import Request
 from collectives.device_symmetric import DeviceBlock, DeviceSymmetric
-from collectives.lowering import lower
-from collectives.schedule import Algorithm
+from collectives.lowering import lower_all
 from collectives.specs import spec_named
 from transports import _native
 from transports.cuda_ipc.connection import Connected
@@ -41,43 +40,47 @@ class DeviceCalls(DeviceSymmetric):
         self, request: Request, where: Sequence[tuple[Space, DeviceBlock, int]]
     ) -> DeviceCall:
         places = tuple((space, block.id, offset) for space, block, offset in where)
-        key = (request, places)
+        rows = self._everyones_counts(request)
+        key = (request, places, rows)
         try:
             found = self._device_calls.get(key)
         except TypeError:  # op or algorithm cannot be hashed: no name, and refused as such
-            return self._make_device_call(request, places)
+            return self._make_device_call(request, places, rows)
         if found is None:
             if len(self._device_calls) >= _MOST_CALLS:
                 self._device_calls.clear()
-            found = self._device_calls[key] = self._make_device_call(request, places)
+            found = self._device_calls[key] = self._make_device_call(request, places, rows)
         return found
 
     def _make_device_call(
-        self, request: Request, places: tuple[tuple[Space, int, int], ...]
+        self,
+        request: Request,
+        places: tuple[tuple[Space, int, int], ...],
+        rows: tuple[tuple[int, ...], ...],
     ) -> DeviceCall:
         assert self._connected is not None, "a call on devices that are not connected"
         reduction = None
         if spec_named(request.collective).reduces:
             reduction = Reduction(*dtypes.reduction(request.dtype, request.op))
         algo = self._calls.proved_algorithm_for(request)
-        text = self._calls.text_of(request, algo)
-        if request.collective != "barrier":
-            text += " on devices"
+        text = self._calls.text_of(request, algo) + " on devices"
         if algo.one_sided:  # where an array lies is part of what ranks must agree on
             text += "".join(f" at {name:x}+{offset}" for _, name, offset in places)
-        plans = [
-            lower(algo, rank, self.size, request.root, self.hosts) for rank in range(self.size)
-        ]
+        plans = lower_all(algo, self.size, request.root, self.hosts)
         unit = 1 if reduction is None else request.itemsize
         scale = request.itemsize // unit
-        lengths = [length * scale for length in self._all_lengths(request, algo)]
+        known = [count for row in rows for count in row] or self._calls.lengths_of(request, algo)
+        lengths = [length * scale for length in known]
         program = compile_program(plans, lengths, unit, reduction, self._connected.engine.wiring)
         return DeviceCall(program, self._calls.agreement(text))
 
-    def _all_lengths(self, request: Request, algo: Algorithm) -> Sequence[int]:
-        """Elements of every chunk, of alltoall's with counts as well: what each rank sends whom."""
+    def _everyones_counts(self, request: Request) -> tuple[tuple[int, ...], ...]:
+        """What each rank sends each in an alltoall with counts; () for other calls.
+
+        Told anew each time, since a rank does not see when others change what they exchange.
+        """
         if request.collective != "alltoall" or request.counts is None:
-            return self._calls.lengths_of(request, algo)
+            return ()
         with self._calling("alltoall on devices"):
             rows: list[tuple[int, ...]] = self.allgather_object(request.counts[: self.size])
         for source, row in enumerate(rows):
@@ -87,4 +90,4 @@ class DeviceCalls(DeviceSymmetric):
                     f"alltoall: rank {source} sends {row[self.rank]} elements to rank {self.rank}, "
                     f"which receives {mine}"
                 )
-        return [count for row in rows for count in row]
+        return tuple(rows)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from collectives.work import Deferred, Work
+from collectives.work import Deferred
 from transports.cuda_ipc.watching import Watch
 from transports.errors import CollectiveTimeout
 
@@ -24,14 +24,12 @@ class DeviceWork(Deferred):
         text: str,
         number: int,
         watch: Watch,
-        agreement: Work,
         deliver: Callable[[], Any],
     ) -> None:
         """Of call `number`; `deliver` gives its result to the caller's stream."""
         self._text = text
         self._number = number
         self._watch = watch
-        self._agreement = agreement
         self._deliver: Callable[[], Any] | None = deliver
         self._result: Any = None
         self.began = time.perf_counter()

@@ -47,6 +47,14 @@ def lower(
     )
 
 
+@lru_cache(maxsize=512)
+def lower_all(
+    algo: Algorithm, size: int, root: int = 0, hosts: tuple[int, ...] | None = None
+) -> tuple[Plan, ...]:
+    """The plans of all ranks, where one has to know what the others do; raises as `lower`."""
+    return tuple(lower(algo, rank, size, root, hosts) for rank in range(size))
+
+
 def _spaces(
     algo: Algorithm, rank: int, size: int, root: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -121,7 +121,7 @@ class OnDevices(DeviceCalls):
         if number:  # what is captured in a graph runs with the graph, whenever that is
             kept = (x_given, source, target, given)
             watch.add(number, text, seconds, len(call.program.operations), kept)
-        agreement = self._queue.submit(text, self._agreement(call, seconds))
+        self._queue.submit(text, self._agreement(call, seconds))
 
         def deliver() -> Array | None:
             """The result, on the caller's stream."""
@@ -131,7 +131,7 @@ class OnDevices(DeviceCalls):
                 family.copy_into(given, target)
             return given if given is not None and shape is not None else target
 
-        work = DeviceWork(text, number, watch, agreement, deliver)
+        work = DeviceWork(text, number, watch, deliver)
         return work if async_op else work.wait()
 
     def _streams_now(self) -> dict[str, int]:

@@ -316,3 +316,14 @@ def test_a_machine_that_makes_no_sense(text):
 
     with pytest.raises(ValueError, match="COLLECTIVES_EMULATED_DEVICES"):
         parse_machine(text)
+
+
+@ranks(3)
+def test_counts_that_change_between_others_only(comm):
+    """Rank 0 sends and receives as before; what the two others exchange is another."""
+    for between in (2, 5, 2):
+        sent = [[1, 1, 1], [1, 1, between], [1, between, 1]]
+        mine, taken = sent[comm.rank], [row[comm.rank] for row in sent]
+        x = on_device(np.repeat(np.arange(3) + 10 * comm.rank, mine))
+        found = comm.alltoall(x, counts=(mine, taken))
+        assert np.array_equal(found.get(), np.repeat(10 * np.arange(3) + comm.rank, taken))

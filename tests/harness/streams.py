@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
-from collectives.lowering import lower
+from collectives.lowering import lower_all
 from transports.cuda_ipc.emulation import EmulatedDevice, Machine
 from transports.cuda_ipc.engine import DeviceEngine
 from transports.cuda_ipc.flags import FlagTable
 from transports.cuda_ipc.program import Reduction, compile_program, of_peer
 from transports.plan import Space, split_evenly
-
-plans_of = lru_cache(maxsize=None)(
-    lambda algo, size, root: tuple(lower(algo, rank, size, root) for rank in range(size))
-)
 
 
 class Streams:
@@ -50,7 +44,7 @@ class Streams:
         `mutate` changes the programs; `after(rank, input)` gives the caller's stream.
         """
         size = self.size
-        plans = plans_of(algo, size, root)
+        plans = lower_all(algo, size, root)
         chunks = algo.chunk_count(size)
         open_ended = algo.spec.chunking == "open"
         lengths = split_evenly(count, chunks) if open_ended else (count,) * chunks

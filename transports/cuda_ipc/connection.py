@@ -42,11 +42,6 @@ class Mapped:
     addresses: tuple[int, ...]
     nbytes: int
 
-    @property
-    def everywhere(self) -> bool:
-        """Whether this rank reaches all of them."""
-        return 0 not in self.addresses
-
     def unmap(self) -> None:
         """Reach into those of the others no more; once only."""
         for rank, address in enumerate(self.addresses):
