@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from collectives.device_calls import DeviceCall, DeviceCalls
 from collectives.device_work import DeviceWork
 from transports.cuda_ipc.connection import Connected, connect_devices
 from transports.cuda_ipc.device import Device, DeviceError
+from transports.cuda_ipc.kernels import MOST_OPERANDS
 from transports.cuda_ipc.program import of_peer
 from transports.cuda_ipc.watching import Watch
 from transports.errors import CollectiveError, CollectiveTimeout, MismatchError
@@ -60,14 +62,19 @@ class OnDevices(DeviceCalls):
         stream: int | None = None,
     ) -> Any:
         """As `_start`, of an array on a device; follows what is on `stream`, or the current one."""
+        with self._alone_on_device(asked.collective):
+            work = self._put_on_device(asked, family, x, source, shape, out, timeout, stream)
+        return work if async_op else work.wait()
+
+    @contextmanager
+    def _alone_on_device(self, collective: str) -> Iterator[None]:
         if not self._device_turn.acquire(blocking=False):
             raise CollectiveError(
-                f"{asked.collective}: another thread is in a collective of this communicator: two "
-                "at once are not carried"
+                f"{collective}: another thread is in a collective of this communicator: two at "
+                "once are not carried"
             )
         try:
-            return self._put_on_device(asked, family, x, source, shape, out, async_op, timeout,
-                                       stream)  # fmt: skip
+            yield
         finally:
             self._device_turn.release()
 
@@ -79,10 +86,9 @@ class OnDevices(DeviceCalls):
         source: Array | None,
         shape: tuple[int, ...] | None,
         out: Array | None,
-        async_op: bool,
         timeout: float | None,
         stream: int | None,
-    ) -> Any:
+    ) -> DeviceWork:
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         connected, watch = self._with_devices(family, family.ordinal_of(x))
         watch.raise_failure()
@@ -116,12 +122,19 @@ class OnDevices(DeviceCalls):
                 bases[of_peer(peer, space)] = address + offset
         watch.until_room(len(call.program.operations))
         after = family.stream_of(device.ordinal) if stream is None else stream
-        number, mark = connected.engine.run(call.program, after, bases)
-        text = call.agreement.text
+        text, number = call.agreement.text, connected.engine.next_number(after)
+        # Looked after before it is put there: where hosts wait in the place of streams, that waits.
         if number:  # what is captured in a graph runs with the graph, whenever that is
             kept = (x_given, source, target, given)
             watch.add(number, text, seconds, len(call.program.operations), kept)
         self._queue.submit(text, self._agreement(call, seconds))
+        try:
+            mark = connected.engine.run(call.program, after, bases)
+        except (DeviceError, MemoryError) as error:  # a part of it is there, and others wait
+            failure = CollectiveError(f"{text}: {error}")
+            watch.fail(failure, told=True)
+            self._engine.abort(f"rank {self.rank}: {failure}")
+            raise failure from None
 
         def deliver() -> Array | None:
             """The result, on the caller's stream."""
@@ -131,8 +144,7 @@ class OnDevices(DeviceCalls):
                 family.copy_into(given, target)
             return given if given is not None and shape is not None else target
 
-        work = DeviceWork(text, number, watch, deliver)
-        return work if async_op else work.wait()
+        return DeviceWork(text, number, watch, deliver)
 
     def _streams_now(self) -> dict[str, int]:
         """For calls that go through the queue, whose thread has current streams of its own."""
@@ -217,8 +229,9 @@ class OnDevices(DeviceCalls):
 
     def _own_device(self) -> Device | None:
         """That a communicator split from this one is to connect at once, too."""
-        at_once = self._connected is not None and self.transport == "cuda_ipc"
-        return self._connected.device if at_once and self._connected is not None else None
+        if self.transport != "cuda_ipc" or self._connected is None:
+            return None
+        return self._connected.device
 
     def _connect_at_once(self, device: Device) -> None:
         try:
@@ -240,6 +253,10 @@ class OnDevices(DeviceCalls):
             )
 
     def _connect_devices(self, device: Device) -> tuple[Connected, Watch]:
+        if self.size > MOST_OPERANDS:
+            raise ValueError(
+                f"expected at most {MOST_OPERANDS} ranks with arrays on devices, found {self.size}"
+            )
         with self._calling("connecting devices"):
             slots, slot_bytes = self.allgather_object(settings.device_slots())[0]
             connected = connect_devices(
@@ -249,6 +266,8 @@ class OnDevices(DeviceCalls):
         name = f"device-watch-{self._job}-{self.rank}"
         watch = Watch(connected.engine, self._engine, self.size, name)
         self._connected, self._watch = connected, watch
+        if self.rank == 0 and not connected.all_reach_all and "/" not in self._job:
+            tell(f"not all devices reach each other's memory: {_apart(connected)} go by the host's")
         return connected, watch
 
     def _share_host_memory(self, nbytes: int, what: str) -> tuple[npt.NDArray[np.uint8], ...]:
@@ -268,7 +287,7 @@ class OnDevices(DeviceCalls):
             return
         deadline = time.monotonic() + self.timeout
         while self._waits_for(watch, connected):
-            if watch.failure is not None and not watch.told:
+            if watch.failure is not None and not (watch.told or self._engine.heard):
                 watch.raise_failure()
             if watch.failure is not None and self._queue.idle:
                 return  # the host's engine has it, and raises what nobody has heard of
@@ -323,6 +342,16 @@ class OnDevices(DeviceCalls):
         connected.leave()
         connected.unregister()
         connected.free_when_left(connected.outbox, True)
+
+
+def _apart(connected: Connected) -> str:
+    pairs = {
+        tuple(sorted((one, other)))
+        for one, row in enumerate(connected.reach)
+        for other, reaches in enumerate(row)
+        if not reaches
+    }
+    return "messages between ranks " + ", ".join(f"{a} and {b}" for a, b in sorted(pairs))
 
 
 def own_device(local_rank: int) -> Device:

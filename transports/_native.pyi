@@ -95,6 +95,7 @@ class Engine:
 
     closed: bool
     broken: bool
+    heard: bool  # the program has heard of the trouble that was reported
     calls: int
     slot_bytes: int
     slots: int

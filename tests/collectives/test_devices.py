@@ -26,6 +26,7 @@ ranks = Batch(DEVICES)
 few_slots = Batch(DEVICES | {
     "COLLECTIVES_DEVICE_SLOTS": "2", "COLLECTIVES_DEVICE_SLOT_BYTES": "256",
 })  # fmt: skip
+hosted = Batch(environment("devices=2,hosted=1,seed=1"))
 apart = Batch(environment("devices=2,apart=0-1,seed=1"))
 
 
@@ -327,3 +328,61 @@ def test_counts_that_change_between_others_only(comm):
         x = on_device(np.repeat(np.arange(3) + 10 * comm.rank, mine))
         found = comm.alltoall(x, counts=(mine, taken))
         assert np.array_equal(found.get(), np.repeat(10 * np.arange(3) + comm.rank, taken))
+
+
+@emulated_only
+@hosted(2, 3)
+def test_without_memory_operations_hosts_wait(comm):
+    for algorithm in ("ring", "tree", "one_shot", "two_shot"):
+        x = on_device(given(comm.rank))
+        assert np.array_equal(comm.allreduce(x, algorithm=algorithm).get(), total(comm))
+    y = comm.empty(1000, device="cuda")
+    y.set(given(comm.rank))
+    comm.allreduce(y, out=y, algorithm="one_sided")
+    assert np.array_equal(y.get(), total(comm))
+
+
+def test_more_ranks_than_a_fold_takes_are_refused():
+    def body():
+        from collectives import on_devices
+
+        on_devices.MOST_OPERANDS = 0
+        with collectives.init() as comm, raising(ValueError, "at most 0 ranks", "found 1"):
+            comm.empty(3, device="cuda")
+
+    from harness.processes import Ranks
+
+    with Ranks(body, 1, environment=DEVICES) as job:
+        assert [outcome.text for outcome in job.outcomes()] == [""]
+
+
+@emulated_only
+def test_host_memory_that_a_device_does_not_take():
+    def body(comm):
+        from transports.cuda_ipc.device import DeviceError
+        from transports.cuda_ipc.emulated_array import emulated_device
+
+        def refuse(address, nbytes):
+            raise DeviceError("no more registered memory")
+
+        if comm.rank == 1:
+            emulated_device().register = refuse
+        with raising(collectives.CollectiveError, "rank 1", "no more registered memory"):
+            comm.allreduce(on_device(given(comm.rank)))
+        assert not emulated_device()._registered
+        return float(comm.allreduce(np.ones(1))[0])
+
+    assert launch.spawn(body, 2, environment=DEVICES, timeout=60) == [2.0, 2.0]
+
+
+@emulated_only
+def test_devices_that_are_apart_are_named_once(capfd):
+    def body(comm):
+        for _ in range(3):
+            comm.allreduce(on_device(given(comm.rank))).get()
+        return comm.rank
+
+    machine = {"COLLECTIVES_EMULATED_DEVICES": "devices=2,apart=0-1"}
+    launch.spawn(body, 2, environment=machine, timeout=60)
+    said = capfd.readouterr()
+    assert (said.out + said.err).count("messages between ranks 0 and 1 go by the host's") == 1

@@ -125,6 +125,51 @@ def test_a_killed_rank(moment):
     assert outcome.value[1] < SOON
 
 
+@emulated_only
+def test_a_killed_rank_where_hosts_wait():
+    """The call waits in the place of its stream, and has to be let go."""
+
+    def body():
+        with collectives.init(timeout=60) as comm:
+            x = on_device(np.ones(1000, np.float32))
+            comm.allreduce(x).get()
+            if comm.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            begun = time.monotonic()
+            with raising(collectives.PeerLostError, "rank 1", "SIGKILL"):
+                comm.allreduce(x)
+            return time.monotonic() - begun
+
+    with Ranks(body, 2, environment=environment("devices=1,hosted=1,seed=1")) as job:
+        outcome = job.outcomes()[0]
+    assert outcome.error == "" and outcome.value < SOON, outcome
+
+
+@emulated_only
+def test_a_device_that_takes_no_more_work():
+    def body():
+        from transports.cuda_ipc.device import DeviceError
+
+        with collectives.init(timeout=60) as comm:
+            x = on_device(np.ones(1000))
+            comm.allreduce(x).get()
+
+            def refuse(*arguments):
+                raise DeviceError("launch failed")
+
+            if comm.rank == 1:
+                comm._connected.device.copy = comm._connected.device.fold = refuse
+                with raising(collectives.CollectiveError, "allreduce", "launch failed"):
+                    comm.allreduce(x)
+                return
+            with raising(collectives.AbortedError, "rank 1", "launch failed"):
+                comm.allreduce(x)
+                comm._watch.until_done(comm._connected.engine.put)
+
+    with Ranks(body, 2, environment=DEVICES) as job:
+        assert [outcome.text for outcome in job.outcomes()] == ["", ""]
+
+
 def test_the_survivors_go_on():
     def body():
         with collectives.init(timeout=60) as comm:

@@ -173,22 +173,37 @@ def connect_devices(
     words = share(table.nbytes, "flags")[0].view(np.uint32)
     if rank == 0:
         table.begin(words)
-    registered = [int(words.ctypes.data)]
-    flags_at = device.register(registered[0], words.nbytes)
-    staged = [0] * size
+    places = [(int(words.ctypes.data), words.nbytes)]
+    begins: list[int] = []
     if not all(map(all, reach)):
         parts = share(slots * slot_bytes, "an outbox on the host")
         begins = [int(part.ctypes.data) for part in parts]
         # All at once: parts share pages, and a page cannot be registered twice.
-        registered.append(min(begins))
-        at = device.register(min(begins), max(begins) + slots * slot_bytes - min(begins))
-        staged = [at + begin - min(begins) for begin in begins]
+        places.append((min(begins), max(begins) + slots * slot_bytes - min(begins)))
+    found: list[int] = []
+    failure: tuple[type[Exception], str] | None = None
+    try:
+        for address, length in places:
+            found.append(device.register(address, length))
+    except DeviceError as error:
+        failure = CollectiveError, str(error)
+    # Nobody sends before the flags are there, and everyone's device reaches them.
+    try:
+        _raise_first(talk(failure), "host memory that devices reach", sum(n for _, n in places))
+    except BaseException:
+        for (address, _), _ in zip(places, found, strict=False):
+            device.unregister(address)
+        outbox.unmap()
+        outbox.free()
+        raise
+    flags_at = found[0]
+    staged = [found[1] + begin - min(begins) for begin in begins]
 
     def outbox_of(owner: int, targets: tuple[int, ...]) -> int:
         on_device = all(reach[target][owner] for target in targets)
         return outbox.addresses[owner] if on_device else staged[owner]
 
     engine = DeviceEngine(device, rank, table, words, flags_at, outbox_of, slot_bytes)
-    talk(None)  # nobody sends before the flags are there
     identities = tuple(identity for identity, _ in everyone)
+    registered = [address for address, _ in places]
     return Connected(device, engine, identities, reach, words, table, outbox, registered)

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transports import _native
+from transports.cuda_ipc.by_host import signal_by_host
 from transports.cuda_ipc.device import ITEM_BYTES, DeviceError, Mark, Signal, Stream
 from transports.cuda_ipc.emulated_stream import EmulatedStream
 
@@ -45,6 +46,7 @@ class Machine:
         seed: of the streams' lateness.
         memory: bytes of each device, counted in each process by itself.
         unshared: no memory can be exported, as some containers have it.
+        hosted: streams have no memory operations, so that hosts wait in their place.
     """
 
     devices: int = 1
@@ -52,6 +54,7 @@ class Machine:
     seed: int = 0
     memory: int = 1 << 32
     unshared: bool = False
+    hosted: bool = False
 
 
 def parse_machine(text: str) -> Machine:
@@ -71,14 +74,14 @@ def parse_machine(text: str) -> Machine:
                 fields[name] = fields.get(name, frozenset()) | {pair}
             elif name in ("devices", "seed", "memory"):
                 fields[name] = int(value)
-            elif name == "unshared":
+            elif name in ("unshared", "hosted"):
                 fields[name] = bool(int(value))
             else:
                 raise ValueError
         except ValueError:
             raise ValueError(
-                f"{SETTING}: expected a number, or devices=, apart=A-B, seed=, memory=, unshared= "
-                f"with numbers, found {word!r}"
+                f"{SETTING}: expected a number, or devices=, apart=A-B, seed=, memory=, unshared=, "
+                f"hosted= with numbers, found {word!r}"
             ) from None
     if fields.get("devices", 1) < 1:
         raise ValueError(f"{SETTING}: expected 1 device or more, found {fields['devices']}")
@@ -273,6 +276,9 @@ class EmulatedDevice:
 
     def signal(self, stream: Stream, signals: tuple[Signal, ...]) -> None:
         on = self._streams[stream]
+        if self._machine.hosted:
+            signal_by_host(signals, on.synchronize, self._word)
+            return
 
         def step() -> None:
             for flag, state, waits in signals:
@@ -308,7 +314,8 @@ class EmulatedDevice:
         self._discarded = kept
 
     def _stream(self, number: Stream) -> EmulatedStream:
-        seed = hash((self._machine.seed, os.getpid() if self._machine.seed else 0, number))
+        # Of the rank too, else all ranks' streams would stop alike.
+        seed = hash((self._machine.seed, int(os.environ.get("RANK", "0")), number))
         return EmulatedStream(seed, f"{self.identity}-stream-{number}")
 
     def _memory(self, address: int, nbytes: int) -> Bytes:
@@ -322,6 +329,9 @@ class EmulatedDevice:
             if begin <= address and address + nbytes <= begin + length:
                 return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
         raise DeviceError(f"an illegal address: {nbytes} bytes at {address:#x}")
+
+    def _word(self, address: int) -> ctypes.c_uint32:
+        return ctypes.c_uint32.from_address(self._memory(address, 4).ctypes.data)
 
     def _synchronize(self) -> None:
         for stream in list(self._streams.values()):

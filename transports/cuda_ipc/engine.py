@@ -65,25 +65,29 @@ class DeviceEngine:
         self._scratches: list[int] = []
         self._scratch_bytes = 0  # of the last
 
-    def run(self, program: Program, after: Stream, bases: Mapping[str, int]) -> tuple[int, Mark]:
+    def next_number(self, after: Stream) -> int:
+        """Of the call that `run` puts next, by which `done` counts; 0: it goes into a graph.
+
+        What is captured runs whenever the graph does, and no number counts it.
+        """
+        return 0 if self.device.is_capturing(after) else self.put + 1
+
+    def run(self, program: Program, after: Stream, bases: Mapping[str, int]) -> Mark:
         """Put a call on the stream, to begin when `after` has done what is on it now.
 
         Returns:
-            The call's number, by which `done` counts, and the mark of its end. Of a call that is
-            captured into a graph the number is 0: it runs whenever the graph does.
+            The mark of its end.
         """
-        device = self.device
+        device, number = self.device, self.next_number(after)
         with device.activated():
             device.follow(self.stream, device.mark(after))
-            capturing = device.is_capturing(self.stream)
             scratch = self._scratch_of(program.scratch_bytes) if program.scratch_bytes else 0
             program.run(device, self.stream, {**bases, Space.SCRATCH.name: scratch})
-            number = 0
-            if not capturing:
-                self.put = number = self.put + 1
+            if number:
+                self.put = number
                 counter = self._flags_at + self._table.counter(self.rank)
                 device.count(self.stream, counter, number % (1 << 32))
-            return number, device.mark(self.stream)
+            return device.mark(self.stream)
 
     def done(self, rank: int, number: int) -> bool:
         """Whether a rank's stream has done its call `number`; of other ranks, too.

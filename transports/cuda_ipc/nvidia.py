@@ -7,14 +7,14 @@ import contextlib
 import ctypes
 import mmap
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 from transports.cuda_ipc import driver
-from transports.cuda_ipc.device import ITEM_BYTES, DeviceError, Mark, Signal, State, Stream
+from transports.cuda_ipc.by_host import signal_by_host
+from transports.cuda_ipc.device import ITEM_BYTES, DeviceError, Mark, Signal, Stream
 from transports.cuda_ipc.kernels import (
     compile_options,
     divide_argument,
@@ -30,7 +30,6 @@ _NO_TIMING = 2
 _ANY_DIRECTION = 4
 _SUCCESS, _NOT_READY = 0, 600  # cudaError_t
 _HOST_PAGE = mmap.PAGESIZE
-_LOOK_EVERY = 0.00002
 _MOST_KEPT = 8192  # batches of signals
 
 
@@ -248,16 +247,7 @@ class NvidiaDevice:
     # --- inside
 
     def _signal_by_host(self, stream: Stream, signals: tuple[Signal, ...]) -> None:
-        """Where streams cannot: the host does, once all before it on the stream is done."""
-        self._runtime.streamSynchronize(stream)
-        for flag, state, waits in signals:
-            word = self._word(flag)
-            if not waits:
-                # A failed call's flag stays released, for whoever still waits.
-                word.value = state if word.value != State.RELEASED else State.RELEASED
-                continue
-            while not word.value & state:
-                time.sleep(_LOOK_EVERY)
+        signal_by_host(signals, lambda: self._runtime.streamSynchronize(stream), self._word)
 
     def _word(self, address: int) -> ctypes.c_uint32:
         for found, (host, nbytes) in self._registered.items():
