@@ -76,7 +76,7 @@ def contract() -> dict[str, Any]:
     """The tests of calls on devices and of what goes wrong, on this machine's devices."""
     files = ["tests/collectives/test_devices.py", "tests/collectives/test_devices_in_trouble.py"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     print(done.stdout[-4000:], done.stderr[-2000:])

@@ -307,7 +307,7 @@ def test_without_any_device_cuda_ipc_says_so():
 
     from harness.processes import Ranks
 
-    with Ranks(body, 1) as job:
+    with Ranks(body, 1, environment={"COLLECTIVES_EMULATED_DEVICES": ""}) as job:
         assert [outcome.text for outcome in job.outcomes()] == [""]
 
 

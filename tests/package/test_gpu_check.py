@@ -28,6 +28,7 @@ def test_a_dry_run(tmp_path):
         assert text in report
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["stages"]["probe"]["copy_bytes_per_second"] > 0
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) <= 8
 
 
@@ -38,3 +39,9 @@ def test_a_stage_that_fails_is_named_and_the_rest_goes_on(tmp_path):
     report = (tmp_path / "report.md").read_text()
     assert "| environment | passed |" in report and "| probe | failed |" in report
     assert "does not let memory be shared between processes" in report
+
+
+def test_all_stages_together_end_within_eight_minutes():
+    import runpy
+
+    assert sum(runpy.run_path(str(ROOT / "tools" / "gpu_check.py"))["STAGES"].values()) <= 480
