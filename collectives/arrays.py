@@ -1,5 +1,5 @@
 # ruff: noqa: D102 - what the methods of families do is said in Family
-"""Users' arrays as memory: numpy arrays and torch CPU tensors, without importing torch.
+"""Users' arrays as host memory: numpy arrays and torch CPU tensors, without importing torch.
 
 Those on devices are handled by `collectives.device_arrays`.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from collectives.arrays import Array, is_same_memory
 from collectives.device_arrays import CUPY, EMULATED, TORCH_CUDA, DeviceFamily
@@ -16,23 +17,27 @@ from transports.cuda_ipc.watching import Watch
 from transports.plan import Space
 
 
-class DeviceBlock(NamedTuple):
+@dataclass(frozen=True)
+class DeviceBlock:
     """An allocation of every rank, each mapped by all."""
 
     id: int
     memory: Mapped
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Of each."""
+        return self.memory.nbytes
 
 
 class DeviceSymmetric(Symmetric):
     """Adds `empty(..., device=)` to a communicator."""
 
+    _with_devices: Callable[[DeviceFamily, int], tuple[Connected, Watch]]  # of OnDevices
+
     def _begin_device_symmetric(self) -> None:
         self._device_pool: Pool[DeviceBlock] = Pool()
         self._device_blocks: dict[int, DeviceBlock] = {}  # all that this communicator can reach
-
-    def _with_devices(self, family: DeviceFamily, ordinal: int) -> tuple[Connected, Watch]:
-        raise NotImplementedError  # of `collectives.on_devices`
 
     def _empty_on_device(self, lengths: tuple[int, ...], dtype: Any, device: str) -> Array:
         torch_dtype, itemsize, name = checked_dtype(dtype)
@@ -66,7 +71,7 @@ class DeviceSymmetric(Symmetric):
         memory = map_together(
             connected.device, self.rank, nbytes, f"empty: {what}", self.allgather_object
         )
-        block = DeviceBlock(self._next_block_name(), memory, memory.nbytes)
+        block = DeviceBlock(self._next_block_name(), memory)
         self._device_pool.own.append(block)
         self._adopt_device_block(block)
         return block
@@ -136,7 +141,10 @@ class DeviceSymmetric(Symmetric):
         """Reach into the blocks of peers no more; must come before this rank says it has left."""
         for block in self._device_pool.own:
             block.memory.unmap()
-            connected.free_when_left(block.memory, block.id in self._device_pool.dropped)
+            if (
+                block.id in self._device_pool.dropped
+            ):  # else views live on, and end with the process
+                connected.free_when_left(block.memory)
         self._device_pool = Pool()
         self._device_blocks = {}
 
@@ -152,7 +160,7 @@ def _seen_by(ranks: tuple[int, ...], block: DeviceBlock) -> DeviceBlock:
     memory = block.memory
     addresses = tuple(memory.addresses[rank] for rank in ranks)
     own = ranks.index(memory.rank)
-    return DeviceBlock(block.id, Mapped(memory.device, own, addresses, block.nbytes), block.nbytes)
+    return DeviceBlock(block.id, Mapped(memory.device, own, addresses, memory.nbytes))
 
 
 def _family_for(torch_dtype: Any) -> DeviceFamily:

@@ -54,6 +54,7 @@ class Execution:
     _queue: WorkQueue
     _ready: dict[Any, _native.Call]
     _part_of: str = ""
+    _start_on_device: Callable[..., Any]  # as _start, where arrays lie on devices; OnDevices has it
 
     @property
     def timeout(self) -> float:
@@ -170,20 +171,6 @@ class Execution:
                 refuse_out(out, shape, x, family)  # if it was that, in our words
             raise
         return out
-
-    def _start_on_device(
-        self,
-        asked: Request,
-        family: Any,
-        x: Array,
-        source: Array | None,
-        shape: tuple[int, ...] | None,
-        out: Array | None,
-        async_op: bool,
-        timeout: float | None,
-    ) -> Any:
-        """As `_start`, where the arrays lie on devices; of `collectives.on_devices`."""
-        raise NotImplementedError
 
     def _symmetric_of(
         self,

@@ -41,6 +41,8 @@ class OnDevices(DeviceCalls):
 
     hosts: tuple[int, ...]
     transport: str
+    close: Callable[[], None]  # of Communicator, as
+    abort: Callable[[BaseException], None]
     _carries_devices: bool
 
     def _begin_on_devices(self, carries: bool) -> None:
@@ -191,14 +193,6 @@ class OnDevices(DeviceCalls):
 
     # --- the devices
 
-    def close(self) -> None:
-        """Of `Communicator`."""
-        raise NotImplementedError
-
-    def abort(self, error: BaseException) -> None:
-        """Of `Communicator`."""
-        raise NotImplementedError
-
     def _with_devices(self, family: DeviceFamily, ordinal: int) -> tuple[Connected, Watch]:
         """The connected devices; connects them the first time, a call of all ranks."""
         if not self._carries_devices:
@@ -341,7 +335,7 @@ class OnDevices(DeviceCalls):
         connected.outbox.unmap()
         connected.leave()
         connected.unregister()
-        connected.free_when_left(connected.outbox, True)
+        connected.free_when_left(connected.outbox)
 
 
 def _apart(connected: Connected) -> str:

@@ -2,7 +2,8 @@
 
 Every method checks its arguments before anything is sent. Common to all:
 
-* arrays are numpy arrays or torch CPU tensors; the result is of the same kind. `x` is never
+* arrays are numpy arrays, torch tensors (CPU, CUDA) or cupy arrays, on all ranks on the host or on
+  all on devices (docs/devices.md); the result is of the same kind. `x` is never
   changed, unless it is also `out`;
 * `out` receives the result and is returned; it must have the result's shape and dtype;
 * `algorithm` is a name (`collectives algorithms` lists them) or what `@algorithm` made; left out,

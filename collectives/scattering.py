@@ -8,7 +8,7 @@ message that comes whether it is of a call they know, or a header.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -46,6 +46,9 @@ class Scatter(Operations):
 
     # By (root, counts): what headers have said, and the calls for it.
     _told: dict[Any, dict[Told, _native.Call]]
+    # Of OnDevices: the caller's current stream by family, and the scatter of what lies on a device.
+    _streams_now: Callable[[], Mapping[str, int]]
+    _scatter_on_device: Callable[..., Any]
 
     @_native.repeatable
     def scatter(
@@ -187,24 +190,6 @@ class Scatter(Operations):
         if direct and sum(map(len, self._told.values())) < _MOST_TOLD:
             known[told] = call
         return told, call
-
-    def _streams_now(self) -> Mapping[str, int]:
-        """The caller's current stream for each family on devices; of `collectives.on_devices`."""
-        raise NotImplementedError
-
-    def _scatter_on_device(
-        self,
-        asked: Request,
-        family: str,
-        dtype: Any,
-        x: Array | None,
-        shape: tuple[int, ...],
-        out: Array | None,
-        seconds: float,
-        stream: int | None,
-    ) -> Any:
-        """The scatter of an array that lies on the root's device; likewise."""
-        raise NotImplementedError
 
     def _asks_for_another(self, told: Told, algorithm: str | Algorithm | None) -> bool:
         """Whether this rank asks for another algorithm than the root."""

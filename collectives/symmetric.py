@@ -82,6 +82,7 @@ class Symmetric(Messages):
     _silence: float
     _job: str
     _secret: str
+    _empty_on_device: Callable[[tuple[int, ...], Any, str], Array]  # of DeviceSymmetric
 
     def _begin_symmetric(self) -> None:
         self._blocks: dict[int, _Block] = {}  # all that this communicator can reach
@@ -129,9 +130,6 @@ class Symmetric(Messages):
         if torch_dtype is None:
             return flat.view(dtype).reshape(lengths)
         return sys.modules["torch"].from_numpy(flat).view(torch_dtype).reshape(lengths)
-
-    def _empty_on_device(self, lengths: tuple[int, ...], dtype: Any, device: str) -> Array:
-        raise NotImplementedError  # of `collectives.device_symmetric`
 
     def _block_from(
         self,

@@ -94,22 +94,25 @@ class Connected:
         """Whether a rank has said so."""
         return bool(self.words[self.table.left(rank) // 4])
 
-    def free_when_left(self, memory: Mapped, unused: bool) -> None:
-        """Give memory of this rank back once all others have left, by the next who comes here.
+    def free_when_left(self, memory: Mapped) -> None:
+        """Give memory of this rank back once all others have left: now or when others connect.
 
-        What is still in use here, or mapped by a rank that never says that it has left, is given
-        back by the end of the process.
+        What is mapped by a rank that never says that it has left is given back by the end of the
+        process.
         """
-        if unused:
-            _TO_BE_FREED.append((self, memory))
-        for connected, each in list(_TO_BE_FREED):
-            ranks = range(connected.table.size)
-            if all(rank in connected.gone or connected.has_left(rank) for rank in ranks):
-                _TO_BE_FREED.remove((connected, each))
-                each.free()
+        _TO_BE_FREED.append((self, memory))
+        _free_what_is_left()
 
 
 _TO_BE_FREED: list[tuple[Connected, Mapped]] = []
+
+
+def _free_what_is_left() -> None:
+    for connected, memory in list(_TO_BE_FREED):
+        ranks = range(connected.table.size)
+        if all(rank in connected.gone or connected.has_left(rank) for rank in ranks):
+            _TO_BE_FREED.remove((connected, memory))
+            memory.free()
 
 
 def map_together(device: Device, rank: int, nbytes: int, what: str, talk: Talk) -> Mapped:
@@ -166,6 +169,7 @@ def connect_devices(
         MemoryError: some rank has no memory for its outbox.
         CollectiveError: the machine does not let devices share memory.
     """
+    _free_what_is_left()
     table = FlagTable(size, slots)
     outbox = map_together(device, rank, slots * slot_bytes, "the outbox of a device", talk)
     everyone = talk((device.identity, [address != 0 for address in outbox.addresses]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import select
 import socket
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from transports.errors import CollectiveError
+from transports.readable import becomes_readable
 from transports.reminder import Reminder
 from transports.telling import tell
 
@@ -73,17 +73,16 @@ class Waiting:
         Raises:
             TimeoutError: `grace` seconds after the deadline.
         """
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
+        descriptor = connection.fileno()
         while True:
             try:
                 self.look(text)
             except CollectiveError:  # what has come meanwhile says more
-                if poll.poll(0):
+                if becomes_readable(descriptor, 0):
                     return
                 raise
             seconds = self.left + grace
-            if poll.poll(1000 * max(0.0, min(seconds, LOOK_SECONDS))):
+            if becomes_readable(descriptor, max(0.0, min(seconds, LOOK_SECONDS))):
                 return
             if seconds <= 0:
                 raise TimeoutError
