@@ -9,6 +9,7 @@ import threading
 import numpy as np
 from harness.batches import Batch
 from harness.errors import raising, refused, still_works
+from harness.processes import Ranks
 
 import collectives
 from collectives.work import Work, WorkQueue
@@ -276,3 +277,18 @@ def test_an_exception_of_a_signal_handler_leaves_the_queue_unlocked():
     queue.close()
     queue.join(5.0)
     assert not any(thread.name == "queue-of-a-test" for thread in threading.enumerate())
+
+
+def test_a_mismatch_says_where_the_program_made_the_call():
+    """Not where the thread runs it that runs asynchronous calls."""
+
+    def body():
+        with collectives.init(timeout=60) as comm:
+            x = np.zeros(4 + comm.rank)
+            with raising(collectives.MismatchError, "test_async.py:") as caught:
+                comm.allreduce(x, async_op=True).wait()
+            return str(caught)
+
+    with Ranks(body, 2) as job:
+        outcomes = job.outcomes()
+    assert all(not each.error and "threading.py" not in each.value for each in outcomes), outcomes
