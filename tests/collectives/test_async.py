@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 
 import numpy as np
 from harness.batches import Batch
@@ -280,15 +281,21 @@ def test_an_exception_of_a_signal_handler_leaves_the_queue_unlocked():
 
 
 def test_a_mismatch_says_where_the_program_made_the_call():
-    """Not where the thread runs it that runs asynchronous calls."""
+    """Of a blocking call that waits its turn behind asynchronous ones, and runs where they do."""
 
     def body():
         with collectives.init(timeout=60) as comm:
-            x = np.zeros(4 + comm.rank)
-            with raising(collectives.MismatchError, "test_async.py:") as caught:
-                comm.allreduce(x, async_op=True).wait()
+            if comm.rank == 1:
+                time.sleep(0.3)
+            work = comm.barrier(async_op=True)
+            with raising(collectives.MismatchError) as caught:
+                comm.allreduce(np.zeros(4 + comm.rank))
+            work.wait()
             return str(caught)
 
     with Ranks(body, 2) as job:
         outcomes = job.outcomes()
-    assert all(not each.error and "threading.py" not in each.value for each in outcomes), outcomes
+    assert [outcome.error for outcome in outcomes] == ["", ""], outcomes
+    for outcome in outcomes:
+        assert "rank 0 has allreduce float64[4]" in outcome.value
+        assert "test_async.py:" in outcome.value and "threading.py" not in outcome.value
