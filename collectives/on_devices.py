@@ -132,11 +132,13 @@ class OnDevices(DeviceCalls):
         self._queue.submit(text, self._agreement(call, seconds))
         try:
             mark = connected.engine.run(call.program, after, bases)
-        except (DeviceError, MemoryError) as error:  # a part of it is there, and others wait
-            failure = CollectiveError(f"{text}: {error}")
+        except BaseException as error:  # a part of it is there, and others wait
+            failure = CollectiveError(f"{text}: {error or type(error).__name__}")
             watch.fail(failure, told=True)
             self._engine.abort(f"rank {self.rank}: {failure}")
-            raise failure from None
+            if isinstance(error, DeviceError | MemoryError):
+                raise failure from None
+            raise
 
         def deliver() -> Array | None:
             """The result, on the caller's stream."""

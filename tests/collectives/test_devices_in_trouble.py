@@ -146,7 +146,8 @@ def test_a_killed_rank_where_hosts_wait():
 
 
 @emulated_only
-def test_a_device_that_takes_no_more_work():
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_device_that_takes_no_more_work(interrupted):
     def body():
         from transports.cuda_ipc.device import DeviceError
 
@@ -154,12 +155,14 @@ def test_a_device_that_takes_no_more_work():
             x = on_device(np.ones(1000))
             comm.allreduce(x).get()
 
+            kind = KeyboardInterrupt if interrupted else DeviceError
+
             def refuse(*arguments):
-                raise DeviceError("launch failed")
+                raise kind("launch failed")
 
             if comm.rank == 1:
                 comm._connected.device.copy = comm._connected.device.fold = refuse
-                with raising(collectives.CollectiveError, "allreduce", "launch failed"):
+                with raising(kind if interrupted else collectives.CollectiveError, "launch failed"):
                     comm.allreduce(x)
                 return
             with raising(collectives.AbortedError, "rank 1", "launch failed"):

@@ -243,8 +243,7 @@ void register_engine(nb::module_& module) {
           },
           nb::arg("peer"))
       .def_prop_ro("closed", [](Rank& self) { return self.engine().is_closed(); })
-      .def_prop_ro("heard",
-                   [](Rank& self) { return self.engine().waiter().knows_of_trouble(); })
+      .def_prop_ro("heard", [](Rank& self) { return self.engine().waiter().knows_of_trouble(); })
       .def_prop_ro("broken", [](Rank& self) { return self.engine().is_broken(); })
       .def_prop_ro("calls", [](Rank& self) { return self.engine().calls(); })
       .def_prop_ro("slot_bytes",
