@@ -47,8 +47,14 @@ class Library(Protocol):
     def memory(self, nbytes: int, variant: str) -> Memory:
         """Bytes that the library's arrays can lie in; a collective call."""
 
-    def array(self, memory: Memory, dtype: str) -> Any:
-        """The library's own array over memory of the storage type, or in memory of its own."""
+    def array(self, memory: Memory, dtype: str, variant: str) -> Any:
+        """The library's own array over memory of the storage type, or in memory of its own.
+
+        A collective call.
+
+        Raises:
+            NotCarried: the library has no such type.
+        """
 
     def send_in(self, array: Any, memory: Memory) -> None:
         """Copies memory into the array, where that has memory of its own."""
@@ -102,8 +108,9 @@ class Task:
         self._results = [view[: counts[1]] for view in views[-1]]
         self._pairs: list[tuple[Any, Any]] = []
         for x, out in zip(views[0], views[-1], strict=True):
-            array = library.array(x, case.dtype)
-            self._pairs.append((array, array if in_place else library.array(out, case.dtype)))
+            array = library.array(x, case.dtype, variant)
+            other = array if in_place else library.array(out, case.dtype, variant)
+            self._pairs.append((array, other))
         self.refill()
         self._operations = [library.operation(case, variant, x, out) for x, out in self._pairs]
         self._sweep = np.zeros(2 * cache_bytes, np.uint8) if case.cold else None

@@ -24,6 +24,7 @@ from typing import Any
 
 import collectives
 from collectives.specs import nearest
+from launch.bench.devices import CPU, CUDA, shown_gpus
 from launch.mpi_library import PROBE, mpi_family, mpiexec_beside
 
 _PACKAGE = Path(collectives.__file__).parent
@@ -100,8 +101,18 @@ def is_foreign(spec: str) -> bool:
     return kind in _KINDS or kind.startswith("torch:")
 
 
-def find_contender(spec: str) -> Contender:
+def ours_on(device: str) -> Contender:
+    """Our own, on arrays of the host or of devices."""
+    return OURS if device == CPU else replace(OURS, library="ours_on_devices")
+
+
+def find_contender(spec: str, ranks: int = 1, device: str = CPU) -> Contender:
     """The contender that `spec` names, once its environment has been looked at.
+
+    Args:
+        spec: as on the command line.
+        ranks: how many it is to have.
+        device: what its arrays are to lie on; nccl's always lie on GPUs.
 
     Raises:
         ContenderMissing: it is not installed, or cannot take part.
@@ -111,6 +122,8 @@ def find_contender(spec: str) -> Contender:
     kind, _, python = spec.partition("=")
     if kind == "ours" and not python:
         raise NotPythonError(f"{spec}: expected ours=PYTHON, of an environment with another build")
+    if kind in ("mpi", "deepspeed") and device != CPU:
+        raise ContenderMissing(f"{spec}: is measured in host memory only, not with --device cuda")
     python = _program(spec, python) if python else sys.executable
     needed = _NEEDED.get(kind, ("numpy", "torch"))
     how = _HOW.get(kind, _HOW_TORCH.format(kind=kind))
@@ -120,7 +133,10 @@ def find_contender(spec: str) -> Contender:
         return _mpi(spec, python, found["mpi"], here)
     if kind == "ours":
         program = Path(found["places"]["collectives"]).parent / PROGRAM.relative_to(_PACKAGE)
-        return Contender(name="other build", library="ours", python=python, program=str(program))
+        library = ours_on(device).library
+        if not (program.parent / "libraries" / f"{library}.py").exists():
+            raise ContenderMissing(f"{spec}: that build cannot measure with --device {device}")
+        return Contender(name="other build", library=library, python=python, program=str(program))
     backend = kind.removeprefix("torch:")
     if kind == "deepspeed":
         return Contender(
@@ -131,14 +147,16 @@ def find_contender(spec: str) -> Contender:
             settings={"LOCAL_SIZE": "the number of ranks, which turns shared memory on"},
             start_seconds=600.0,  # the first time it compiles
         )
-    if backend == "nccl" and not list(Path("/dev").glob("nvidia[0-9]*")):
-        raise ContenderMissing(f"{spec}: needs a GPU of NVIDIA, and this machine shows none")
+    if backend == "nccl":
+        device = CUDA
+    if device == CUDA:
+        _check_gpus(spec, ranks if backend == "nccl" else 1)
     settings = {"GLOO_SOCKET_IFNAME": "lo"} if backend == "gloo" else {}
     return Contender(
         name=backend,
         library="torch_distributed",
         python=python,
-        options={"backend": backend},
+        options={"backend": backend, "device": device},
         environment={**here, **settings},
         settings=settings,
     )
@@ -185,6 +203,16 @@ def _mpi(spec: str, python: str, version: str, here: dict[str, str]) -> Contende
         settings={"mpiexec": " ".join(options), **settings},
         options={"settings": {"mpiexec": " ".join(options), **settings}},
     )
+
+
+def _check_gpus(spec: str, needed: int) -> None:
+    gpus, why = shown_gpus()
+    if not gpus:
+        raise ContenderMissing(f"{spec}: needs a GPU of NVIDIA, and this machine shows none{why}")
+    if len(gpus) < needed:
+        raise ContenderMissing(
+            f"{spec}: {needed} ranks need {needed} GPUs, this machine has {len(gpus)}"
+        )
 
 
 def _program(spec: str, python: str) -> str:

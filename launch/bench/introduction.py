@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from launch.bench.devices import counted
 from launch.bench.groups import Group
 from launch.bench.hardware import processor_name, run_facts
 
@@ -24,6 +25,7 @@ class Conditions:
         threads: of each rank.
         cores: of each rank; empty where none is bound.
         cache_bytes: of the last-level cache.
+        devices: the names of those that arrays lie on; none: arrays lie in host memory.
     """
 
     ranks: int
@@ -32,6 +34,7 @@ class Conditions:
     threads: int
     cores: Sequence[Sequence[int]]
     cache_bytes: int
+    devices: Sequence[str] = ()
 
 
 def introduce(console: Console, groups: Sequence[Group], conditions: Conditions) -> None:
@@ -43,6 +46,7 @@ def introduce(console: Console, groups: Sequence[Group], conditions: Conditions)
     least = f"each at least {conditions.round_seconds * 1e3:g} ms"
     for line in (
         f"{conditions.ranks} ranks {bound}, {threads}; {processor_name()}, {cache}",
+        *_about_devices(conditions.devices),
         f"times in microseconds: the slowest rank's, best of {conditions.rounds} rounds, {least}",
         "spread: by how much the slowest round was slower than the best",
         "÷ ours: their time over ours, so above 1 ours is the quicker",
@@ -71,6 +75,7 @@ def header(
         "rounds": conditions.rounds,
         "round_seconds": conditions.round_seconds,
         "threads": conditions.threads,
+        "devices": list(conditions.devices),
         "contenders": {
             group.contender.name: {
                 **group.description,
@@ -82,3 +87,9 @@ def header(
         },
         "absent": list(absent),
     }
+
+
+def _about_devices(devices: Sequence[str]) -> list[str]:
+    if not devices:
+        return []
+    return [f"arrays on devices, the ranks' in turn: {counted(devices)}"]

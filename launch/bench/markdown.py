@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from collectives.bench.overlap import OVERLAP, hidden_part
+from launch.bench.devices import counted
 from launch.bench.results import Comparison, Result, compared, overlaps
 from launch.bench.table import NOTHING, algorithm_name, gigabytes, microseconds, times
 
@@ -47,8 +48,10 @@ def _caption(header: dict[str, Any]) -> str:
         if name not in ("ours", "limit")
     )
     where = f"{header['ranks']} ranks on {machine['cores']} cores of {machine['processor']}"
+    devices = header.get("devices")  # which runs before there were any do not have
+    on = f", arrays on {counted(devices)}" if devices else ""
     lines = [
-        f"{where}, {cache} MiB last-level cache, {header['date'][:10]}.",
+        f"{where}, {cache} MiB last-level cache{on}, {header['date'][:10]}.",
         f"Best of {header['rounds']} rounds, seen from Python.",
         "Times in microseconds; in brackets how many times as long as ours the others take.",
     ]

@@ -16,17 +16,18 @@ from rich.console import Console
 from rich.text import Text
 
 from collectives.bench.cases import Case
-from collectives.bench.libraries.limit import METHODS, SHARED_BYTES
+from collectives.bench.libraries import limit, limit_on_devices
 from collectives.bench.overlap import OVERLAP
 from launch.bench.agenda import Agenda
 from launch.bench.contenders import (
-    OURS,
     Contender,
     ContenderMissing,
     distinct,
     find_contender,
     is_foreign,
+    ours_on,
 )
+from launch.bench.devices import CPU, CUDA
 from launch.bench.groups import Group, GroupLost
 from launch.bench.introduction import Conditions, header, introduce
 from launch.bench.race import Race
@@ -37,6 +38,7 @@ from launch.binding import rank_cores, rank_threads
 from transports.allowances import available_memory
 from transports.caches import last_level_cache_bytes
 
+LIMIT = "limit"
 _ROOM = 1.25  # libraries take memory besides the arrays
 
 
@@ -55,6 +57,7 @@ class Manner:
         bind: whether every rank has its own cores.
         limit: whether the machine's limit is measured too.
         plant: elements of our results to spoil before they are checked.
+        devices: the names of those that arrays lie on; none: arrays lie in host memory.
     """
 
     rounds: int
@@ -63,6 +66,7 @@ class Manner:
     bind: bool
     limit: bool
     plant: int
+    devices: Sequence[str] = ()
 
 
 class Session:
@@ -81,13 +85,16 @@ class Session:
         self._manner = manner
         self._console = console
         self._cache_bytes = last_level_cache_bytes()
+        device = CUDA if manner.devices else CPU
+        self._ours = ours_on(device)
+        self._limits = limit_on_devices.METHODS if manner.devices else limit.METHODS
         self._own_rivals = [spec for spec in against if not is_foreign(spec)]
         self.absent: list[str] = []
         rivals = []
         for spec in against:
             if is_foreign(spec):
                 try:
-                    rivals.append(find_contender(spec))
+                    rivals.append(find_contender(spec, agenda.ranks, device))
                 except ContenderMissing as reason:
                     self.absent.append(str(reason))
         self._rivals = distinct(rivals)
@@ -113,6 +120,7 @@ class Session:
                 threads=self._threads,
                 cores=self._cores,
                 cache_bytes=self._cache_bytes,
+                devices=self._manner.devices,
             )
             introduce(self._console, groups, conditions)
             _write(record, header(groups, conditions, self.absent))
@@ -162,12 +170,12 @@ class Session:
 
     def _start(self, stack: ExitStack) -> list[Group]:
         """Starts all groups, then waits for each; those that do not come are lost."""
-        contenders = [OURS, *self._rivals]
+        contenders = [self._ours, *self._rivals]
         if self._manner.limit:
             shared = os.memfd_create("collectives-limit")
             stack.callback(os.close, shared)
-            os.ftruncate(shared, SHARED_BYTES)
-            contenders.append(limit_contender(shared))
+            os.ftruncate(shared, limit.SHARED_BYTES)
+            contenders.append(limit_contender(shared, bool(self._manner.devices)))
         groups = [
             Group(
                 contender,
@@ -186,7 +194,7 @@ class Session:
                 group.meet()
                 met.append(group)
             except GroupLost as reason:
-                if group.contender is OURS:
+                if group.contender is self._ours:
                     raise BenchError(f"our own ranks did not start: {reason}") from None
                 self.absent.append(f"{group.contender.name}: {reason}")
                 group.close()
@@ -197,14 +205,15 @@ class Session:
     def _entries(self, groups: Sequence[Group]) -> list[Entry]:
         entries = []
         for group in groups:
-            if group.contender is OURS:
+            if group.contender is self._ours:
                 entries += [
                     Entry(group=group, variant=v, role="ours") for v in self._agenda.algorithms
                 ]
                 entries += [Entry(group=group, variant=v, role="against") for v in self._own_rivals]
-            elif group.contender.library == "limit":
-                entries += [Entry(group=group, variant=each, role="limit") for each in METHODS]
-            elif group.contender.library == "ours":  # of another environment: as ours, one by one
+            elif group.contender.name == LIMIT:
+                entries += [Entry(group=group, variant=v, role="limit") for v in self._limits]
+            elif group.contender.library == self._ours.library:
+                # Of another environment: as ours, one by one.
                 entries += [
                     Entry(group=group, variant=v, role="against") for v in self._agenda.algorithms
                 ]
@@ -218,7 +227,8 @@ class Session:
 
     def _check_memory(self) -> None:
         entries = len(self._rivals) + len(self._own_rivals) + len(self._agenda.algorithms)
-        entries += len(METHODS) * self._manner.limit
+        if self._manner.limit and not self._manner.devices:  # whose limit takes none of the host's
+            entries += len(self._limits)
         needed = self._agenda.most_memory(entries, self._cache_bytes) * _ROOM
         available, _ = available_memory(swap=False)
         if needed > available:
@@ -229,9 +239,10 @@ class Session:
             )
 
 
-def limit_contender(shared: int) -> Contender:
+def limit_contender(shared: int, on_devices: bool) -> Contender:
     """The machine's limit, as a contender whose ranks share a memory file."""
-    return Contender(name="limit", library="limit", options={"shared": shared}, inherited=(shared,))
+    library = "limit_on_devices" if on_devices else "limit"
+    return Contender(name=LIMIT, library=library, options={"shared": shared}, inherited=(shared,))
 
 
 def _write(record: TextIO | None, line: dict[str, Any]) -> None:

@@ -32,6 +32,10 @@ is the quickest way this machine has to move the bytes that must be moved: the b
 copies past the caches and one pass over shared memory; of small messages, the time in which a flag
 is seen.
 
+With --device cuda arrays lie on GPUs, each rank's in turn where there are fewer, and so do those of
+gloo and torch:BACKEND; nccl, whose always do, needs one a rank. `limit` is then every rank's copies
+on its device, without flags. COLLECTIVES_EMULATED_DEVICES=1 emulates a device.
+
 `train` takes turns in training: a language model of 10 M parameters at 64 tokens a rank and the
 example network, or what the configurations say that follow. Against it can be named ddp-gloo
 (DistributedDataParallel, or over another backend: ddp-BACKEND) and our own otherwise: sharded,
@@ -55,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--min", default="8", metavar="SIZE", help="least size in bytes (default 8)")
     add("--max", default="64M", metavar="SIZE", help="largest size (default 64M)")
     add("--factor", type=float, default=2.0, metavar="F", help="from size to size (default 2)")
+    add("--device", default="cpu", metavar="D", help="of the arrays: cpu or cuda (default cpu)")
     add("--dtype", default="float32", help="of the elements (default float32)")
     add("--op", default="sum", help="of reductions (default sum)")
     add("--root", type=int, default=0, metavar="R", help="the root (default 0)")
@@ -90,6 +95,8 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.report:
         return _report(arguments)
     if arguments.what == "train":
+        if arguments.device != "cpu":
+            raise CommandError(f"train is measured on the cpu, found --device {arguments.device}")
         from launch.bench.training_command import bench_train
 
         return bench_train(arguments, ROUND_MS)
@@ -100,6 +107,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from launch.commands.algorithms import console_on_stdout
 
     agenda, against = _agenda(arguments)
+    devices = _devices(arguments.device, agenda)
     manner = Manner(
         rounds=arguments.rounds,
         round_seconds=arguments.round_ms / 1e3,
@@ -107,6 +115,7 @@ def execute(arguments: argparse.Namespace) -> int:
         bind=not arguments.no_bind,
         limit=not arguments.no_limit,
         plant=arguments.plant,
+        devices=devices,
     )
     try:
         session = Session(agenda, against, manner, console_on_stdout())
@@ -164,6 +173,20 @@ def _agenda(arguments: argparse.Namespace) -> tuple[Agenda, list[str]]:
     except ValueError as error:
         raise CommandError(str(error)) from None
     return agenda, against
+
+
+def _devices(word: str, agenda: Agenda) -> tuple[str, ...]:
+    """The devices to measure on; none where arrays lie in host memory."""
+    from launch.bench.devices import CUDA, check_device, check_on_devices, find_devices
+
+    try:
+        check_device(word)
+        if word != CUDA:
+            return ()
+        check_on_devices(agenda)
+        return find_devices()
+    except ValueError as error:
+        raise CommandError(str(error)) from None
 
 
 def _size(option: str, text: str, parse: Any) -> int:

@@ -96,7 +96,7 @@ def test_torch_sees_the_same_memory(gloo):
     import torch
 
     memory = np.zeros(4, np.uint16)
-    tensor = gloo.array(memory, "bfloat16")
+    tensor = gloo.array(memory, "bfloat16", "")
     assert tensor.dtype == torch.bfloat16
     tensor[:] = 1.0
     assert (memory == 0x3F80).all()
@@ -106,7 +106,7 @@ def test_torch_says_what_it_does_not_carry(gloo):
     with pytest.raises(NotCarried, match=r"torch\.distributed has no lxor"):
         gloo.operation(case_of(op="lxor"), "", None, None)
     with pytest.raises(NotCarried, match="torch has no text"):
-        gloo.array(np.zeros(4, "U4"), "text")
+        gloo.array(np.zeros(4, "U4"), "text", "")
 
 
 def test_deepspeed_says_what_it_does_not_carry():

@@ -168,6 +168,14 @@ class Device(Protocol):
         """Set a word that no stream waits for, once all before it on the stream is done."""
         ...
 
+    def synchronize(self, stream: Stream) -> None:
+        """Return once all that was put on the stream is done.
+
+        Raises:
+            DeviceError: something of it went wrong.
+        """
+        ...
+
     def is_idle(self, stream: Stream) -> bool:
         """Whether all that was put on the stream is done.
 

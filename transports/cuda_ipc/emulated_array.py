@@ -87,6 +87,11 @@ class EmulatedArray:
         shape = (end - begin, *self.shape[1:])
         return EmulatedArray(shape, self.dtype, self.device, self.address + begin * row, self)
 
+    def reshape(self, *shape: int) -> EmulatedArray:
+        """The same elements in another shape, one of whose lengths may be -1."""
+        lengths = np.broadcast_to(np.empty((), np.bool_), (self.size,)).reshape(shape).shape
+        return EmulatedArray(lengths, self.dtype, self.device, self.address, self)
+
     def set(self, values: Any) -> None:
         """Copy from a numpy array, once the current stream comes to it."""
         data = np.ascontiguousarray(values, self.dtype)

@@ -216,11 +216,6 @@ class EmulatedDevice:
         return False
 
     def synchronize(self, stream: Stream = 0) -> None:
-        """Wait for what was put on a stream.
-
-        Raises:
-            DeviceError: something of it went wrong.
-        """
         self._streams[stream].synchronize()
         self.is_idle(stream)
 

@@ -181,6 +181,10 @@ class NvidiaDevice:
     def follow(self, stream: Stream, mark: Mark) -> None:
         self._runtime.streamWaitEvent(stream, mark.address)
 
+    def synchronize(self, stream: Stream) -> None:
+        with self.activated():
+            self._runtime.streamSynchronize(stream)
+
     def is_idle(self, stream: Stream) -> bool:
         with self.activated():
             status = int(self._runtime.streamQuery(stream))  # which cupy hands on, and never raises

@@ -17,7 +17,7 @@ class OrdinaryMemory:
         """Bytes that begin at a cache line."""
         return aligned_memory(nbytes)
 
-    def array(self, memory: Memory, dtype: str) -> Any:
+    def array(self, memory: Memory, dtype: str, variant: str) -> Any:
         """The memory itself: a numpy array of the storage type."""
         return memory
 

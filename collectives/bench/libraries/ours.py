@@ -51,7 +51,7 @@ class Ours(OrdinaryMemory):
         found: Memory = self.comm.empty((most,), np.uint8)[:nbytes]
         return found
 
-    def array(self, memory: Memory, dtype: str) -> Any:
+    def array(self, memory: Memory, dtype: str, variant: str) -> Any:
         """A numpy array, or for bfloat16 one of torch, over that memory."""
         if dtype != "bfloat16":
             return memory

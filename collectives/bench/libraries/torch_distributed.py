@@ -1,4 +1,4 @@
-"""Any backend of torch.distributed: gloo and, where there are GPUs, nccl.
+"""Any backend of torch.distributed: gloo, on tensors of the host or of a GPU, and nccl on GPUs.
 
 Its reductions and its broadcast work in place only. So out of place means for them what a user does
 who needs the input again: copy, then reduce the copy.
@@ -25,7 +25,6 @@ _OPS = {
     "bor": "BOR",
     "bxor": "BXOR",
 }
-_ON_GPU = ("nccl",)
 
 
 class TorchDistributed(OrdinaryMemory):
@@ -49,6 +48,7 @@ class TorchDistributed(OrdinaryMemory):
         found = {"library": f"{self._backend} of torch {torch.__version__}"}
         if self._backend == "nccl":
             found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        if self._device != "cpu":
             found["device"] = torch.cuda.get_device_name()
         return {**found, "threads": str(torch.get_num_threads()), **self._settings}
 
@@ -56,7 +56,7 @@ class TorchDistributed(OrdinaryMemory):
         """Return once every rank has come here."""
         self.distributed.barrier()
 
-    def array(self, memory: Memory, dtype: str) -> Any:
+    def array(self, memory: Memory, dtype: str, variant: str) -> Any:
         """A tensor over that memory, or on this rank's GPU."""
         torch = self._torch
         if dtype == "bfloat16":
@@ -136,7 +136,11 @@ class TorchDistributed(OrdinaryMemory):
 
 
 def start_group(backend: str, options: dict[str, Any]) -> str:
-    """Makes the default process group and returns the device its tensors live on."""
+    """Makes the default process group and returns the device its tensors live on.
+
+    Raises:
+        NotCarried: they are to live on a GPU, and torch has none.
+    """
     import os
 
     import torch
@@ -144,8 +148,10 @@ def start_group(backend: str, options: dict[str, Any]) -> str:
 
     torch.set_num_threads(options["threads"])
     device = "cpu"
-    if backend in _ON_GPU:
-        number = int(os.environ["LOCAL_RANK"])
+    if options.get("device") == "cuda":
+        if not torch.cuda.is_available():
+            raise NotCarried(f"torch {torch.__version__} finds no GPU that it can use")
+        number = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
         torch.cuda.set_device(number)
         device = f"cuda:{number}"
     timeout = datetime.timedelta(seconds=options["timeout"])
