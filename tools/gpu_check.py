@@ -89,8 +89,6 @@ def main() -> int:
         # Written each time: what has been found is kept, whatever comes.
         (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         (options.out / "report.md").write_text(report(results))
-        if rows := results["stages"].get("sweep", {}).get("rows"):
-            draw(rows, results["stages"].get("probe", {}), options.out / "sweep.png")
     failed = [name for name, stage in results["stages"].items() if stage["outcome"] != "passed"]
     print(f"report: {options.out / 'report.md'}")
     return 1 if failed else 0
@@ -118,28 +116,6 @@ def report(results: dict[str, Any]) -> str:
         if stage["outcome"] != "passed":
             lines += ["", f"## {name}: what it said", "", "```", stage["said"][-3000:], "```"]
     return "\n".join(lines) + "\n"
-
-
-def draw(rows: list[dict[str, float]], probe: dict[str, float], file: Path) -> None:
-    """Time over bytes, both logarithmic, with what the device's copies and handoffs allow."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return  # the table says the same
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    nbytes = [row["bytes"] for row in rows]
-    for way in ("symmetric", "private", "gloo"):
-        if way in rows[0]:
-            axes.plot(nbytes, [row[way] * 1e6 for row in rows], "o-", label=way)
-    if "copy_bytes_per_second" in probe:
-        bound = [2e6 * n / probe["copy_bytes_per_second"] for n in nbytes]
-        axes.plot(nbytes, bound, "k--", label="bound by copies")
-        axes.axhline(probe["handoff_seconds"] * 1e6, color="gray", ls=":", label="a handoff")
-    axes.set(xscale="log", yscale="log", xlabel="bytes", ylabel="us", title="allreduce, 2 ranks")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=110)
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:

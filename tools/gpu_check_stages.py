@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -9,9 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from launch.bench.results import Comparison, Result
 
 ROOT = Path(__file__).parents[1]
 KIND = os.environ.get("COLLECTIVES_TEST_DEVICES", "emulated")
@@ -185,127 +189,86 @@ def probe() -> dict[str, Any]:
     }
 
 
-def _sweep(comm: Any, sizes: list[int]) -> list[dict[str, Any]]:
-    from harness import device_arrays as arrays
-
-    gloo = _gloo(comm)
-    rows = []
-    for nbytes in sizes:
-        zeros = np.zeros(nbytes // 4, np.float32)
-        x, window = arrays.to_device(zeros, KIND), arrays.symmetric(comm, zeros, KIND)
-        ways: dict[str, Any] = {
-            "symmetric": lambda window=window: comm.allreduce(window, out=window),
-            "private": lambda x=x: comm.allreduce(x, out=x),
-        }
-        if gloo is not None:
-            ways["gloo"] = gloo(nbytes)
-        best = dict.fromkeys(ways, float("inf"))
-        for _ in range(4):  # in turn: the machine changes
-            for way, call in ways.items():
-                calls = max(1, min(50, (64 << 20) // nbytes)) if way != "gloo" else 1
-                call()
-                arrays.finish(KIND)
-                comm.barrier()
-                begun = time.perf_counter()
-                for _ in range(calls):
-                    call()
-                arrays.finish(KIND)
-                took = np.array([(time.perf_counter() - begun) / calls])
-                best[way] = min(best[way], float(comm.allreduce(took, op="max")[0]))
-        rows.append({"bytes": nbytes, **best})
-    return rows
-
-
-def _gloo(comm: Any) -> Any:
-    """Allreduce of CUDA tensors by gloo, if torch has CUDA."""
-    try:
-        import torch
-        import torch.distributed as dist
-
-        if EMULATED or not torch.cuda.is_available():
-            return None
-        import socket
-
-        port = 0
-        if comm.rank == 0:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-        port = comm.broadcast_object(port)
-        dist.init_process_group(
-            "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=comm.rank, world_size=comm.size
-        )
-    except Exception as error:
-        print(f"gloo cannot take part: {error}")
-        return None
-
-    def prepare(nbytes: int) -> Any:
-        x = torch.zeros(nbytes // 4, device="cuda")
-        return lambda: dist.all_reduce(x)
-
-    return prepare
-
-
 def sweep() -> dict[str, Any]:
-    """Allreduce of two ranks, 1 KiB to 1 GiB."""
-    import launch
+    """Allreduce in place from 1 KiB on: our own, against gloo, and nccl where there are GPUs."""
+    from launch.bench.results import compared
 
-    most = 18 if EMULATED else 30
-    sizes = [1 << power for power in range(10, most + 1, 2)]
-    rows = launch.spawn(_sweep, 2, sizes, timeout=85)[0]
-    found = _probe_of_run()
-    table = []
-    for row in rows:
-        nbytes = row["bytes"]
-        line = {"bytes": nbytes}
-        for way in ("symmetric", "private", "gloo"):
-            if way in row:
-                line[f"{way} us"] = round(row[way] * 1e6, 1)
-        # Each of two ranks reads n bytes and writes n bytes; a copy of m bytes reads and writes m.
-        if found:
-            bound = 2 * nbytes / found["copy_bytes_per_second"]
-            line["bound us"] = round(bound * 1e6, 1)
-            line["symmetric of bound"] = f"{bound / row['symmetric']:.0%}"
-        if "gloo" in row:
-            line["x gloo"] = round(row["gloo"] / min(row["symmetric"], row["private"]), 1)
-        table.append(line)
-    best = max(row["bytes"] / row["symmetric"] for row in rows)
-    return {"found": f"symmetric at most {best / 1e9:.1f} GB/s", "table": table, "rows": rows,
-            "words": ["Best of four rounds in turn, float32 sum in place, two ranks."]}  # fmt: skip
+    ranks, most, against = 2, "1G", "gloo"
+    if EMULATED:
+        most, against = "256K", ""
+    elif (gpus := _gpus()) > 1:
+        ranks, against = min(8, gpus), "gloo,nccl"
+        most = "1G" if ranks == 2 else "256M"  # of more ranks gloo takes too long
+    plot = ["--plot", str(Path(sys.argv[2]).with_name("sweep.png"))]
+    results, failed = _raced(
+        ranks, "--device", "cuda", "--algorithm", "symmetric,auto", "--against", against,
+        "--places", "in", "--min", "1K", "--max", most, "--factor", "4", "--rounds", "3",
+        "--round-ms", "5", *(plot if importlib.util.find_spec("matplotlib") else []),
+    )  # fmt: skip
+    table = [_row(comparison) for comparison in compared(results)]
+    rates = [row["bytes"] / row["symmetric us"] / 1e3 for row in table if "symmetric us" in row]
+    words = f"Best of three rounds in turn, float32 sum in place, {ranks} ranks; bound: what every "
+    return {"found": f"symmetric at most {max(rates, default=0):.1f} GB/s", "table": table,
+            "failed": failed or not rates,
+            "words": [words + "rank's copy of as many bytes takes, all at once."]}  # fmt: skip
 
 
-def _probe_of_run() -> dict[str, float]:
-    """What the probe of the same check has found, if it came before."""
-    file = Path(sys.argv[2]).with_name("results.json")
-    if not file.exists():
-        return {}
-    found = json.loads(file.read_text())["stages"].get("probe", {})
-    return found if "copy_bytes_per_second" in found else {}
+def _row(comparison: Comparison) -> dict[str, Any]:
+    """A size: what each way takes, our best share of the bound, how many times others take it."""
+    best = {
+        result.variant.replace("auto", "private") or result.who: result.best
+        for result in comparison.results
+        if result.role != "limit" and result.rounds
+    }
+    row: dict[str, Any] = {"bytes": comparison.case.nbytes}
+    row |= {f"{way} us": round(seconds * 1e6, 1) for way, seconds in best.items()}
+    own = min((best[way] for way in ("symmetric", "private") if way in best), default=None)
+    if own and comparison.limit is not None:
+        bound = comparison.limit.best
+        row |= {"bound us": round(bound * 1e6, 1), "of bound": f"{bound / own:.0%}"}
+    if own:
+        row |= {f"x {who}": round(best[who] / own, 1) for who in ("gloo", "nccl") if who in best}
+    return row
+
+
+def _gpus() -> int:
+    from transports.cuda_ipc.nvidia import nvidia_count
+
+    return nvidia_count()
+
+
+def _raced(ranks: int, *options: str) -> tuple[list[Result], bool]:
+    """What `collectives bench allreduce` finds, and whether it failed."""
+    from launch.bench.results import read_results
+
+    lines = Path(sys.argv[2]).with_name("bench.jsonl")
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "bench", "allreduce", "-n", str(ranks), *options,
+         "--json", str(lines)], capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    print(done.stdout[-3000:], done.stderr[-2000:])
+    if not lines.exists() or not lines.stat().st_size:
+        raise SystemExit(1)
+    _, results = read_results(lines)
+    lines.unlink()
+    return results, done.returncode != 0
 
 
 def shared_memory() -> dict[str, Any]:
     """Allreduce in host memory among as many ranks as there are cores for, against gloo."""
     cores = os.cpu_count() or 2
-    rows = []
+    rows, failures = [], []
     for size in [each for each in (2, 4, 8, 16) if each <= cores]:
-        lines = Path(sys.argv[2]).with_name(f"shm-{size}.jsonl")
-        done = subprocess.run(
-            [sys.executable, "-m", "launch", "bench", "allreduce", "-n", str(size), "--min", "8",
-             "--max", "16M", "--factor", "64", "--rounds", "3", "--against", "gloo", "--json",
-             str(lines), "--no-limit"], capture_output=True, text=True, cwd=ROOT,
+        results, failed = _raced(
+            size, "--min", "8", "--max", "16M", "--factor", "64", "--rounds", "3",
+            "--against", "gloo", "--no-limit",
         )  # fmt: skip
-        print(done.stdout[-3000:], done.stderr[-2000:])
-        if done.returncode:
-            raise SystemExit(1)
-        from launch.bench.results import read_results
-
-        _, results = read_results(lines)
-        lines.unlink()
+        failures.append(failed)
         for result in results:
             if result.rounds:
                 rows.append({"ranks": size, "bytes": result.case.nbytes, "who": result.who,
-                             "us": round(min(result.rounds) * 1e6, 2)})  # fmt: skip
-    return {"found": f"{len(rows)} rows", "table": rows}
+                             "us": round(result.best * 1e6, 2)})  # fmt: skip
+    return {"found": f"{len(rows)} rows", "table": rows, "failed": any(failures)}
 
 
 def main() -> int:

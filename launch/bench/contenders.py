@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import collectives
+from collectives.settings import emulates_devices
 from collectives.specs import nearest
 from launch.bench.devices import CPU, CUDA, shown_gpus
 from launch.mpi_library import PROBE, mpi_family, mpiexec_beside
@@ -147,6 +148,8 @@ def find_contender(spec: str, ranks: int = 1, device: str = CPU) -> Contender:
             settings={"LOCAL_SIZE": "the number of ranks, which turns shared memory on"},
             start_seconds=600.0,  # the first time it compiles
         )
+    if device == CUDA and emulates_devices():
+        raise ContenderMissing(f"{spec}: needs a GPU of NVIDIA, and devices are emulated here")
     if backend == "nccl":
         device = CUDA
     if device == CUDA:

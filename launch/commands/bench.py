@@ -32,9 +32,9 @@ is the quickest way this machine has to move the bytes that must be moved: the b
 copies past the caches and one pass over shared memory; of small messages, the time in which a flag
 is seen.
 
-With --device cuda arrays lie on GPUs, each rank's in turn where there are fewer, and so do those of
-gloo and torch:BACKEND; nccl, whose always do, needs one a rank. `limit` is then every rank's copies
-on its device, without flags. COLLECTIVES_EMULATED_DEVICES=1 emulates a device.
+With --device cuda arrays lie on GPUs, which ranks take in turn where there are fewer; those of gloo
+and torch:BACKEND too. nccl's always do, and it needs a GPU for each rank. `limit` is then what
+every rank's copies on its device take. COLLECTIVES_EMULATED_DEVICES=1 emulates a device.
 
 `train` takes turns in training: a language model of 10 M parameters at 64 tokens a rank and the
 example network, or what the configurations say that follow. Against it can be named ddp-gloo
@@ -96,7 +96,9 @@ def execute(arguments: argparse.Namespace) -> int:
         return _report(arguments)
     if arguments.what == "train":
         if arguments.device != "cpu":
-            raise CommandError(f"train is measured on the cpu, found --device {arguments.device}")
+            raise CommandError(
+                f"train is measured with --device cpu only, found {arguments.device}"
+            )
         from launch.bench.training_command import bench_train
 
         return bench_train(arguments, ROUND_MS)

@@ -88,12 +88,6 @@ def test_what_is_no_python_is_refused_before_anything_is_measured(capsys, spec, 
     assert captured.out == "" and f"error: {spec}: {text}" in captured.err
 
 
-def test_nccl_wants_a_gpu(environment, monkeypatch):
-    monkeypatch.setattr(contenders.Path, "glob", lambda self, pattern: iter(()))
-    with pytest.raises(ContenderMissing, match=r"nccl.*: needs a GPU of NVIDIA, and this machine"):
-        find_contender(environment('{"python": [3, 12, 0], "missing": []}', kind="nccl"))
-
-
 def test_an_mpi_without_mpiexec_is_refused(environment, monkeypatch):
     spec = environment(probed("MPICH"), mpiexec=False)
     found = contenders.shutil.which
@@ -107,8 +101,11 @@ def test_an_mpi_without_mpiexec_is_refused(environment, monkeypatch):
 def test_torch_and_deepspeed_are_started_with_their_settings(monkeypatch):
     monkeypatch.setattr(contenders, "_probed", lambda *_: {})
     gloo, other, deepspeed = map(find_contender, ("gloo", "torch:ucc", "deepspeed"))
-    assert gloo.environment["GLOO_SOCKET_IFNAME"] == "lo" and gloo.options == {"backend": "gloo"}
-    assert other.options == {"backend": "ucc"} and other.name == "ucc"
+    assert gloo.environment["GLOO_SOCKET_IFNAME"] == "lo" and gloo.options == {
+        "backend": "gloo",
+        "device": "cpu",
+    }
+    assert other.options == {"backend": "ucc", "device": "cpu"} and other.name == "ucc"
     assert deepspeed.environment["DS_ACCELERATOR"] == "cpu"
 
 
