@@ -131,7 +131,6 @@ def test_gpus_are_those_that_the_driver_shows(monkeypatch):
 @pytest.fixture
 def gpus(monkeypatch):
     """A machine with so many, and a torch."""
-
     monkeypatch.delenv("COLLECTIVES_EMULATED_DEVICES", raising=False)
 
     def make(count, why=""):
