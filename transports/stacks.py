@@ -35,6 +35,7 @@ _PATIENCE = 0.5  # seconds for an answer; the machine may be busy
 _LOOK_EVERY = 0.005
 _MOST_FRAMES = 12
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)')
+_HEAD = "Stack (most recent call first):"  # as faulthandler begins each
 _LONGEST_ANSWER = 1 << 16
 _LIBC = ctypes.CDLL(None)
 _LIBC.signal.restype = ctypes.c_void_p
@@ -195,7 +196,7 @@ def ask(pid: int, ready: Readiness) -> Found:
         os.close(pidfd)
     frames = tuple(
         f"{found['file']}:{found['line']} in {found['function']}"
-        for found in map(_FRAME.fullmatch, text.splitlines())
+        for found in map(_FRAME.fullmatch, _first_stack(text).splitlines())
         if found
     )
     if frames:
@@ -203,8 +204,14 @@ def ask(pid: int, ready: Readiness) -> Found:
     return Found(f"{_STATES.get(_state_of(pid), 'does not answer')}, in no Python code")
 
 
+def _first_stack(text: str) -> str:
+    """Of an answer the first whole stack: others may have asked, too, and waited long enough."""
+    _, _, rest = text.partition(_HEAD)
+    return (rest or text).partition(_HEAD)[0]
+
+
 def _wait_for_others(file: FileIO) -> None:
-    """Until nobody else asks the same process: two answers at once would be one text."""
+    """Until nobody else asks the same process, whose answers would be one text; not for ever."""
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
         try:

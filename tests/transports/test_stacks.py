@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +167,24 @@ def test_several_who_ask_at_once_hear_the_same_each():
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda _: ask(pid, ready), range(60)))
         assert [each for each in found if each != alone] == []
+        ranks.tell(0)
+
+
+def test_an_answer_to_another_who_asks_is_none_of_ours(monkeypatch):
+    """Whoever has waited long enough for others asks beside them."""
+    send = signal.pidfd_send_signal
+
+    def send_twice(pidfd, number):
+        send(pidfd, number)
+        send(pidfd, number)
+
+    with Ranks(_sleeps, 1) as ranks:
+        ready = eval(ranks.said(0))
+        pid = ranks.processes[0].pid
+        while not (alone := ask(pid, ready)).frames[0].endswith(" in told"):
+            pass
+        monkeypatch.setattr(signal, "pidfd_send_signal", send_twice)
+        assert [found for found in (ask(pid, ready) for _ in range(20)) if found != alone] == []
         ranks.tell(0)
 
 
