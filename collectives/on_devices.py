@@ -133,7 +133,7 @@ class OnDevices(DeviceCalls):
         try:
             mark = connected.engine.run(call.program, after, bases)
         except BaseException as error:  # a part of it is there, and others wait
-            failure = CollectiveError(f"{text}: {error or type(error).__name__}")
+            failure = CollectiveError(f"{text}: {str(error) or type(error).__name__}")
             watch.fail(failure, told=True)
             self._engine.abort(f"rank {self.rank}: {failure}")
             if isinstance(error, DeviceError | MemoryError):
