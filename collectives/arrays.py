@@ -160,7 +160,7 @@ class TorchFamily:
 
 NUMPY: Family = _Numpy()
 TORCH: Family = TorchFamily()
-ON_DEVICE = ("torch cuda", "cupy", "emulated")
+ON_DEVICE = ("torch cuda", "cupy", "emulated", "torch emulated")
 """The names of the families in `collectives.device_arrays`."""
 
 
@@ -175,15 +175,19 @@ def family_of(x: Array, name: str = "x") -> Family:
             raise TypeError(f"{name}: masked arrays are not carried; send its data and its mask")
         return NUMPY
     torch = sys.modules.get("torch")
+    emulated = sys.modules.get("transports.cuda_ipc.emulated_array")
     if torch is not None and isinstance(x, torch.Tensor):
         if x.layout is not torch.strided or x.is_nested:
             found = "a nested one" if x.is_nested else f"layout {x.layout}"
             raise TypeError(f"{name}: expected a dense tensor, found {found}")
-        return _on_device("TORCH_CUDA") if x.device.type == "cuda" else TORCH
+        if x.device.type == "cuda":
+            return _on_device("TORCH_CUDA")
+        if emulated is not None and emulated.device_of(x.data_ptr()) is not None:
+            return _on_device("TORCH_EMULATED")
+        return TORCH
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
         return _on_device("CUPY")
-    emulated = sys.modules.get("transports.cuda_ipc.emulated_array")
     if emulated is not None and isinstance(x, emulated.EmulatedArray):
         return _on_device("EMULATED")
     kind = type(x)

@@ -229,10 +229,67 @@ class _Emulated:
         return EmulatedArray(shape, dtype, emulated_device(ordinal), address, owner)
 
 
+class _TorchEmulated(TorchFamily):
+    """Tensors of the CPU in an emulated device's memory, which torch works on as the host.
+
+    So they follow a call by waiting for it, while the streams of calls are as late as ever.
+    """
+
+    name = "torch emulated"
+    on_device = True
+
+    def empty(self, shape: tuple[int, ...], like: Array) -> Array:
+        return self._in_memory_of(shape, like.dtype, self.ordinal_of(like))
+
+    def contiguous(self, x: Array) -> Array:
+        if self.is_contiguous(x):
+            return x.detach()
+        found = self.empty(tuple(x.shape), x)
+        self.copy_into(found, x)
+        return found
+
+    def ordinal_of(self, x: Array) -> int:
+        from transports.cuda_ipc.emulated_array import device_of
+
+        device = device_of(x.data_ptr())
+        assert device is not None, "family_of looks for it"
+        return device.ordinal
+
+    def in_use(self) -> bool:
+        return False  # without a stream there is nothing to keep for later
+
+    def current_ordinal(self) -> int:
+        return EMULATED.current_ordinal()
+
+    def stream_of(self, ordinal: int) -> int:
+        from transports.cuda_ipc.emulation import HOST
+
+        return HOST
+
+    def like(self, dtype: Any, ordinal: int) -> Array:
+        return self._in_memory_of((0,), dtype, ordinal)
+
+    def over(
+        self, address: int, shape: tuple[int, ...], dtype: Any, ordinal: int, owner: Any
+    ) -> Array:
+        torch = sys.modules["torch"]
+        nbytes = max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        flat = torch.from_numpy(np.asarray(_HostMemory(address, nbytes, owner)))
+        return flat[: nbytes // dtype.itemsize * dtype.itemsize].view(dtype).reshape(shape)
+
+    def _in_memory_of(self, shape: tuple[int, ...], dtype: Any, ordinal: int) -> Array:
+        from transports.cuda_ipc.emulated_array import Allocation, emulated_device
+
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        held = Allocation(emulated_device(ordinal), nbytes)
+        return self.over(held.address, shape, dtype, ordinal, held)
+
+
 TORCH_CUDA: DeviceFamily = _TorchCuda()
 CUPY: DeviceFamily = _Cupy()
 EMULATED: DeviceFamily = _Emulated()
-FAMILIES = (TORCH_CUDA, CUPY, EMULATED)
+TORCH_EMULATED: DeviceFamily = _TorchEmulated()
+FAMILIES = (TORCH_CUDA, CUPY, EMULATED, TORCH_EMULATED)
 
 
 class _Memory:
@@ -247,4 +304,17 @@ class _Memory:
             "strides": None,
             "typestr": "|u1",
             "stream": 1,  # the legacy default stream, which nothing here waits for
+        }
+
+
+class _HostMemory:
+    """Memory of an emulated device as numpy reads it; bytes."""
+
+    def __init__(self, address: int, nbytes: int, owner: Any) -> None:
+        self._owner = owner
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address, False),
+            "shape": (nbytes,),
+            "typestr": "|u1",
         }

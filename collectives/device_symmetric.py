@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from collectives.arrays import Array, is_same_memory
-from collectives.device_arrays import CUPY, EMULATED, TORCH_CUDA, DeviceFamily
+from collectives.device_arrays import CUPY, EMULATED, TORCH_CUDA, TORCH_EMULATED, DeviceFamily
 from collectives.settings import emulates_devices
 from collectives.symmetric import Pool, Symmetric, checked_dtype
 from transports.cuda_ipc.connection import Connected, Mapped, map_together
@@ -164,6 +164,6 @@ def _seen_by(ranks: tuple[int, ...], block: DeviceBlock) -> DeviceBlock:
 
 
 def _family_for(torch_dtype: Any) -> DeviceFamily:
-    if torch_dtype is not None:
-        return TORCH_CUDA
-    return EMULATED if emulates_devices() else CUPY
+    if emulates_devices():
+        return EMULATED if torch_dtype is None else TORCH_EMULATED
+    return CUPY if torch_dtype is None else TORCH_CUDA

@@ -372,7 +372,7 @@ def device_for(family: Family, ordinal: int | None, local_rank: int = 0) -> Devi
         ModuleNotFoundError: what drives such devices is not installed.
     """
     device: Device
-    if family.name == "emulated":
+    if "emulated" in family.name:
         from transports.cuda_ipc.emulated_array import emulated_count, emulated_device
 
         device = emulated_device(local_rank % emulated_count() if ordinal is None else ordinal)

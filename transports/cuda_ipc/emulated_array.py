@@ -38,9 +38,22 @@ def emulated_device(ordinal: int | None = None) -> EmulatedDevice:
     return _made(text, ordinal)
 
 
+_MADE: list[EmulatedDevice] = []
+
+
 @cache
 def _made(text: str, ordinal: int) -> EmulatedDevice:
-    return EmulatedDevice(parse_machine(text), ordinal)
+    device = EmulatedDevice(parse_machine(text), ordinal)
+    _MADE.append(device)
+    return device
+
+
+def device_of(address: int) -> EmulatedDevice | None:
+    """The device of this process in whose own memory an address lies."""
+    for device in _MADE:
+        if device.owns(address):
+            return device
+    return None
 
 
 class EmulatedArray:
@@ -125,7 +138,7 @@ def use_stream(device: EmulatedDevice, stream: Stream) -> None:
     _CURRENT[device.ordinal] = stream
 
 
-class _Allocation:
+class Allocation:
     """Memory that is given back when nobody has it any more."""
 
     def __init__(self, device: EmulatedDevice, nbytes: int) -> None:
@@ -142,7 +155,7 @@ def empty(
     """An array of unspecified content."""
     device = device or emulated_device()
     dtype = np.dtype(dtype)
-    held = _Allocation(device, math.prod(shape) * dtype.itemsize)
+    held = Allocation(device, math.prod(shape) * dtype.itemsize)
     return EmulatedArray(shape, dtype, device, held.address, held)
 
 

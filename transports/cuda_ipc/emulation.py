@@ -16,6 +16,7 @@ import itertools
 import mmap
 import os
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ from transports.cuda_ipc.device import ITEM_BYTES, DeviceError, Mark, Signal, St
 from transports.cuda_ipc.emulated_stream import EmulatedStream
 
 SETTING = "COLLECTIVES_EMULATED_DEVICES"
+HOST: Stream = -1
+"""In a stream's place: the host itself, which follows by waiting, as its own work is never late."""
+_LOOK_EVERY = 0.00005
 _HANDLE = struct.Struct("<qqq16s")  # pid, descriptor, bytes, identity
 _PIECE = 1 << 15  # bytes of a copy between which others may act
 _NAME = "emulated-device"
@@ -186,6 +190,12 @@ class EmulatedDevice:
         other = int(identity.rpartition("-")[2])
         return frozenset((self.ordinal, other)) not in self._machine.apart
 
+    def owns(self, address: int) -> bool:
+        """Whether it lies in memory that this process has allocated here."""
+        return any(
+            begin <= address < begin + mapping.nbytes for begin, mapping in tuple(self._own.items())
+        )
+
     # --- streams
 
     def activated(self) -> contextlib.AbstractContextManager[object]:
@@ -200,9 +210,15 @@ class EmulatedDevice:
         self._streams.pop(stream).end()
 
     def mark(self, stream: Stream) -> Mark:
+        if stream == HOST:
+            return lambda: True
         return self._streams[stream].mark()
 
     def follow(self, stream: Stream, mark: Mark) -> None:
+        if stream == HOST:
+            while not mark():
+                time.sleep(_LOOK_EVERY)
+            return
         held = self._streams[stream]
         held.put(lambda: held.hold_until(mark))
 
