@@ -53,6 +53,7 @@ class DeviceWork(Deferred):
         self._watch.raise_failure()
         if self._deliver is not None:
             self._result, self._deliver = self._deliver(), None
+            self._until_done(0.0)  # where streams are late by the host's waiting it has ended
         return self._result
 
     def done(self) -> bool:

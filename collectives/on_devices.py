@@ -10,6 +10,7 @@ The devices are connected by the first call with such an array, which therefore 
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -217,6 +218,13 @@ class OnDevices(DeviceCalls):
                 f"device {ordinal}"
             )
         return self._connected, self._watch
+
+    @property
+    def carries_devices(self) -> bool:
+        """Whether calls may have arrays on devices: neither refused by `init` nor without cupy."""
+        return self._carries_devices and (
+            settings.emulates_devices() or importlib.util.find_spec("cupy") is not None
+        )
 
     @property
     def device(self) -> int | None:

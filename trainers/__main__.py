@@ -55,10 +55,12 @@ def _fail(error: TrainerError) -> int:
 def _train(config: RunConfig, *, resume: bool) -> int:
     """Trains; returns the signal that has stopped it, or 0."""
     import collectives
+    from trainers.placement import TRANSPORTS
     from trainers.precision import subnormals_flushed
 
     try:
-        with collectives.init() as comm, subnormals_flushed():
+        transport = TRANSPORTS[config.train.device]
+        with collectives.init(transport) as comm, subnormals_flushed():
             from trainers.restarts import Start
             from trainers.run import carry_out
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainers.bucket_plan import BucketPlan, Predict, grouped, planned_sizes, predictor
 from trainers.buckets import Bucket, elements_of
+from trainers.placement import empty_to_travel
 from trainers.sharded import ShardedBucket, shared_out
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _room(
 ) -> tuple[Tensor, Tensor]:
     """Where gradients of a kind lie, and where they are while they travel."""
     travels = dtype if wire is None else wire
-    sent: Tensor = comm.empty(elements, travels)
-    if device.type == "cpu" and travels == dtype:
+    sent = empty_to_travel(comm, elements, travels, device)
+    if sent.device == device and travels == dtype:
         return sent, sent
     return torch.empty(elements, dtype=dtype, device=device), sent

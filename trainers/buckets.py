@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from collectives.arrays import family_of
+
 if TYPE_CHECKING:
     from collectives import Communicator
 
@@ -136,8 +138,10 @@ class Bucket:
 
 
 def as_called_on(tensor: Tensor) -> Any:
-    """The memory of a tensor as collectives take it quickest: as numpy's, if it has the type."""
-    return tensor if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    """The memory of a tensor as collectives take it quickest: as numpy's, if that has it."""
+    if tensor.dtype == torch.bfloat16 or family_of(tensor).on_device:
+        return tensor
+    return tensor.numpy()
 
 
 def offsets_of(parameters: Sequence[Tensor]) -> list[int]:

@@ -82,7 +82,9 @@ def packed(checkpoint: Checkpoint) -> bytes:
         "config": json.dumps(checkpoint.config),
         "attachments": json.dumps(checkpoint.attachments),
     }
-    tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()
+    }
     return safetensors.torch.save(tensors, metadata)
 
 

@@ -26,10 +26,12 @@ class TimedCall(Protocol):
     """
 
     @property
-    def began(self) -> Any: ...
+    def began(self) -> Any:
+        """See above."""
 
     @property
-    def ended(self) -> Any: ...
+    def ended(self) -> Any:
+        """See above."""
 
     def wait(self) -> object:
         """Lets what follows in this thread have its result."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,11 +26,12 @@ import torch
 from torch import nn
 
 from trainers.bucket_making import make_buckets
+from trainers.clocks import clock_of
 from trainers.following import keep_for_backward
 from trainers.gradient_averaging import GradientAveraging
 from trainers.sharded import ShardedBucket
 from trainers.sharing import broadcast_tensors
-from trainers.step_times import BackwardTimes
+from trainers.step_times import BackwardMoments, BackwardTimes
 from trainers.unequal_steps import hint_at_unequal_steps
 from trainers.unused import UnusedParameterError
 from trainers.wrapping import check_agreement, check_trainable
@@ -80,7 +80,8 @@ class DataParallel(nn.Module):
         predicted: what the averaging of gradients is predicted to take, by its bytes and the number
             of ranks.
         gather_predicted: the same of gathering parameters, where they are sharded.
-        gather_seconds: what the last `gather_parameters` took.
+        clock: by which it is timed.
+        gathered: begin and end of the last `gather_parameters`, by the clock; None: there was none.
 
     Raises:
         TypeError: a parameter is of a type that cannot be averaged, or `wire` is no 16-bit type.
@@ -139,10 +140,16 @@ class DataParallel(nn.Module):
         )
         self.buckets, self.plan = made.buckets, made.plan
         self.predicted, self.gather_predicted = made.predicted, made.gather_predicted
-        self.gather_seconds = 0.0
+        self.gathered: tuple[Any, Any] | None = None
+        self.clock = clock_of(trained[0].device)
         self._is_moved = False  # whether somebody has the pieces, to move them
         self._averaging = GradientAveraging(
-            comm, made.buckets, self.names, unused=unused, sharded=shard is not None
+            comm,
+            made.buckets,
+            self.names,
+            unused=unused,
+            sharded=shard is not None,
+            clock=self.clock,
         )
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
@@ -150,7 +157,8 @@ class DataParallel(nn.Module):
         if self._averaging.is_under_way:
             self._averaging.forget_backward()
         trains = self.training and torch.is_grad_enabled()
-        if trains and self.shard is not None and not self._is_moved and self.times is not None:
+        unmoved = self.shard is not None and not self._is_moved
+        if trains and unmoved and self._averaging.moments is not None:
             raise RuntimeError(_UNMOVED)
         if self._sends_buffers and trains and self._averaging.synchronizes:
             self._send_buffers()
@@ -224,8 +232,25 @@ class DataParallel(nn.Module):
 
     @property
     def times(self) -> BackwardTimes | None:
-        """Of the last backward that averaged."""
-        return self._averaging.times
+        """Of the last backward that averaged; waits until it is done."""
+        if self.moments is None:
+            return None
+        self.clock.settle()
+        return self.moments.times(self.clock)
+
+    @property
+    def moments(self) -> BackwardMoments | None:
+        """The same in moments of `clock`, without waiting."""
+        return self._averaging.moments
+
+    @property
+    def gather_seconds(self) -> float:
+        """What the last `gather_parameters` took; waits until it is done."""
+        if self.gathered is None:
+            return 0.0
+        self.clock.settle()
+        began, ended = map(self.clock.seconds, self.gathered)
+        return ended - began
 
     # --- what this rank takes care of
 
@@ -247,10 +272,12 @@ class DataParallel(nn.Module):
 
     def gather_parameters(self) -> None:
         """Gives all ranks the pieces as they are now; a collective call if there are any."""
-        begin = time.perf_counter()
+        if self.shard is None:
+            return
+        began = self.clock.moment()
         for bucket in self.sharded_buckets:
             bucket.gather_weights(self.comm)
-        self.gather_seconds = time.perf_counter() - begin if self.shard else 0.0
+        self.gathered = began, self.clock.moment()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients."""

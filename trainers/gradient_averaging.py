@@ -7,9 +7,9 @@ backward waits for all. It knows the parameters but not the model: `following` s
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -17,13 +17,13 @@ from torch import nn
 from collectives import CollectiveError
 from trainers.buckets import Bucket
 from trainers.following import Awaited, follow
-from trainers.step_times import BackwardTimes
+from trainers.step_times import BackwardMoments
 from trainers.unequal_steps import hint_at_unequal_steps
 from trainers.unused import unused
 
 if TYPE_CHECKING:
     from collectives import Communicator
-    from collectives.work import Work
+    from trainers.clocks import Clock, TimedCall
 
 _NESTED = (
     "a backward through this model began before the one before it had ended: gradients are "
@@ -41,11 +41,12 @@ class GradientAveraging:
         names: of all parameters.
         unused: what becomes of a parameter without a gradient, see `DataParallel`.
         sharded: whether a bucket's averages are shared out among the ranks.
+        clock: by which backwards are timed.
 
     Attributes:
         awaited: whether a backward of a compiled forward is.
         synchronizes: whether backwards average, or add up this rank's gradients only.
-        times: of the last backward that averaged.
+        moments: of the last backward that averaged.
     """
 
     def __init__(
@@ -56,20 +57,22 @@ class GradientAveraging:
         *,
         unused: Literal["error", "zero"],
         sharded: bool,
+        clock: Clock,
     ) -> None:
         self.comm = comm
+        self.clock = clock
         self.buckets = buckets
         self.awaited = Awaited()
         self.synchronizes = True
-        self.times: BackwardTimes | None = None
+        self.moments: BackwardMoments | None = None
         self._names = names
         self._trains = {parameter: parameter.requires_grad for parameter in names}
         self._communicates = comm.size > 1 or sharded
         self._factor = 1.0 / comm.size
         self._unused = unused
         self._backward: int | None = None  # autograd's number of the one under way
-        self._ready = 0.0
-        self._works: list[Work] = []
+        self._ready: Any = None
+        self._works: list[TimedCall] = []
         for number, bucket in enumerate(buckets):
             for place, parameter in enumerate(bucket.parameters):
                 follow(self, parameter, number, place)
@@ -110,7 +113,7 @@ class GradientAveraging:
             engine.queue_callback(self._average)
         bucket.missing.discard(place)
         if not bucket.missing:
-            self._ready = time.perf_counter()
+            self._ready = self.clock.moment()
             self._begin_calls()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -148,7 +151,8 @@ class GradientAveraging:
         for bucket in self.buckets[len(self._works) : -1]:
             if bucket.missing:
                 return
-            self._works.append(bucket.begin_averaging(self.comm, async_op=True))
+            begin = partial(bucket.begin_averaging, self.comm, async_op=True)
+            self._works.append(self.clock.timed(begin))
 
     def _average(self, *, may_miss: bool = False) -> None:
         """The end of a backward: waits for the allreduces, and does those that are left."""
@@ -161,16 +165,16 @@ class GradientAveraging:
                 for work in self._works:
                     work.wait()
                     calls.append((work.began, work.ended))
-                begin = time.perf_counter()
+                began = self.clock.moment()
                 self.buckets[-1].begin_averaging(self.comm, async_op=False)
-            calls.append((begin, time.perf_counter()))
+            calls.append((began, self.clock.moment()))
             for bucket in self.buckets:
                 bucket.end_averaging()
             self._works = []
         for bucket in self.buckets:
             bucket.leave_out()
             bucket.kept.clear()
-        self.times = BackwardTimes(self._ready, time.perf_counter(), tuple(calls))
+        self.moments = BackwardMoments(self._ready, self.clock.moment(), tuple(calls))
 
     @torch.no_grad()
     def _count_missing(self, *, may_miss: bool) -> None:
@@ -188,7 +192,7 @@ class GradientAveraging:
             raise unused(missing, self.comm.rank)
         for bucket in self.buckets:
             bucket.take_missing(self._factor)
-        self._ready = time.perf_counter()
+        self._ready = self.clock.moment()
         self._begin_calls()
 
     def _name(self, number: int, place: int) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from collectives.settings import emulates_devices
 from trainers.errors import ConfigurationError
+from trainers.precision import has_native_bfloat16
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -36,6 +37,13 @@ class Placement:
     def on_gpu(self) -> bool:
         """Whether they are on a GPU."""
         return self.device.type == "cuda"
+
+    @property
+    def has_native_bfloat16(self) -> bool:
+        """Whether what computes there multiplies bfloat16 by itself."""
+        if not self.on_gpu:
+            return has_native_bfloat16()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
     def put(self, samples: Any) -> Any:
         """Samples, however tensors are put together in them, where the model is."""
@@ -97,6 +105,7 @@ def placement_of(comm: Communicator, kind: Kind) -> Placement:
     """
     if kind == "cpu" or emulates_devices():
         return Placement(torch.device("cpu"))
+    assert comm.device is not None, "the ranks are connected by their devices"
     torch.cuda.set_device(comm.device)
     return Placement(torch.device("cuda", comm.device))
 
@@ -114,7 +123,7 @@ def check_placement(kind: Kind) -> None:
             "train.device: cuda needs cupy, which is not installed: pip install "
             "'collectives-runtime[cuda13]' (or [cuda12])"
         )
-    if not torch.backends.cuda.is_built():
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         raise ConfigurationError(
             f"train.device: cuda needs a torch that is built with CUDA, found {torch.__version__}"
         )

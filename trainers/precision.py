@@ -42,10 +42,10 @@ def subnormals_flushed() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def agreed_precision(comm: Communicator, wanted: Precision) -> torch.dtype:
-    """The type all ranks compute in: with `auto`, bfloat16 only if all are good at it."""
-    fast = wanted == "auto" and all(comm.allgather_object(has_native_bfloat16()))
-    return precision_of(wanted, fast=fast)
+def agreed_precision(comm: Communicator, wanted: Precision, *, fast: bool) -> torch.dtype:
+    """The type all ranks compute in: with `auto`, bfloat16 only if all are `fast` in it."""
+    all_are = wanted == "auto" and all(comm.allgather_object(fast))
+    return precision_of(wanted, fast=all_are)
 
 
 def precision_of(wanted: Precision, *, fast: bool) -> torch.dtype:

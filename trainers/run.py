@@ -11,6 +11,7 @@ from trainers.aftermath import write_aftermath
 from trainers.checkpoints import unpacked
 from trainers.configuration import as_data, as_yaml
 from trainers.errors import ConfigurationError
+from trainers.placement import check_placement
 from trainers.progress import METRICS, judged_before
 from trainers.restarts import Start
 from trainers.run_config import RunConfig, check_ranks
@@ -27,6 +28,7 @@ FIRST_START = Start()
 def check_run(config: RunConfig, ranks: int, *, resume: bool) -> None:
     """Raises what is wrong with a run before any rank of it is started."""
     check_ranks(config, ranks)
+    check_placement(config.train.device)
     origin, data = checkpoint_to_resume(config)[:2] if resume else (None, None)
     check_folder(config.run)
     task = config.build()
@@ -87,7 +89,8 @@ def carry_out(
     if not trainer.stopped:
         write_aftermath(trainer)
     if first and not trainer.stopped:
-        task.report(trainer.average.model, config.run, judged_before(config.run / METRICS))
+        model = trainer.placement.on_host(trainer.average.model)
+        task.report(model, config.run, judged_before(config.run / METRICS))
     if first:
         done = str(trainer.step - begin) + f" of {trainer.step}" * (begin > 0)
         passed = time.monotonic() - began

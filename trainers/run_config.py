@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trainers.errors import ConfigurationError
 from trainers.optimization import OptimizerConfig
+from trainers.placement import Kind
 from trainers.precision import Precision
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class TrainConfig:
         precision: what the model computes in; weights, gradients and sums stay float32. auto is
             bfloat16 where every rank's processor multiplies it by itself, else float32.
         average: decay of the moving average of the weights that is judged and used; 0 for none.
-        device: where the model is; nothing else than cpu is carried yet.
+        device: where models are: in host memory (cpu), or each on its rank's GPU (cuda). Ranks get
+            the GPUs in turn.
         keep: how many checkpoints stay in the folder.
         log_every: steps between two records of metrics.
         trace: how many of the last steps are in the run's trace; 0: none is written.
@@ -45,7 +47,7 @@ class TrainConfig:
     compile: bool = False
     precision: Precision = "auto"
     average: float = 0.0
-    device: str = "cpu"
+    device: Kind = "cpu"
     keep: int = 2
     log_every: int = 100
     trace: int = 20
@@ -60,11 +62,6 @@ class TrainConfig:
         if not 0 <= self.average < 1:
             raise ConfigurationError(
                 f"train.average: expected a number from 0 to below 1, found {self.average}"
-            )
-        if self.device != "cpu":
-            raise ConfigurationError(
-                f"train.device: expected 'cpu', found {self.device!r}; training on other devices "
-                "is not carried yet"
             )
 
     @property

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.buckets import Bucket, aligned, as_called_on, view_of
+from trainers.placement import empty_to_travel
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -52,21 +53,24 @@ class ShardedBucket(Bucket):
         comm: Communicator,
     ) -> None:
         super().__init__(parameters, flat, sent)
-        if flat.device.type != "cpu":
-            raise ValueError(f"shard: expected parameters on the CPU, found some on {flat.device}")
+        if flat.device != sent.device:
+            raise ValueError(
+                f"shard: expected parameters where arrays of calls may be, found some on "
+                f"{flat.device}, and calls carry only arrays in host memory"
+            )
         self.counts = tuple(counts)
         self._are_equal = len(set(counts)) == 1
         self._begin = sum(counts[: comm.rank])
         self._end = self._begin + counts[comm.rank]
         most, count = max(counts), counts[comm.rank]
-        self._weights: Tensor = comm.empty(flat.numel(), flat.dtype)
+        self._weights = empty_to_travel(comm, flat.numel(), flat.dtype, flat.device)
         self._own_weights = self._weights[self._begin : self._end]
         # A call's arrays must not overlap: what is sent of the weights is a copy.
-        self._weights_out: Tensor = comm.empty(most, flat.dtype)[:count]
-        self._arrived: Tensor = comm.empty(most, sent.dtype)[:count]
+        self._weights_out = empty_to_travel(comm, most, flat.dtype, flat.device)[:count]
+        self._arrived = empty_to_travel(comm, most, sent.dtype, flat.device)[:count]
         self._own_gradients: Tensor = self._arrived
         if self.is_narrowed:
-            self._own_gradients = torch.zeros(count, dtype=flat.dtype)
+            self._own_gradients = torch.zeros(count, dtype=flat.dtype, device=flat.device)
         self._earlier: Tensor | None = None
         self._has_gradients = False
         by_rank = (comm.size, -1) if self._are_equal else (-1,)
@@ -133,7 +137,7 @@ class ShardedBucket(Bucket):
 
         Args:
             comm: the ranks.
-            own: this rank's part, as long as its part of the bucket.
+            own: this rank's part, as long as its part of the bucket; in host memory.
         """
         whole = comm.gather(own, counts=self.counts)
         if whole is None:
@@ -146,7 +150,7 @@ class ShardedBucket(Bucket):
     def own_part(self, place: int, whole: Tensor) -> Tensor:
         """Of a tensor shaped as a parameter what belongs to this rank's piece of it."""
         parameter, offset = self.parameters[place], self.offsets[place]
-        flat = torch.zeros(aligned(parameter), dtype=whole.dtype)
+        flat = torch.zeros(aligned(parameter), dtype=whole.dtype, device=parameter.device)
         view_of(flat, 0, parameter).copy_(whole)
         begin, end = self._within(place)
         part: Tensor = flat[begin - offset : end - offset]
@@ -224,7 +228,7 @@ def gather_memories(model: DataParallel, own: Mapping[str, Tensor]) -> dict[str,
     pieces = model.pieces
     everyones: list[dict[str, Tensor | None]] = model.comm.allgather_object(
         {
-            key: None if memory.shape == pieces[key.partition("/")[2]].shape else memory
+            key: None if memory.shape == pieces[key.partition("/")[2]].shape else memory.cpu()
             for key, memory in own.items()
         }
     )
@@ -256,12 +260,14 @@ def own_memory(model: DataParallel, name: str, memory: Tensor) -> Tensor:
     """Of what is remembered of a parameter, this rank's part, as its piece lies in memory."""
     for bucket in model.buckets:
         for place, parameter in enumerate(bucket.parameters):
-            if model.names[parameter] != name or memory.shape != parameter.shape:
+            if model.names[parameter] != name:
                 continue
+            if memory.shape != parameter.shape:
+                return memory.to(parameter.device)
             if isinstance(bucket, ShardedBucket):
                 return bucket.own_part(place, memory)
             return torch.empty_like(parameter).copy_(memory)
-    return memory
+    raise KeyError(name)
 
 
 class ShardedOptimizer(torch.optim.Optimizer):

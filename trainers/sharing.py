@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from trainers.placement import travels_on
+
 if TYPE_CHECKING:
     from collectives import Communicator
 
 
 @torch.no_grad()
 def broadcast_tensors(comm: Communicator, tensors: Iterable[Tensor], root: int = 0) -> None:
-    """Gives all ranks root's values of `tensors`, one broadcast per element type."""
+    """Gives all ranks root's values of `tensors`, one broadcast per element type and device."""
     by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         by_type.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    for group in by_type.values():
-        flat = torch.cat([tensor.detach().reshape(-1) for tensor in group]).cpu()
+    for (_, device), group in by_type.items():
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in group])
+        if travels_on(comm, device) is None:
+            flat = flat.cpu()
         comm.broadcast(flat, root=root, out=flat)
         offset = 0
         for tensor in group:

@@ -9,7 +9,7 @@
 
 What is averaged while backward still computes is hidden, and a part of `compute`. Telling late from
 exposed takes the ranks' times: on one host all processes have the same clock, so each step only
-notes its times, and the ranks tell each other once per record of metrics.
+notes its moments (`clocks`), and the ranks tell each other once per record of metrics.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collectives import Communicator
+    from trainers.clocks import Clock
 
 PARTS = ("data", "compute", "late", "exposed", "optimizer")
 
@@ -43,6 +45,21 @@ class BackwardTimes:
     ready: float
     done: float
     calls: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class BackwardMoments:
+    """The same in moments of a clock, which may have no time yet."""
+
+    ready: Any
+    done: Any
+    calls: tuple[tuple[Any, Any], ...]
+
+    def times(self, clock: Clock) -> BackwardTimes:
+        """In seconds, once the clock has settled."""
+        seconds = clock.seconds
+        calls = tuple((seconds(began), seconds(ended)) for began, ended in self.calls)
+        return BackwardTimes(seconds(self.ready), seconds(self.done), calls)
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,49 @@ class StepRecord:
             self.loss, self.began, self.data, self.backward.ready, self.backward.done, self.ended,
             self.gathered,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StepMoments:
+    """The same in moments of a clock, with losses that may not have been computed yet.
+
+    Attributes:
+        step: its number, from 0.
+        losses: of each of its backwards, and what it counts for in the global batch's mean.
+        began: when the step began.
+        data: begin and end of each getting of samples.
+        forward: when the last forward had ended.
+        backward: when which gradients were there and averaged.
+        ended: when the parameters had moved.
+        gathered: begin and end of the gathering of parameters that are sharded.
+    """
+
+    step: int
+    losses: tuple[tuple[Tensor, float], ...]
+    began: Any
+    data: tuple[tuple[Any, Any], ...]
+    forward: Any
+    backward: BackwardMoments
+    ended: Any
+    gathered: tuple[Any, Any] | None
+
+    def record(self, clock: Clock) -> StepRecord:
+        """In seconds, once the clock has settled."""
+        seconds = clock.seconds
+        return StepRecord(
+            self.step,
+            sum(loss.item() * weight for loss, weight in self.losses),
+            seconds(self.began),
+            sum(_between(clock, *each) for each in self.data),
+            seconds(self.forward),
+            self.backward.times(clock),
+            seconds(self.ended),
+            0.0 if self.gathered is None else _between(clock, *self.gathered),
+        )
+
+
+def _between(clock: Clock, begin: Any, end: Any) -> float:
+    return clock.seconds(end) - clock.seconds(begin)
 
 
 @dataclass(frozen=True)
@@ -115,28 +175,31 @@ class StepTimes:
     """Notes the steps of this rank, and tells the others.
 
     Args:
-        comm: the ranks; all note the same steps.
+        clock: by which they are timed.
         kept: how many of the last steps are kept as they are.
+
+    Attributes:
+        kept: the last of the steps that have been exchanged.
     """
 
-    def __init__(self, comm: Communicator, kept: int) -> None:
+    def __init__(self, comm: Communicator, clock: Clock, kept: int) -> None:
         self._comm = comm
-        self._rows: list[tuple[float, ...]] = []
-        self._next = 0
+        self._clock = clock
+        self._noted: list[StepMoments] = []
         self.kept: deque[StepRecord] = deque(maxlen=kept)
 
-    def note(self, record: StepRecord) -> None:
+    def note(self, step: StepMoments) -> None:
         """Adds a step."""
-        self._rows.append(record.as_row())
-        self._next = record.step + 1
-        self.kept.append(record)
+        self._noted.append(step)
 
     def exchange(self) -> Interval:
         """The steps since the last call, of all ranks. A collective call; there must be some."""
-        everyones: Table = self._comm.allgather(np.array(self._rows))
-        first = self._next - len(self._rows)
-        self._rows.clear()
-        return interval_of(first, everyones)
+        self._clock.settle()
+        records = [step.record(self._clock) for step in self._noted]
+        self._noted.clear()
+        self.kept.extend(records)
+        everyones: Table = self._comm.allgather(np.array([each.as_row() for each in records]))
+        return interval_of(records[0].step, everyones)
 
 
 def parts_of(everyones: Table) -> Table:

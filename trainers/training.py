@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -28,17 +28,20 @@ from trainers.configuration import as_data
 from trainers.data_parallel import DataParallel
 from trainers.errors import CheckpointError, DivergedError, RecordError
 from trainers.optimization import Optimization
+from trainers.placement import placement_of
 from trainers.precision import agreed_precision
 from trainers.progress import METRICS, MetricsFile, ProgressLine, speed_key
 from trainers.run_config import RunConfig, check_ranks
 from trainers.sharing import share_of
-from trainers.step_times import Interval, StepRecord, StepTimes
+from trainers.step_times import Interval, StepMoments, StepTimes
 from trainers.stopping import StopRequest
 
 if TYPE_CHECKING:
     from collectives import Communicator
     from trainers.task import Task
 
+_Losses: TypeAlias = tuple[tuple[Tensor, float], ...]
+_Spans: TypeAlias = tuple[tuple[Any, Any], ...]
 _WIRES = {"as they are": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,7 +76,10 @@ class Trainer:
         self.config = config
         self.task = task
         self.comm = comm
-        self.precision = agreed_precision(comm, config.train.precision)
+        self.placement = placement_of(comm, config.train.device)
+        self.precision = agreed_precision(
+            comm, config.train.precision, fast=self.placement.has_native_bfloat16
+        )
         self.step = 0
         self.stopped = 0
         self._saved = 0 if checkpoint is None else checkpoint.step
@@ -85,6 +91,7 @@ class Trainer:
             self.step = checkpoint.step
         elif config.start is not None and comm.rank == 0:  # whose weights all ranks get
             load_start(self.network, task, config.start)
+        self.network.to(self.placement.device)
         self.model = DataParallel(
             self._compiled(self.network),
             comm,
@@ -101,7 +108,7 @@ class Trainer:
             self.optimization.load_state(checkpoint.part("optimizer"))
             if averaged := checkpoint.part("average"):
                 load_weights(self.average.model, averaged, "the checkpoint's average")
-        self.times = StepTimes(comm, max(KEPT, config.train.trace))
+        self.times = StepTimes(comm, self.model.clock, max(KEPT, config.train.trace))
         self.intervals: list[Interval] = []
 
     def fit(self) -> dict[str, float]:
@@ -123,12 +130,12 @@ class Trainer:
         speed = _Speed(train.batch * self.task.units_per_sample)
         result: dict[str, float] = {}
         if self.step >= train.steps:
-            result = self.task.evaluate(self.average.model, self.comm)
+            result = self._evaluate()
         stop = StopRequest(self.comm)
         with stop.listening(), self._telling_what_is_left():
             if self.step == 0 and self.config.start is not None:
                 # What its weights are worth on this data, before they are moved.
-                before = self.task.evaluate(self.average.model, self.comm)
+                before = self._evaluate()
                 metrics.write({"step": 0, **before})
                 speed.restart()
             while self.step < train.steps and not self.stopped:
@@ -143,7 +150,7 @@ class Trainer:
                         line.update(self.step, facts)
                     stop.expect(sum(self.intervals[-1].mean().values()))
                 if evaluates and not self.stopped:
-                    result = self.task.evaluate(self.average.model, self.comm)
+                    result = self._evaluate()
                     metrics.write({"step": self.step, **result})
                 if saves:
                     self.save()
@@ -154,6 +161,9 @@ class Trainer:
                 if evaluates or saves:
                     speed.restart()
         return result
+
+    def _evaluate(self) -> dict[str, float]:
+        return self.task.evaluate(self.placement.from_host(self.average.model), self.comm)
 
     def save(self) -> Path | None:
         """Writes a checkpoint, on rank 0; a collective call.
@@ -189,58 +199,67 @@ class Trainer:
         self._saved = self.step
         return written
 
-    def one_step(self, share: range) -> StepRecord:
+    def one_step(self, share: range) -> StepMoments:
         """One optimizer step on this rank's `share` of the global batch; a collective call."""
-        began = time.perf_counter()
-        step = self.step
+        clock, step = self.model.clock, self.step
+        began = clock.moment()
         self.model.zero_grad()
-        loss, data = self._gradients(step, share)
-        backward = self.model.times
+        losses, data = self._gradients(step, share)
+        backward = self.model.moments
         assert backward is not None, "the last part has averaged"
         if self.config.optimizer.clip:
             self.model.clip_gradients(self.config.optimizer.clip)
         self.optimization.step(step)
         self.average.update(step)
         self.step += 1
-        return StepRecord(
-            step, loss, began, data, self._forward_ended, backward, time.perf_counter(),
-            self.model.gather_seconds,
+        return StepMoments(
+            step, losses, began, data, self._forward_ended, backward, clock.moment(),
+            self.model.gathered,
         )  # fmt: skip
 
     def compute_seconds(self, step: int, share: range) -> float:
         """Adds up a step's gradients and says what that took, getting the samples left out."""
-        began = time.perf_counter()
+        clock = self.model.clock
+        began = clock.moment()
         _, data = self._gradients(step, share)
-        return time.perf_counter() - began - data
+        ended = clock.moment()
+        clock.settle()
+        seconds = clock.seconds
+        return seconds(ended) - seconds(began) - sum(seconds(b) - seconds(a) for a, b in data)
 
-    def _gradients(self, step: int, share: range) -> tuple[float, float]:
+    def _gradients(self, step: int, share: range) -> tuple[_Losses, _Spans]:
         """Forwards and backwards of a step.
 
         Returns:
-            This rank's part of the global batch's mean loss, and seconds that getting samples took.
+            The loss of each, and what it counts for in the global batch's mean; and when the
+            getting of samples for each began and ended.
         """
-        # Not torch.manual_seed, which looks after every other device too, for 0.3 ms.
-        torch.default_generator.manual_seed(_mixed(self.config.seed, step, self.comm.rank))
-        loss, data = 0.0, 0.0
+        self.placement.seed(_mixed(self.config.seed, step, self.comm.rank))
+        clock = self.model.clock
+        losses: list[tuple[Tensor, float]] = []
+        data: list[tuple[Any, Any]] = []
         parts = self.config.train.accumulate
         for part in range(parts):
-            begin = time.perf_counter()
+            begin = clock.moment()
             own = share_of(len(share), part, parts)
             samples = self.task.samples(step, share[own.start : own.stop])
-            data += time.perf_counter() - begin
+            samples = self.placement.put(samples)
+            data.append((begin, clock.moment()))
             weight = self.model.weight(len(own), self.config.train.batch)
             last = part == parts - 1
             with contextlib.nullcontext() if last else self.model.no_sync():
-                loss += self._backward(samples, weight)
-        return loss, data
+                loss = self._backward(samples, weight)
+            losses.append((loss, weight / self.comm.size))
+        return tuple(losses), tuple(data)
 
-    def _backward(self, samples: Any, weight: float) -> float:
-        """Forward and backward; returns these samples' part of the global batch's mean loss."""
-        with torch.autocast("cpu", self.precision, enabled=self.precision != torch.float32):
+    def _backward(self, samples: Any, weight: float) -> Tensor:
+        """Forward and backward; returns the mean loss of these samples."""
+        narrow = self.precision != torch.float32
+        with torch.autocast(self.placement.device.type, self.precision, enabled=narrow):
             loss: Tensor = self.task.loss(self.model, samples)
-        self._forward_ended = time.perf_counter()
+        self._forward_ended = self.model.clock.moment()
         (loss * weight).backward()  # type: ignore[no-untyped-call]
-        return loss.item() * weight / self.comm.size
+        return loss.detach()
 
     def _compiled(self, network: nn.Module) -> nn.Module:
         """The network that trains; the weights are those of `network`."""

@@ -217,7 +217,7 @@ def test_print_config_is_a_configuration(file, capsys):
     ("words", "message"),
     [
         (["--set", "train.epoch=3"], "unknown key 'train.epoch' (did you mean 'train.epochs'?)"),
-        (["--set", "train.device=cuda"], "expected 'cpu', found 'cuda'"),
+        (["--set", "train.device=gpu"], "expected 'cpu' or 'cuda', found 'gpu'"),
         (["-n", "8"], "at least one sample for each of the 8 ranks, found 7"),
         (["-n", "0"], "the number of ranks must be at least 1, not 0"),
         (["--max-restarts", "-1"], "the number of restarts must be at least 0, not -1"),

@@ -96,7 +96,7 @@ def check_heading(path):
         ("train.epochs=0", "train.epochs: expected 1 or more, found 0"),
         ("train.batch=-1", "train.batch: expected 1 or more, found -1"),
         ("train.average=1", "train.average: expected a number from 0 to below 1, found 1"),
-        ("train.device=cuda", "train.device: expected 'cpu', found 'cuda'; .* not carried yet"),
+        ("train.device=gpu", "train.device: expected 'cpu' or 'cuda', found 'gpu'"),
         ("train.precision=float16", "expected 'auto' or 'float32' or 'bfloat16', found 'float16'$"),
         ("train=5", "train: expected keys below it .*epochs.*, found 5"),
         ("train.epochs.more=5", "'epochs' is a value, with no keys below it"),

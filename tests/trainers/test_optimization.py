@@ -65,11 +65,11 @@ def test_ranks_agree_on_the_least(alone):
         def allgather_object(self, mine):
             return [True, False]
 
-    assert agreed_precision(OneIsOld(), "auto") == torch.float32
-    assert agreed_precision(OneIsOld(), "bfloat16") == torch.bfloat16
-    assert agreed_precision(alone, "float32") == torch.float32
-    wanted = torch.bfloat16 if has_native_bfloat16() else torch.float32
-    assert agreed_precision(alone, "auto") == wanted
+    assert agreed_precision(OneIsOld(), "auto", fast=True) == torch.float32
+    assert agreed_precision(OneIsOld(), "bfloat16", fast=False) == torch.bfloat16
+    assert agreed_precision(alone, "float32", fast=True) == torch.float32
+    assert agreed_precision(alone, "auto", fast=True) == torch.bfloat16
+    assert agreed_precision(alone, "auto", fast=False) == torch.float32
 
 
 def test_subnormals_are_zero_while_they_are_flushed():

@@ -10,12 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from harness.batches import Batch
 
 from trainers.bucket_plan import HANDOVER_SECONDS, BucketPlan
 from trainers.cost_report import CostReport, print_report, whole_before
 from trainers.curve import draw_curve
-from trainers.step_times import PARTS, BackwardTimes, StepRecord, StepTimes, interval_of, joined
+from trainers.step_times import (
+    PARTS,
+    BackwardMoments,
+    BackwardTimes,
+    StepMoments,
+    StepRecord,
+    StepTimes,
+    interval_of,
+    joined,
+)
 from trainers.timeline import write_trace
 
 ranks = Batch()
@@ -79,17 +89,51 @@ def test_losses_that_are_no_numbers_are_found():
     assert interval_of(0, rows).not_a_number() == (1, [0, 1])
 
 
+class LateClock:
+    """Whose moments have a time only once it has settled, ten seconds late."""
+
+    def __init__(self):
+        self.known = -1.0
+
+    def moment(self):
+        raise NotImplementedError("the test makes its own")
+
+    def settle(self):
+        self.known = float("inf")
+
+    def seconds(self, moment):
+        assert moment < self.known, "not settled"
+        return 10.0 + moment
+
+
+def moments(step, *, ready, loss=1.0, gathered=None):
+    backward = BackwardMoments(ready, 4.0, ((0.5, 1.5), (2.0, 4.0)))
+    losses = ((torch.tensor(loss), 0.25), (torch.tensor(2 * loss), 0.5))
+    return StepMoments(step, losses, 0.0, ((0.0, 0.125), (0.25, 0.5)), 1.0, backward, 5.0, gathered)
+
+
+def test_moments_become_seconds_once_they_are_known():
+    clock = LateClock()
+    step = moments(3, ready=2.0, gathered=(4.0, 4.75))
+    with pytest.raises(AssertionError, match="not settled"):
+        step.record(clock)
+    clock.settle()
+    times = BackwardTimes(12.0, 14.0, ((10.5, 11.5), (12.0, 14.0)))
+    assert step.record(clock) == StepRecord(3, 1.25, 10.0, 0.375, 11.0, times, 15.0, 0.75)
+    assert moments(3, ready=2.0).record(clock).gathered == 0.0
+
+
 @ranks(2)
 def test_ranks_tell_each_other(comm):
-    times = StepTimes(comm, kept=2)
+    times = StepTimes(comm, LateClock(), kept=2)
     for step in range(5, 8):
-        times.note(record(step, 0.0, data=0, ready=1 + comm.rank, done=4, ended=5, loss=step))
+        times.note(moments(step, ready=1.0 + comm.rank, loss=4.0 * step))
     first = times.exchange()
-    times.note(record(8, 0.0, data=0, ready=1, done=4, ended=5))
+    times.note(moments(8, ready=1.0))
     second = times.exchange()
     assert (first.first, first.steps, second.first, second.steps) == (5, 3, 8, 1)
-    assert first.losses.tolist() == [[5, 5], [6, 6], [7, 7]]
-    assert first.parts[0].tolist() == [0, 1, 1, 2, 1]
+    assert first.losses.tolist() == [[25, 25], [30, 30], [35, 35]]
+    assert first.parts[0].tolist() == [0.375, 0.625, 1, 2, 1]
     assert first.last.tolist() == [0, 3]
     assert [each.step for each in times.kept] == [7, 8]
 

@@ -98,7 +98,7 @@ class UNet(nn.Module):
 def waves(times: Tensor, channels: int) -> Tensor:
     """Cosines and sines of times (n), at frequencies from 1 down: (n, channels)."""
     half = channels // 2
-    frequencies = torch.exp(torch.arange(half) * (-math.log(LONGEST) / half))
+    frequencies = torch.exp(torch.arange(half, device=times.device) * (-math.log(LONGEST) / half))
     angles = times[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 

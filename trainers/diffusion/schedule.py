@@ -51,7 +51,8 @@ class NoiseSchedule:
     def noised(self, pictures: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """What pictures (n, channels, height, width) are at n times."""
         each = (-1, 1, 1, 1)
-        return self._picture[times].view(each) * pictures + self._noise[times].view(each) * noise
+        picture, left = (each_time.to(times.device) for each_time in (self._picture, self._noise))
+        return picture[times].view(each) * pictures + left[times].view(each) * noise
 
     @torch.no_grad()
     def sampled(

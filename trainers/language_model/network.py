@@ -197,7 +197,8 @@ class _Attention(nn.Module):
             keys, values = cache.extended(self.layer, keys, values)
             new, seen = queries.shape[-2], keys.shape[-2] - queries.shape[-2]
             if seen and new > 1:
-                mask = torch.ones(new, seen + new, dtype=torch.bool).tril(seen)
+                mask = torch.ones(new, seen + new, dtype=torch.bool, device=keys.device)
+                mask = mask.tril(seen)
         mixed = functional.scaled_dot_product_attention(
             queries,
             keys,
