@@ -182,7 +182,8 @@ def family_of(x: Array, name: str = "x") -> Family:
             raise TypeError(f"{name}: expected a dense tensor, found {found}")
         if x.device.type == "cuda":
             return _on_device("TORCH_CUDA")
-        if emulated is not None and emulated.device_of(x.data_ptr()) is not None:
+        # Of the whole memory: the address of no elements is 0.
+        if emulated is not None and emulated.device_of(x.untyped_storage().data_ptr()) is not None:
             return _on_device("TORCH_EMULATED")
         return TORCH
     cupy = sys.modules.get("cupy")

@@ -251,7 +251,7 @@ class _TorchEmulated(TorchFamily):
     def ordinal_of(self, x: Array) -> int:
         from transports.cuda_ipc.emulated_array import device_of
 
-        device = device_of(x.data_ptr())
+        device = device_of(x.untyped_storage().data_ptr())
         assert device is not None, "family_of looks for it"
         return device.ordinal
 

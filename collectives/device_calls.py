@@ -9,6 +9,7 @@ from collectives import dtypes
 from collectives.choosing import Request
 from collectives.device_symmetric import DeviceBlock, DeviceSymmetric
 from collectives.lowering import lower_all
+from collectives.reaching import reach
 from collectives.specs import spec_named
 from transports import _native
 from transports.cuda_ipc.connection import Connected
@@ -64,8 +65,9 @@ class DeviceCalls(DeviceSymmetric):
             reduction = Reduction(*dtypes.reduction(request.dtype, request.op))
         algo = self._calls.proved_algorithm_for(request)
         text = self._calls.text_of(request, algo) + " on devices"
-        if algo.one_sided:  # where an array lies is part of what ranks must agree on
-            text += "".join(f" at {name:x}+{offset}" for _, name, offset in places)
+        if algo.one_sided:  # where an array lies that peers reach is part of what must be agreed on
+            remote = reach(algo, self.size, request.root, self.hosts).remote
+            text += "".join(f" at {block:x}+{at}" for space, block, at in places if space in remote)
         plans = lower_all(algo, self.size, request.root, self.hosts)
         unit = 1 if reduction is None else request.itemsize
         scale = request.itemsize // unit

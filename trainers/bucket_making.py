@@ -13,6 +13,7 @@ from trainers.bucket_plan import BucketPlan, Predict, grouped, planned_sizes, pr
 from trainers.buckets import Bucket, elements_of
 from trainers.placement import empty_to_travel
 from trainers.sharded import ShardedBucket, shared_out
+from transports.telling import tell
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -100,4 +101,9 @@ def _room(
     sent = empty_to_travel(comm, elements, travels, device)
     if sent.device == device and travels == dtype:
         return sent, sent
+    if sent.device != device and comm.rank == 0:
+        tell(
+            f"gradients on {device} are averaged in host memory: calls of this communicator carry "
+            "no arrays on devices (which takes cupy, and init() without transport='shm')"
+        )
     return torch.empty(elements, dtype=dtype, device=device), sent
