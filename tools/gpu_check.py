@@ -23,13 +23,14 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 STAGES = {
     # name: seconds it may take, less than eight minutes in all
-    "environment": 30,
-    "conformance": 120,
-    "contract": 100,
-    "stress": 30,
-    "probe": 30,
+    "environment": 20,
+    "conformance": 100,
+    "contract": 80,
+    "stress": 25,
+    "probe": 20,
     "sweep": 80,
-    "shared memory": 80,
+    "training": 90,
+    "shared memory": 65,
 }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,6 +254,77 @@ def _raced(ranks: int, *options: str) -> tuple[list[Result], bool]:
     _, results = read_results(lines)
     lines.unlink()
     return results, done.returncode != 0
+
+
+def training() -> dict[str, Any]:
+    """The example network and the language model, two ranks of one device; the trainer's tests."""
+    rows, failures = [], []
+    if not EMULATED:
+        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        os.environ["COLLECTIVES_TEST_DEVICES"] = "torch cuda"
+        failures.append(_fails([*tests, "tests/trainers/test_on_devices.py"]))
+    folder = Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    try:
+        _draw_photographs(folder / "photographs")
+        models = {
+            # name: steps of each, and settings; as much data as every machine has
+            "espcn": (600, [f"data.path={folder}/photographs", "data.held_out=[image0]"]),
+            "llm_small": (150, ["data.tokenizer=bytes", "data.vocabulary=0",
+                                f"data.path={Path(json.__file__).parent}",
+                                f"data.cache={folder}/tokens"]),
+        }  # fmt: skip
+        for name, (steps, settings) in models.items():
+            run = folder / name
+            steps = 10 if EMULATED else steps
+            settings += ["train.device=cuda", f"run={run}", "train.epochs=2",
+                         f"train.steps_per_epoch={steps // 2}",
+                         f"train.log_every={steps // 5}"]  # fmt: skip
+            words = [word for setting in settings for word in ("--set", setting)]
+            failed = _fails([sys.executable, "-m", "launch", "train", f"configs/{name}.yaml",
+                             "-n", "2", *words])  # fmt: skip
+            failures.append(failed)
+            if not failed:
+                rows.append({"model": name, **_trained(run)})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"found": f"{len(rows)} of {len(models)} models trained", "table": rows,
+            "failed": any(failures)}  # fmt: skip
+
+
+def _fails(command: list[str]) -> bool:
+    """Whether a program of ours does, whose last words are then in the report."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    print(done.stdout[-2000:], done.stderr[-2000:])
+    return done.returncode != 0
+
+
+def _draw_photographs(folder: Path) -> None:
+    """Images of structure at several scales: samples of photographs are not on every machine."""
+    from PIL import Image
+
+    folder.mkdir()
+    dice = np.random.default_rng(7)
+    for number in range(6):
+        image = sum(
+            np.kron(dice.random((240 // side, 240 // side, 3)), np.ones((side, side, 1)))
+            for side in (2, 6, 24, 60)
+        )
+        Image.fromarray((np.asarray(image) * 63).astype(np.uint8)).save(
+            folder / f"image{number}.png"
+        )
+
+
+def _trained(run: Path) -> dict[str, Any]:
+    """The losses of a run, its speed, and where the time of its steps went after the first."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    found = {"first loss": round(steps[0]["loss"], 4), "last loss": round(steps[-1]["loss"], 4)}
+    for key in steps[0]:
+        if key.endswith("_per_second"):
+            found[key.replace("_", " ")] = round(max(step[key] for step in steps[1:]), 1)
+        elif key.endswith("_ms"):
+            found[key.replace("_", " ")] = round(min(step[key] for step in steps[1:]), 3)
+    return found
 
 
 def shared_memory() -> dict[str, Any]:

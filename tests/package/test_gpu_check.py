@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,6 +32,15 @@ def test_a_dry_run(tmp_path):
     assert results["stages"]["probe"]["copy_bytes_per_second"] > 0
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) <= 8
+
+
+@pytest.mark.full  # the quick tests train on devices elsewhere
+def test_a_dry_run_of_training(tmp_path):
+    done = check(tmp_path, "--only", "training")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "results.json").read_text())["stages"]["training"]["table"]
+    assert [row["model"] for row in rows] == ["espcn", "llm_small"]
+    assert all(row["last loss"] < row["first loss"] for row in rows)
 
 
 def test_a_stage_that_fails_is_named_and_the_rest_goes_on(tmp_path):
