@@ -144,13 +144,16 @@ class TorchFamily:
         target.detach().copy_(source)
 
     def memory(self, x: Array) -> Any:
-        return x.data_ptr()
+        # That of no elements torch gives as 0, though it may lie in symmetric memory.
+        return x.data_ptr() or (
+            x.untyped_storage().data_ptr() + x.storage_offset() * x.element_size()
+        )
 
     def strides_of(self, x: Array) -> tuple[int, ...]:
         return tuple(step * x.element_size() for step in x.stride())
 
     def address_of(self, x: Array) -> int:
-        return int(x.data_ptr())
+        return int(self.memory(x))
 
     def is_writable(self, x: Array) -> bool:
         # An expanded tensor has several elements in one place.

@@ -38,6 +38,18 @@ class DeviceFamily(Family, Protocol):
     ) -> Array:
         """An array on memory that is there already and lives as long as `owner`."""
 
+    def to_host(self, x: Array) -> Array:
+        """A copy in host memory, contiguous, made once the caller's current stream has come to it.
+
+        The host waits for it.
+        """
+
+    def room_on_host(self, x: Array) -> Array:
+        """A new array there, of its shape and type."""
+
+    def from_host(self, x: Array, source: Array) -> None:
+        """Write what lies in host memory to `x`, on the caller's current stream."""
+
 
 class _TorchCuda(TorchFamily):
     """Tensors on a CUDA device."""
@@ -77,6 +89,15 @@ class _TorchCuda(TorchFamily):
             return torch.empty(shape, dtype=dtype, device=f"cuda:{ordinal}")
         flat = torch.as_tensor(memory, device=f"cuda:{ordinal}")
         return flat.view(dtype).reshape(shape)
+
+    def to_host(self, x: Array) -> Array:
+        return self.contiguous(x).cpu()
+
+    def room_on_host(self, x: Array) -> Array:
+        return sys.modules["torch"].empty(tuple(x.shape), dtype=x.dtype)
+
+    def from_host(self, x: Array, source: Array) -> None:
+        self.copy_into(x, source)
 
 
 class _Cupy:
@@ -151,6 +172,20 @@ class _Cupy:
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         memory = cupy.cuda.UnownedMemory(address, nbytes, owner, ordinal)
         return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0))
+
+    def to_host(self, x: Array) -> Array:
+        with x.device:
+            return np.ascontiguousarray(x.get())
+
+    def room_on_host(self, x: Array) -> Array:
+        return np.empty(tuple(x.shape), x.dtype)
+
+    def from_host(self, x: Array, source: Array) -> None:
+        with x.device:
+            if x.flags.c_contiguous:
+                x.set(source)
+            else:
+                x[...] = sys.modules["cupy"].asarray(source)
 
 
 class _Emulated:
@@ -228,6 +263,15 @@ class _Emulated:
 
         return EmulatedArray(shape, dtype, emulated_device(ordinal), address, owner)
 
+    def to_host(self, x: Array) -> Array:
+        return x.get()
+
+    def room_on_host(self, x: Array) -> Array:
+        return np.empty(x.shape, x.dtype)
+
+    def from_host(self, x: Array, source: Array) -> None:
+        x.set(source)
+
 
 class _TorchEmulated(TorchFamily):
     """Tensors of the CPU in an emulated device's memory, which torch works on as the host.
@@ -273,9 +317,19 @@ class _TorchEmulated(TorchFamily):
         self, address: int, shape: tuple[int, ...], dtype: Any, ordinal: int, owner: Any
     ) -> Array:
         torch = sys.modules["torch"]
-        nbytes = max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-        flat = torch.from_numpy(np.asarray(_HostMemory(address, nbytes, owner)))
-        return flat[: nbytes // dtype.itemsize * dtype.itemsize].view(dtype).reshape(shape)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        # numpy forgets the address of no bytes, by which the family is known.
+        flat = torch.from_numpy(np.asarray(_HostMemory(address, max(1, nbytes), owner)))
+        return flat[:nbytes].view(dtype).reshape(shape)
+
+    def to_host(self, x: Array) -> Array:
+        return x.detach().clone(memory_format=sys.modules["torch"].contiguous_format)
+
+    def room_on_host(self, x: Array) -> Array:
+        return sys.modules["torch"].empty(tuple(x.shape), dtype=x.dtype)
+
+    def from_host(self, x: Array, source: Array) -> None:
+        self.copy_into(x, source)
 
     def _in_memory_of(self, shape: tuple[int, ...], dtype: Any, ordinal: int) -> Array:
         from transports.cuda_ipc.emulated_array import Allocation, emulated_device

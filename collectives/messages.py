@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from collectives.arguments import (
     check_rank,
@@ -16,6 +16,9 @@ from collectives.arguments import (
 from collectives.arrays import Array, Family, family_of, shape_of, share_memory
 from collectives.objects import Objects
 from transports import _native
+
+if TYPE_CHECKING:
+    from collectives.device_arrays import DeviceFamily
 
 ANY = -1
 """As `source` of a receive: whoever sends; as its `tag`: any tag."""
@@ -43,7 +46,10 @@ class MessageWork:
         result: Array | None,
         buffer: Array,
     ) -> None:
-        """Made by isend and irecv; `buffer` is what the operation reads or fills."""
+        """Made by isend and irecv; `buffer`, in host memory, is what the operation reads or fills.
+
+        `family` is that of the result, which may be on a device.
+        """
         self._owner = owner
         self._operation = operation
         self._family = family
@@ -87,7 +93,10 @@ class MessageWork:
         """As `wait`; a `fatal` deadline is one of the communicator's, and breaks it."""
         self._owner._point_to_point.wait(self._operation, seconds, fatal)
         if self._result is not None and self._buffer is not self._result:
-            self._family.copy_into(self._result, self._buffer)
+            if self._family.on_device:
+                cast("DeviceFamily", self._family).from_host(self._result, self._buffer)
+            else:
+                self._family.copy_into(self._result, self._buffer)
             self._buffer = self._result
         return self._result
 
@@ -98,6 +107,10 @@ class Messages(Objects):
     Messages of one source to one destination with one tag arrive in order; a message that nobody
     receives yet delays no other. A send of a short message may return before it is received; the
     program must not depend on it.
+
+    Arrays on devices go by host memory: a send waits until the caller's current stream has come to
+    it, and what was received is on its way to the device, on that stream, when the call returns.
+    Both ends need not have theirs on a device.
     """
 
     _point_to_point: _native.PointToPoint
@@ -106,14 +119,16 @@ class Messages(Objects):
         """Begin to send `x`; it must not be changed until `wait()` of the result returns.
 
         Args:
-            x: any numpy array or torch CPU tensor.
+            x: a numpy array, a torch tensor or a cupy array.
             dest: to whom.
             tag: 0..2**31-1; the receive must name the same, or ANY.
         """
         dest, tag = check_rank(dest, self.size, "dest"), _check_tag(tag)
         family, x = input_array(x)
-        _refuse_device(family, "send")
         what = _label(family.dtype_of(x), shape_of(x))
+        if family.on_device:
+            x = cast("DeviceFamily", family).to_host(x)
+            family = family_of(x)
         whole = family.contiguous(x)
         nbytes = _nbytes(whole, family)
         memory = family.memory(whole)
@@ -134,12 +149,15 @@ class Messages(Objects):
         source = source if source == ANY else check_rank(source, self.size, "source")
         tag = tag if tag == ANY else _check_tag(tag)
         family = family_of(x)
-        _refuse_device(family, "recv")
         refuse_out(x, shape_of(x), x, family)
         what = _label(family.dtype_of(x), shape_of(x))
-        buffer = x if family.is_contiguous(x) else family.empty(shape_of(x), x)
-        nbytes = _nbytes(buffer, family)
-        memory = family.memory(buffer)
+        buffer = x
+        if family.on_device:
+            buffer = cast("DeviceFamily", family).room_on_host(x)
+        elif not family.is_contiguous(x):
+            buffer = family.empty(shape_of(x), x)
+        nbytes = _nbytes(buffer, family_of(buffer))
+        memory = family_of(buffer).memory(buffer)
         operation = self._point_to_point.post_recv(
             memory, nbytes, source, tag, what, buffer, posted
         )
@@ -202,7 +220,6 @@ class Messages(Objects):
         _check_tag(tag)
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         family, x = input_array(x)
-        _refuse_device(family, "sendrecv")
         family.dtype_of(x)
         if out is None:
             out = family.empty(shape_of(x), x)
@@ -221,14 +238,6 @@ class Messages(Objects):
             self._withdraw(posted)
             raise
         return result
-
-
-def _refuse_device(family: Family, call: str) -> None:
-    if family.on_device:
-        raise TypeError(
-            f"{call}: expected an array in host memory, found a {family.name} array: on devices "
-            "collectives are carried, point-to-point is not"
-        )
 
 
 def _label(dtype: str, shape: tuple[int, ...]) -> str:

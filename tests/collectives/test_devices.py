@@ -241,13 +241,48 @@ def test_arguments_are_refused_before_anything_is_sent(comm):
         (lambda: comm.allreduce(x, algorithm="one_sided"), ValueError, ("comm.empty",)),
         (lambda: comm.empty(3, device="gpu"), ValueError, ("cuda:N", "gpu")),
         (lambda: comm.empty(3, device="cuda:77"), ValueError, ("device", "77")),
-        (lambda: comm.send(x, dest=0), TypeError, ("send", "point-to-point")),
-        (lambda: comm.recv(x, source=0), TypeError, ("recv", "point-to-point")),
-        (lambda: comm.sendrecv(x, dest=0), TypeError, ("sendrecv", "point-to-point")),
+        (lambda: comm.send(x, dest=2), ValueError, ("dest", "2")),
+        (lambda: comm.recv(x, source=0, tag=-2), ValueError, ("tag", "-2")),
     ):  # fmt: skip
         with raising(kind, *words):
             call()
     assert np.array_equal(comm.allreduce(x).get(), total(comm))
+
+
+@ranks(2, 3)
+def test_point_to_point(comm):
+    right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    for count in (0, 1, 1000, 300_000):
+        x, out = on_device(given(comm.rank, count)), new_array(count)
+        work = comm.isend(x, right, tag=5)
+        assert comm.recv(out, source=left, tag=5) is out
+        assert work.wait() is None and work.done()
+        assert np.array_equal(out.get(), given(left, count))
+        comm.sendrecv(x, right, source=left, out=x)
+        assert np.array_equal(x.get(), given(left, count))
+        found = comm.sendrecv(x, left, source=right)
+        assert np.array_equal(found.get(), given(comm.rank, count))
+    receive = comm.irecv(out)
+    comm.send(x, right, tag=9)
+    assert np.array_equal(receive.wait().get(), given((left - 1) % comm.size, count))
+    assert (receive.source, receive.tag) == (left, 9)
+
+
+@ranks(2)
+def test_one_end_of_a_message_on_a_device(comm):
+    if comm.rank == 0:
+        x = comm.allreduce(on_device(given(0)), async_op=True)
+        comm.send(x.wait(), 1)  # which waits until the device has come to it
+        assert np.array_equal(comm.recv(new_array(3), source=1).get(), [1, 2, 3])
+        with raising(collectives.MismatchError, "float32[3]", "float32[4]"):
+            comm.send(new_array(3), 1)
+            comm.barrier()
+        return
+    comm.allreduce(on_device(given(1)))
+    assert np.array_equal(comm.recv(np.empty(1000, np.float32), source=0), total(comm))
+    comm.send(np.array([1, 2, 3], np.float32), 0)
+    with raising(collectives.MismatchError, "float32[3]", "float32[4]"):
+        comm.recv(new_array(4), source=0)
 
 
 @ranks(2)

@@ -364,3 +364,18 @@ def test_a_rank_that_is_killed_while_they_meet_is_lost_to_all(turn):
         outcomes = [job.outcome(rank) for rank in (1, 2, 3)]
     assert [outcome.error for outcome in outcomes] == ["PeerLostError"] * 3, outcomes
     assert all("rank 0" in outcome.text for outcome in outcomes), outcomes
+
+
+@ranks(2)
+def test_of_no_elements(comm):
+    import torch
+
+    counts = (0, 70_000)
+    for dtype in (np.float32, torch.float32):
+        nothing, x, out = (comm.empty((count,), dtype) for count in (0, 70_000, 70_000))
+        for each in (nothing, x[5:5]):
+            assert tuple(comm.allgather(each, algorithm="one_sided").shape) == (2, 0)
+        x[:] = comm.rank + 1
+        mine = out[: counts[comm.rank]]
+        assert comm.reduce_scatter(x, out=mine, counts=counts, algorithm="one_sided") is mine
+        assert all(mine == 3)

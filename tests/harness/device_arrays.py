@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-KINDS = ("emulated", "cupy", "torch cuda")
+KINDS = ("emulated", "torch emulated", "cupy", "torch cuda")
 
 
 def kind_here() -> str:
@@ -30,10 +30,29 @@ def to_device(values: np.ndarray, kind: str) -> Any:
         return cupy.asarray(values)
     import torch
 
+    if kind == "torch emulated":
+        return _in_emulated_memory(values)
     use_own_device()
     if values.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(values.view(np.int16)).cuda().view(torch.bfloat16)
     return torch.from_numpy(values).cuda()
+
+
+def _in_emulated_memory(values: np.ndarray) -> Any:
+    """A tensor of the processor in the memory of this rank's emulated device."""
+    import torch
+
+    from collectives.device_arrays import TORCH_EMULATED
+    from transports.cuda_ipc.emulated_array import emulated_device
+
+    dtype = getattr(torch, values.dtype.name)
+    like = TORCH_EMULATED.like(dtype, emulated_device().ordinal)
+    found = TORCH_EMULATED.empty(values.shape, like)
+    if dtype == torch.bfloat16:
+        found.view(torch.int16).copy_(torch.from_numpy(values.view(np.int16)))
+    else:
+        found.copy_(torch.from_numpy(values))
+    return found
 
 
 def to_host(x: Any, kind: str) -> np.ndarray:
@@ -50,14 +69,14 @@ def to_host(x: Any, kind: str) -> np.ndarray:
 def symmetric(comm: Any, values: np.ndarray, kind: str) -> Any:
     """A copy in memory of devices that all ranks reach."""
     dtype: Any = values.dtype
-    if kind == "torch cuda":
+    if kind.startswith("torch"):
         import torch
 
         dtype = getattr(torch, values.dtype.name)
-    if kind != "emulated":
+    if "emulated" not in kind:
         use_own_device()
     found = comm.empty(values.shape, dtype, device="cuda")
-    if kind == "torch cuda":
+    if kind.startswith("torch"):
         found.copy_(to_device(values, kind))
     else:
         found.set(np.ascontiguousarray(values))

@@ -17,26 +17,30 @@ TOGETHER = "devices=1,seed={seed}"
 EACH = "devices=8,seed={seed}"
 SLOTS = {"COLLECTIVES_DEVICE_SLOTS": "2", "COLLECTIVES_DEVICE_SLOT_BYTES": "1024"}
 
+PLAIN, TORCH = "emulated", "torch emulated"
+
 SWEEPS = [
-    (1, TOGETHER, (0, 11, 300)),
-    (2, TOGETHER, (0, 1, 11, 700)),
-    (3, APART, (0, 11, 300)),
-    pytest.param(3, EACH, (0, 1, 11, 300), marks=pytest.mark.full),
-    pytest.param(4, APART, (0, 1, 11, 300), marks=pytest.mark.full),
-    pytest.param(8, TOGETHER, (0, 11, 300), marks=pytest.mark.full),
+    (1, TOGETHER, (0, 11, 300), PLAIN),
+    (2, TOGETHER, (0, 1, 11, 700), PLAIN),
+    (2, EACH, (0, 300), TORCH),
+    (3, APART, (0, 11, 300), PLAIN),
+    pytest.param(3, EACH, (0, 1, 11, 300), PLAIN, marks=pytest.mark.full),
+    pytest.param(4, APART, (0, 1, 11, 300), PLAIN, marks=pytest.mark.full),
+    pytest.param(4, APART, (0, 1, 11, 300), TORCH, marks=pytest.mark.full),
+    pytest.param(8, TOGETHER, (0, 11, 300), PLAIN, marks=pytest.mark.full),
 ]
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(s, marks=pytest.mark.full) for s in (2, 3))])
-@pytest.mark.parametrize("size, machine, counts", SWEEPS)
-def test_every_algorithm(size, machine, counts, seed, full):
+@pytest.mark.parametrize("size, machine, counts, kind", SWEEPS)
+def test_every_algorithm(size, machine, counts, kind, seed, full):
     """Ranks that share a device, have one each, and some that do not reach each other's."""
     environment = SLOTS | {"COLLECTIVES_EMULATED_DEVICES": machine.format(seed=seed)}
     ranks = launch.spawn(
         sweep,
         size,
         counts,
-        ("emulated",),
+        (kind,),
         full,
         "apart" not in machine,
         environment=environment,
