@@ -20,11 +20,16 @@ _MOST_CALLS = 4096  # a program that never repeats a shape must not grow for eve
 
 
 class DeviceCall:
-    """A program, and what the hosts agree on."""
+    """A program, and what the hosts agree on.
+
+    Attributes:
+        has_run: whether all that a first run makes is there: kernels, and room for scratch.
+    """
 
     def __init__(self, program: Program, agreement: _native.Call) -> None:
         self.program = program
         self.agreement = agreement
+        self.has_run = False
 
 
 class DeviceCalls(DeviceSymmetric):

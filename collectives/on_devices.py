@@ -126,9 +126,12 @@ class OnDevices(DeviceCalls):
         watch.until_room(len(call.program.operations))
         after = family.stream_of(device.ordinal) if stream is None else stream
         text, number = call.agreement.text, connected.engine.next_number(after)
+        kept = (x_given, source, target, given)
+        if number == 0:
+            self._check_captured(call)
+            watch.look_after_graphs()
         # Looked after before it is put there: where hosts wait in the place of streams, that waits.
         if number:  # what is captured in a graph runs with the graph, whenever that is
-            kept = (x_given, source, target, given)
             watch.add(number, text, seconds, len(call.program.operations), kept)
         self._queue.submit(text, self._agreement(call, seconds))
         try:
@@ -140,9 +143,10 @@ class OnDevices(DeviceCalls):
             if isinstance(error, DeviceError | MemoryError):
                 raise failure from None
             raise
+        call.has_run = True
 
-        def deliver() -> Array | None:
-            """The result, on the caller's stream."""
+        def deliver(kept: object = kept) -> Array | None:
+            """The result, on the caller's stream; until then all that the call needs is kept."""
             with device.activated():
                 device.follow(family.stream_of(device.ordinal), mark)
             if target is not None and given is not None and target is not given:
@@ -150,6 +154,14 @@ class OnDevices(DeviceCalls):
             return given if given is not None and shape is not None else target
 
         return DeviceWork(text, number, watch, deliver)
+
+    def _check_captured(self, call: DeviceCall) -> None:
+        if not call.has_run:
+            raise CollectiveError(
+                f"{call.agreement.text}: expected a call that has been made before, since this one "
+                "is captured in a graph, where nothing can be compiled or allocated: make it once "
+                "outside of the graph"
+            )
 
     def _streams_now(self) -> dict[str, int]:
         """For calls that go through the queue, whose thread has current streams of its own."""
@@ -268,7 +280,7 @@ class OnDevices(DeviceCalls):
                 self.allgather_object, self._share_host_memory,
             )  # fmt: skip
         name = f"device-watch-{self._job}-{self.rank}"
-        watch = Watch(connected.engine, self._engine, self.size, name)
+        watch = Watch(connected.engine, self._engine, self.size, name, connected.has_left)
         self._connected, self._watch = connected, watch
         if self.rank == 0 and not connected.all_reach_all and "/" not in self._job:
             tell(f"not all devices reach each other's memory: {_apart(connected)} go by the host's")

@@ -80,7 +80,8 @@ def conformance() -> dict[str, Any]:
 
 def contract() -> dict[str, Any]:
     """The tests of calls on devices and of what goes wrong, on this machine's devices."""
-    files = ["tests/collectives/test_devices.py", "tests/collectives/test_devices_in_trouble.py"]
+    names = ("devices", "devices_in_graphs", "devices_in_trouble")
+    files = [f"tests/collectives/test_{name}.py" for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         capture_output=True, text=True, cwd=ROOT,

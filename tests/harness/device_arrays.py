@@ -108,6 +108,39 @@ def finish(kind: str) -> None:
     cupy.cuda.runtime.deviceSynchronize()
 
 
+class Captured:
+    """What is put on the current stream in this block goes into a graph."""
+
+    def __enter__(self) -> Captured:
+        if kind_here() == "emulated":
+            from transports.cuda_ipc import emulated_array
+
+            self._scope: Any = emulated_array.captured()
+            self._graph = self._scope.__enter__()
+            return self
+        import cupy
+
+        self._scope = cupy.cuda.Stream(non_blocking=True)
+        self._scope.__enter__()
+        self._scope.begin_capture()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        if kind_here() != "emulated":
+            self._graph = self._scope.end_capture()
+        self._scope.__exit__(*raised)
+
+    def launch(self) -> None:
+        """Run the graph, after all that is on the device."""
+        if kind_here() == "emulated":
+            from transports.cuda_ipc import emulated_array
+
+            emulated_array.launch(self._graph)
+            return
+        finish("cupy")
+        self._graph.launch(self._scope)
+
+
 def environment(machine: str) -> dict[str, str]:
     """What ranks need for devices: the emulated ones described, or those that are there."""
     return {"COLLECTIVES_EMULATED_DEVICES": machine} if kind_here() == "emulated" else {}

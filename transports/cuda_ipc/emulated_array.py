@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transports.cuda_ipc.device import Stream
+from transports.cuda_ipc.emulated_graph import Graph
 from transports.cuda_ipc.emulation import SETTING, EmulatedDevice, parse_machine
 
 
@@ -138,12 +141,35 @@ def use_stream(device: EmulatedDevice, stream: Stream) -> None:
     _CURRENT[device.ordinal] = stream
 
 
+@contextmanager
+def captured(device: EmulatedDevice | None = None) -> Iterator[Graph]:
+    """What is put on the current stream meanwhile is not run but goes into a graph, for `launch`.
+
+    Raises:
+        DeviceError: a stream has joined and was not followed to its end.
+    """
+    device = device or emulated_device()
+    graph = device.begin_capture(current_stream(device))
+    try:
+        yield graph
+    finally:
+        device.end_capture()
+
+
+def launch(graph: Graph, device: EmulatedDevice | None = None) -> None:
+    """Run a graph on the current stream."""
+    device = device or emulated_device()
+    device.launch(graph, current_stream(device))
+
+
 class Allocation:
     """Memory that is given back when nobody has it any more."""
 
     def __init__(self, device: EmulatedDevice, nbytes: int) -> None:
         self.device = device
-        self.address = device.allocate(nbytes)
+        self.address = device.allocate_anyway(nbytes)
+        if device.capture is not None:  # whose graph needs it whenever it runs
+            device.capture.kept.append(self)
 
     def __del__(self) -> None:
         self.device.discard(self.address)

@@ -12,6 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transports.cuda_ipc.emulated_graph import Graph
 
 _LONGEST_STOP = 0.0004  # seconds
 _LOOK_EVERY = 0.00005
@@ -33,11 +37,15 @@ class EmulatedStream:
         self._over = False
         self._forsaken = False
         self.failure: BaseException | None = None
+        self.graph: Graph | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put(self, step: Step) -> None:
-        """Run `step` after all that was put before."""
+        """Run `step` after all that was put before, or whenever the graph does that captures it."""
+        if self.graph is not None:
+            self.graph.record(self, step)
+            return
         with self._changed:
             self._steps.append(step)
             self._unfinished += 1

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from transports import _native
 from transports.cuda_ipc.by_host import signal_by_host
 from transports.cuda_ipc.device import ITEM_BYTES, DeviceError, Mark, Signal, Stream
+from transports.cuda_ipc.emulated_graph import CapturedMark, Graph
 from transports.cuda_ipc.emulated_stream import EmulatedStream
 
 SETTING = "COLLECTIVES_EMULATED_DEVICES"
@@ -125,10 +126,17 @@ class EmulatedDevice:
         self._discarded: list[tuple[int, list[Mark]]] = []
         self._numbers = itertools.count(1)
         self._streams: dict[Stream, EmulatedStream] = {0: self._stream(0)}
+        self.capture: Graph | None = None
 
     # --- memory
 
     def allocate(self, nbytes: int) -> int:
+        if self.capture is not None:
+            raise DeviceError(f"{self.name}: allocating is not permitted while a stream captures")
+        return self.allocate_anyway(nbytes)
+
+    def allocate_anyway(self, nbytes: int) -> int:
+        """As `allocate`, of a pool such as programs have, which may do so during a capture."""
         self._give_back_discarded()
         if nbytes > self._free:
             raise MemoryError(f"{self.name} has {self._free} bytes left, asked for {nbytes}")
@@ -146,7 +154,7 @@ class EmulatedDevice:
 
     def discard(self, address: int) -> None:
         """As `free`, without waiting: once the streams have done what they have now."""
-        marks = [stream.mark() for stream in self._streams.values()]
+        marks = [stream.mark() for stream in self._streams.values() if stream.graph is None]
         self._discarded.append((address, marks))
 
     def export(self, address: int) -> bytes:
@@ -212,7 +220,8 @@ class EmulatedDevice:
     def mark(self, stream: Stream) -> Mark:
         if stream == HOST:
             return lambda: True
-        return self._streams[stream].mark()
+        marked = self._streams[stream]
+        return marked.mark() if marked.graph is None else marked.graph.mark(marked)
 
     def follow(self, stream: Stream, mark: Mark) -> None:
         if stream == HOST:
@@ -220,7 +229,12 @@ class EmulatedDevice:
                 time.sleep(_LOOK_EVERY)
             return
         held = self._streams[stream]
-        held.put(lambda: held.hold_until(mark))
+        if isinstance(mark, CapturedMark):
+            mark.graph.follow(held, mark)
+        elif held.graph is not None:
+            raise DeviceError(f"{self.name}: a capture cannot follow work outside of it")
+        else:
+            held.put(lambda: held.hold_until(mark))
 
     def is_idle(self, stream: Stream) -> bool:
         found = self._streams[stream]
@@ -229,9 +243,26 @@ class EmulatedDevice:
         return found.idle()
 
     def is_capturing(self, stream: Stream) -> bool:
-        return False
+        return stream != HOST and self._streams[stream].graph is not None
+
+    def begin_capture(self, stream: Stream) -> Graph:
+        """What is put on the stream from now on goes into a graph."""
+        self.capture = Graph(self._streams[stream])
+        return self.capture
+
+    def end_capture(self) -> None:
+        """As `Graph.end`."""
+        graph, self.capture = self.capture, None
+        assert graph is not None, "a capture that has begun"
+        graph.end()
+
+    def launch(self, graph: Graph, stream: Stream) -> None:
+        """Run a graph on a stream."""
+        graph.launch(self._streams[stream])
 
     def synchronize(self, stream: Stream = 0) -> None:
+        if self.is_capturing(stream):
+            raise DeviceError(f"{self.name}: a stream that captures cannot be waited for")
         self._streams[stream].synchronize()
         self.is_idle(stream)
 

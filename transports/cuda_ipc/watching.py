@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from transports.cuda_ipc.device import DeviceError
@@ -20,6 +20,7 @@ from transports.cuda_ipc.engine import DeviceEngine
 from transports.errors import CollectiveError, CollectiveTimeout, MismatchError
 
 _LOOK_EVERY = (0.0005, 0.02)  # seconds; at first, and at most
+_LOOK_AT_GRAPHS_EVERY = 0.05
 _MOST_OPERATIONS = 600  # on the stream: a driver takes about a thousand, then its calls block
 
 
@@ -59,13 +60,25 @@ class Watch:
         told: whether the program has heard of it.
     """
 
-    def __init__(self, engine: DeviceEngine, host: Host, size: int, name: str) -> None:
-        """The thread starts with the first call and has that `name`."""
+    def __init__(
+        self,
+        engine: DeviceEngine,
+        host: Host,
+        size: int,
+        name: str,
+        has_left: Callable[[int], bool] = lambda peer: False,
+    ) -> None:
+        """The thread starts with the first call and has that `name`.
+
+        `has_left`: whether a rank has closed its side, having done all of its calls.
+        """
         self._engine = engine
         self._host = host
         self._size = size
         self._name = name
+        self._has_left = has_left
         self._calls: deque[_Call] = deque()
+        self._graphs = False
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
@@ -79,10 +92,16 @@ class Watch:
         deadline = time.monotonic() + seconds
         with self._lock:
             self._calls.append(_Call(number, text, deadline, seconds, operations, kept))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
-            self._changed.notify()
+            self._wake()
+
+    def look_after_graphs(self) -> None:
+        """From now on also while no call is under way: graphs run whenever the program says.
+
+        They have no deadlines, as nobody knows when they begin; a rank that is lost ends them.
+        """
+        with self._lock:
+            self._graphs = True
+            self._wake()
 
     def raise_failure(self) -> None:
         """Raise what has gone wrong, if anything has."""
@@ -151,6 +170,12 @@ class Watch:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._changed.notify()
+
     def _drop_done(self) -> None:
         with self._lock:
             while self._calls and self.is_done(self._calls[0].number):
@@ -160,12 +185,16 @@ class Watch:
         pause = _LOOK_EVERY[0]
         while True:
             with self._lock:
-                while not self._calls and not self._closed:
-                    self._changed.wait()
+                if not self._calls and not self._closed:
+                    self._changed.wait(_LOOK_AT_GRAPHS_EVERY if self._graphs else None)
                     pause = _LOOK_EVERY[0]
                 if self._closed:
                     return
-                call = self._calls[0]
+                call = self._calls[0] if self._calls else None
+            if call is None:
+                if self._graphs:
+                    self._look_at_graphs()
+                continue
             if self.is_done(call.number):
                 self._drop_done()
                 pause = _LOOK_EVERY[0]
@@ -182,6 +211,22 @@ class Watch:
                 if not self._closed:
                     self._changed.wait(pause)
             pause = min(2 * pause, _LOOK_EVERY[1])
+
+    def _look_at_graphs(self) -> None:
+        """Fail if what a graph waits for never comes."""
+        if self.failure is not None:
+            self._engine.release()  # a graph may have been launched since
+            return
+        self.is_done(self._engine.put)  # what is done now stays so, whatever is released
+        gone = [
+            peer
+            for peer in range(self._size)
+            if self._host.has_gone(peer) and not self._has_left(peer)
+        ]
+        try:
+            self._host.check(gone, heard=False)
+        except BaseException as error:
+            self.fail(error)
 
     def _look_at(self, call: _Call) -> None:
         """Raise why a call that is not done never will be."""
