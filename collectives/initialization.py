@@ -10,9 +10,9 @@ from collectives import settings
 from collectives.arguments import check_timeout
 from collectives.communicator import Communicator
 from collectives.faults import parse_faults
-from collectives.on_devices import own_device
 from collectives.specs import nearest
 from collectives.tuned import machine_table
+from collectives.which_device import own_device
 
 _TRANSPORTS = ("auto", "shm", "cuda_ipc")
 _OF_LATER = ("mpi", "tcp")

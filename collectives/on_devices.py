@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from collectives import settings
 from collectives.arguments import check_out, check_timeout, refuse_overlap
-from collectives.arrays import Array, Family, is_same_memory, shape_of
+from collectives.arrays import Array, is_same_memory, shape_of
 from collectives.choosing import Request
-from collectives.device_arrays import CUPY, EMULATED, FAMILIES, DeviceFamily
+from collectives.device_arrays import FAMILIES, DeviceFamily
 from collectives.device_calls import DeviceCall, DeviceCalls
 from collectives.device_work import DeviceWork
+from collectives.which_device import device_for
 from transports.cuda_ipc.connection import Connected, connect_devices
 from transports.cuda_ipc.device import Device, DeviceError
 from transports.cuda_ipc.kernels import MOST_OPERANDS
@@ -368,36 +369,3 @@ def _apart(connected: Connected) -> str:
         if not reaches
     }
     return "messages between ranks " + ", ".join(f"{a} and {b}" for a, b in sorted(pairs))
-
-
-def own_device(local_rank: int) -> Device:
-    """The device of the rank with that number on this host: in turn, where there are fewer.
-
-    Raises:
-        ModuleNotFoundError: cupy is missing.
-        CollectiveError: there is no device.
-    """
-    try:
-        return device_for(EMULATED if settings.emulates_devices() else CUPY, None, local_rank)
-    except DeviceError as error:
-        raise CollectiveError(f"transport cuda_ipc: {error}") from None
-
-
-def device_for(family: Family, ordinal: int | None, local_rank: int = 0) -> Device:
-    """The device with that number in this process; None: that of a rank, in turn.
-
-    Raises:
-        DeviceError: there is none.
-        ValueError: there is none with that number.
-        ModuleNotFoundError: what drives such devices is not installed.
-    """
-    device: Device
-    if "emulated" in family.name:
-        from transports.cuda_ipc.emulated_array import emulated_count, emulated_device
-
-        device = emulated_device(local_rank % emulated_count() if ordinal is None else ordinal)
-    else:
-        from transports.cuda_ipc.nvidia import nvidia_count, nvidia_device
-
-        device = nvidia_device(local_rank % nvidia_count() if ordinal is None else ordinal)
-    return device

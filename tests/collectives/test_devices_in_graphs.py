@@ -131,10 +131,10 @@ def test_what_a_capture_does_not_permit(monkeypatch):
                 what()
     kept = y.address
     assert not (y.get() == np.arange(4)).all(), "it has not run"
-    arrays.launch(graph)
+    arrays.replay(graph)
     assert (y.get() == np.arange(4)).all()
     del y  # the graph has its memory still
-    arrays.launch(graph)
+    arrays.replay(graph)
     device.synchronize()
     assert device.owns(kept)
 

@@ -135,7 +135,7 @@ class Captured:
         if kind_here() == "emulated":
             from transports.cuda_ipc import emulated_array
 
-            emulated_array.launch(self._graph)
+            emulated_array.replay(self._graph)
             return
         finish("cupy")
         self._graph.launch(self._scope)

@@ -143,7 +143,7 @@ def use_stream(device: EmulatedDevice, stream: Stream) -> None:
 
 @contextmanager
 def captured(device: EmulatedDevice | None = None) -> Iterator[Graph]:
-    """What is put on the current stream meanwhile is not run but goes into a graph, for `launch`.
+    """What is put on the current stream meanwhile is not run but goes into a graph, for `replay`.
 
     Raises:
         DeviceError: a stream has joined and was not followed to its end.
@@ -156,7 +156,7 @@ def captured(device: EmulatedDevice | None = None) -> Iterator[Graph]:
         device.end_capture()
 
 
-def launch(graph: Graph, device: EmulatedDevice | None = None) -> None:
+def replay(graph: Graph, device: EmulatedDevice | None = None) -> None:
     """Run a graph on the current stream."""
     device = device or emulated_device()
     device.launch(graph, current_stream(device))

@@ -98,6 +98,6 @@ class CopyTask:
 def connect(options: dict[str, Any]) -> LimitOnDevices:
     """Takes part with the memory file that the benchmark handed down."""
     from collectives import settings
-    from collectives.on_devices import own_device
+    from collectives.which_device import own_device
 
     return LimitOnDevices(connect_on_host(options), own_device(settings.local_rank()))

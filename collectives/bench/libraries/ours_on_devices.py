@@ -134,7 +134,7 @@ def connect(options: dict[str, Any]) -> OursOnDevices:
     """Meets the other ranks of the job, devices connected."""
     from collectives import settings
     from collectives.initialization import init
-    from collectives.on_devices import own_device
+    from collectives.which_device import own_device
 
     kind = OursOnDevices if settings.emulates_devices() else OursOnCuda
     comm = init(transport="cuda_ipc", timeout=options["timeout"])

@@ -1,0 +1,42 @@
+"""Which device is a rank's."""
+
+from __future__ import annotations
+
+from collectives import settings
+from collectives.arrays import Family
+from collectives.device_arrays import CUPY, EMULATED
+from transports.cuda_ipc.device import Device, DeviceError
+from transports.errors import CollectiveError
+
+
+def own_device(local_rank: int) -> Device:
+    """The device of the rank with that number on this host: in turn, where there are fewer.
+
+    Raises:
+        ModuleNotFoundError: cupy is missing.
+        CollectiveError: there is no device.
+    """
+    try:
+        return device_for(EMULATED if settings.emulates_devices() else CUPY, None, local_rank)
+    except DeviceError as error:
+        raise CollectiveError(f"transport cuda_ipc: {error}") from None
+
+
+def device_for(family: Family, ordinal: int | None, local_rank: int = 0) -> Device:
+    """The device with that number in this process; None: that of a rank, in turn.
+
+    Raises:
+        DeviceError: there is none.
+        ValueError: there is none with that number.
+        ModuleNotFoundError: what drives such devices is not installed.
+    """
+    device: Device
+    if "emulated" in family.name:
+        from transports.cuda_ipc.emulated_array import emulated_count, emulated_device
+
+        device = emulated_device(local_rank % emulated_count() if ordinal is None else ordinal)
+    else:
+        from transports.cuda_ipc.nvidia import nvidia_count, nvidia_device
+
+        device = nvidia_device(local_rank % nvidia_count() if ordinal is None else ordinal)
+    return device
