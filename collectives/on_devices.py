@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -235,9 +236,7 @@ class OnDevices(DeviceCalls):
     @property
     def carries_devices(self) -> bool:
         """Whether calls may have arrays on devices: neither refused by `init` nor without cupy."""
-        return self._carries_devices and (
-            settings.emulates_devices() or importlib.util.find_spec("cupy") is not None
-        )
+        return self._carries_devices and (settings.emulates_devices() or _has_cupy())
 
     @property
     def device(self) -> int | None:
@@ -359,6 +358,11 @@ class OnDevices(DeviceCalls):
         connected.leave()
         connected.unregister()
         connected.free_when_left(connected.outbox)
+
+
+@cache
+def _has_cupy() -> bool:
+    return importlib.util.find_spec("cupy") is not None
 
 
 def _apart(connected: Connected) -> str:

@@ -259,16 +259,19 @@ def _raced(ranks: int, *options: str) -> tuple[list[Result], bool]:
 
 def training() -> dict[str, Any]:
     """The example network and the language model, two ranks of one device; the trainer's tests."""
+    from launch.commands.train import NEEDED
+
+    until = time.monotonic() + 85
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        print(f"refused: training needs {', '.join(missing)}")
+        return {"found": f"refused: no {', '.join(missing)}", "failed": True}
     rows, failures = [], []
-    if not EMULATED:
-        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        os.environ["COLLECTIVES_TEST_DEVICES"] = "torch cuda"
-        failures.append(_fails([*tests, "tests/trainers/test_on_devices.py"]))
+    found = {"found": "no model trained", "table": rows}
     folder = Path(tempfile.mkdtemp(prefix="gpu-check-"))
     try:
         _draw_photographs(folder / "photographs")
         models = {
-            # name: steps of each, and settings; as much data as every machine has
+            # name: steps, and settings; as much data as every machine has
             "espcn": (600, [f"data.path={folder}/photographs", "data.held_out=[image0]"]),
             "llm_small": (150, ["data.tokenizer=bytes", "data.vocabulary=0",
                                 f"data.path={Path(json.__file__).parent}",
@@ -282,21 +285,39 @@ def training() -> dict[str, Any]:
                          f"train.log_every={steps // 5}"]  # fmt: skip
             words = [word for setting in settings for word in ("--set", setting)]
             failed = _fails([sys.executable, "-m", "launch", "train", f"configs/{name}.yaml",
-                             "-n", "2", *words])  # fmt: skip
+                             "-n", "2", *words], 35)  # fmt: skip
             failures.append(failed)
             if not failed:
                 rows.append({"model": name, **_trained(run)})
+            found["found"] = f"{len(rows)} of {len(models)} models trained"
+            _leave(found)  # should the rest take too long
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"found": f"{len(rows)} of {len(models)} models trained", "table": rows,
-            "failed": any(failures)}  # fmt: skip
+    if not EMULATED:
+        os.environ["COLLECTIVES_TEST_DEVICES"] = "torch cuda"
+        failures.append(_fails([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                                "tests/trainers/test_on_devices.py"],
+                               until - time.monotonic()))  # fmt: skip
+    return found | {"failed": any(failures)}
 
 
-def _fails(command: list[str]) -> bool:
-    """Whether a program of ours does, whose last words are then in the report."""
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    print(done.stdout[-2000:], done.stderr[-2000:])
+def _fails(command: list[str], seconds: float) -> bool:
+    """Whether a program of ours does, or takes longer; its last words are in the report then."""
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+            timeout=seconds,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        print(str(late.stdout)[-3000:], f"not done after {seconds:.0f} s: {' '.join(command)}")
+        return True
+    print(done.stdout[-3000:])
     return done.returncode != 0
+
+
+def _leave(found: dict[str, Any]) -> None:
+    """What has been found so far."""
+    Path(sys.argv[2]).write_text(json.dumps(found) + "\n")
 
 
 def _draw_photographs(folder: Path) -> None:
@@ -347,10 +368,9 @@ def shared_memory() -> dict[str, Any]:
 
 def main() -> int:
     """Run one stage."""
-    name, file = sys.argv[1], Path(sys.argv[2])
-    found = globals()[name.replace(" ", "_")]()
+    found = globals()[sys.argv[1].replace(" ", "_")]()
     failed = found.pop("failed", False)
-    file.write_text(json.dumps(found) + "\n")
+    _leave(found)
     return 1 if failed else 0
 
 

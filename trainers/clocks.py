@@ -2,19 +2,24 @@
 
 What a program begins on a GPU is done later. So there a moment is an event on a stream, which has a
 time only once the GPU has come by, and that of the host only by comparison: an event is waited for
-and the host's clock read, which makes what is before it late by what waking up takes.
+and the host's clock read before and after.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from collectives.work import Deferred
+
 if TYPE_CHECKING:
     from collectives.work import Work
+
+_COMPARISONS = 4
+"""Of the two clocks, the closest of which counts: a thread may be late to wake up."""
 
 
 class TimedCall(Protocol):
@@ -22,7 +27,7 @@ class TimedCall(Protocol):
 
     Attributes:
         began: the moment when it could begin.
-        ended: when it was done; of the host's only after `wait`.
+        ended: when it was done; known after `wait`.
     """
 
     @property
@@ -43,8 +48,11 @@ class Clock(Protocol):
     def moment(self) -> Any:
         """This one: when all is done that has been begun here."""
 
-    def settle(self) -> None:
-        """Waits until all moments have a time."""
+    def reach(self, moment: Any) -> None:
+        """Waits until it has come."""
+
+    def settle(self, *moments: Any) -> None:
+        """Waits until these moments, and all that were before them and this, have a time."""
 
     def seconds(self, moment: Any) -> float:
         """The time of one that was before the last `settle`."""
@@ -60,7 +68,10 @@ class HostClock:
         """Now."""
         return time.perf_counter()
 
-    def settle(self) -> None:
+    def reach(self, moment: float) -> None:
+        """Nothing: it has."""
+
+    def settle(self, *moments: float) -> None:
         """Nothing: moments are times."""
 
     def seconds(self, moment: float) -> float:
@@ -73,25 +84,37 @@ class HostClock:
 
 
 class StreamClock:
-    """Of a program whose work is on the current stream of its GPU."""
+    """Of a program whose work is on the current stream of a GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         # It follows calls and nothing else, so that what is on it tells when they were done.
-        self._aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._settled = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._settled: Any = None
         self._settled_at = 0.0
 
     def moment(self) -> torch.cuda.Event:
         """An event on the current stream."""
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
+        return self._recorded(self._current())
 
-    def settle(self) -> None:
-        """Waits for the current stream."""
-        self._settled = self.moment()
-        self._settled.synchronize()
-        self._settled_at = time.perf_counter()
+    def reach(self, moment: torch.cuda.Event) -> None:
+        """Waits for the event."""
+        moment.synchronize()
+
+    def settle(self, *moments: torch.cuda.Event) -> None:
+        """Waits for those, and for the current stream."""
+        for moment in moments:
+            moment.synchronize()
+        self.moment().synchronize()
+        closest = float("inf")
+        for _ in range(_COMPARISONS):
+            before = time.perf_counter()
+            event = self.moment()
+            event.synchronize()
+            passed = time.perf_counter() - before
+            if passed < closest:
+                closest = passed
+                self._settled, self._settled_at = event, before + passed / 2
 
     def seconds(self, moment: torch.cuda.Event) -> float:
         """Reckoned back from the last `settle`."""
@@ -99,25 +122,50 @@ class StreamClock:
 
     def timed(self, begin: Callable[[], Work]) -> TimedCall:
         """The call with an event behind it."""
-        return _StreamCall(self, begin, self._aside)
+        return _StreamCall(self, begin)
+
+    def _current(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self.device)
+
+    def _recorded(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(stream)
+        return event
+
+    def follow(self, call: Any) -> torch.cuda.Event:
+        """The end of a call on the GPU, which nothing else waits for."""
+        with torch.cuda.device(self.device), torch.cuda.stream(self._aside):
+            call.wait()
+        return self._recorded(self._aside)
+
+    def await_event(self, event: torch.cuda.Event) -> None:
+        """Lets the current stream wait for an event."""
+        event.wait(self._current())
 
 
 class _StreamCall:
-    """A call on a GPU, between two events."""
+    """A call between two events."""
 
-    def __init__(self, clock: StreamClock, begin: Callable[[], Work], aside: Any) -> None:
+    def __init__(self, clock: StreamClock, begin: Callable[[], Work]) -> None:
+        self._clock = clock
         self.began = clock.moment()
         self._work = begin()
-        with torch.cuda.stream(aside):
-            self._work.wait()
-            self.ended = clock.moment()
+        # One of the host's is waited for only where it must be: computing goes on beside it.
+        self._follows = isinstance(self._work, Deferred)
+        self.ended: Any = clock.follow(self._work) if self._follows else None
 
     def wait(self) -> object:
         """Lets the current stream follow the call."""
-        self.ended.wait()
-        return self._work.wait()  # which raises what is known by now to have gone wrong
+        if self._follows:
+            self._clock.await_event(self.ended)
+        found = self._work.wait()  # which raises what is known by now to have gone wrong
+        if not self._follows:
+            self.ended = self._clock.moment()
+        return found
 
 
-def clock_of(device: torch.device) -> Clock:
-    """The clock of a model on that device."""
-    return StreamClock() if device.type == "cuda" else HostClock()
+def clock_of(parameters: Iterable[torch.Tensor]) -> Clock:
+    """The clock of a model: of the GPU of its first parameter that is on one, or of the host."""
+    devices = (parameter.device for parameter in parameters)
+    found = next((device for device in devices if device.type == "cuda"), None)
+    return HostClock() if found is None else StreamClock(found)

@@ -141,7 +141,7 @@ class DataParallel(nn.Module):
         self.buckets, self.plan = made.buckets, made.plan
         self.predicted, self.gather_predicted = made.predicted, made.gather_predicted
         self.gathered: tuple[Any, Any] | None = None
-        self.clock = clock_of(trained[0].device)
+        self.clock = clock_of(trained)
         self._is_moved = False  # whether somebody has the pieces, to move them
         self._averaging = GradientAveraging(
             comm,
@@ -235,7 +235,7 @@ class DataParallel(nn.Module):
         """Of the last backward that averaged; waits until it is done."""
         if self.moments is None:
             return None
-        self.clock.settle()
+        self.clock.settle(self.moments.done)
         return self.moments.times(self.clock)
 
     @property
@@ -248,7 +248,7 @@ class DataParallel(nn.Module):
         """What the last `gather_parameters` took; waits until it is done."""
         if self.gathered is None:
             return 0.0
-        self.clock.settle()
+        self.clock.settle(self.gathered[1])
         began, ended = map(self.clock.seconds, self.gathered)
         return ended - began
 

@@ -7,6 +7,7 @@ backward waits for all. It knows the parameters but not the model: `following` s
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,6 +72,8 @@ class GradientAveraging:
         self._factor = 1.0 / comm.size
         self._unused = unused
         self._backward: int | None = None  # autograd's number of the one under way
+        # Gradients on several devices come in several threads.
+        self._turn = threading.RLock()
         self._ready: Any = None
         self._works: list[TimedCall] = []
         for number, bucket in enumerate(buckets):
@@ -90,6 +93,10 @@ class GradientAveraging:
 
     def has_come(self, number: int, place: int) -> None:
         """The gradient of a parameter is there: the `place`th of the `number`th bucket."""
+        with self._turn:
+            self._take(number, place)
+
+    def _take(self, number: int, place: int) -> None:
         bucket = self.buckets[number]
         gradient = bucket.parameters[place].grad
         if gradient is not None and gradient.layout != torch.strided:
@@ -108,13 +115,14 @@ class GradientAveraging:
             if self._backward is not None:
                 raise RuntimeError(_NESTED)
             self._begin(backward)
-            # At its end, in the thread that called it, before it returns.
+            # At its end, before it returns: in the thread that called it, or autograd's of a GPU.
             engine = torch.autograd.Variable._execution_engine
             engine.queue_callback(self._average)
         bucket.missing.discard(place)
         if not bucket.missing:
             self._ready = self.clock.moment()
-            self._begin_calls()
+            with hint_at_unequal_steps():
+                self._begin_calls()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forget_backward(self) -> None:
@@ -174,7 +182,12 @@ class GradientAveraging:
         for bucket in self.buckets:
             bucket.leave_out()
             bucket.kept.clear()
+        earlier = self.moments
         self.moments = BackwardMoments(self._ready, self.clock.moment(), tuple(calls))
+        if earlier is not None:
+            # A host that is far ahead of its GPU stands in the driver once a peer is lost, where
+            # nothing can tell it so.
+            self.clock.reach(earlier.done)
 
     @torch.no_grad()
     def _count_missing(self, *, may_miss: bool) -> None:

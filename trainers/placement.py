@@ -135,7 +135,10 @@ def travels_on(comm: Communicator, device: torch.device) -> str | None:
     """On which device the arrays of calls are, for a model on `device`; None: in host memory."""
     if emulates_devices():
         return "cuda" if comm.device is not None else None
-    return str(device) if device.type == "cuda" and comm.carries_devices else None
+    if device.type != "cuda" or not comm.carries_devices:
+        return None
+    # Those of a communicator are on one.
+    return str(device) if comm.device in (None, device.index) else None
 
 
 def empty_to_travel(

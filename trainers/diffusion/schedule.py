@@ -45,14 +45,21 @@ class NoiseSchedule:
         self.times = times
         added = _cosine(times) if kind == "cosine" else _linear(times)
         self.kept: npt.NDArray[np.float64] = np.cumprod([1.0, *(1 - added.clip(0, _MOST))])
-        self._picture = torch.from_numpy(np.sqrt(self.kept)).float()
-        self._noise = torch.from_numpy(np.sqrt(1 - self.kept)).float()
+        self._factors: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def noised(self, pictures: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """What pictures (n, channels, height, width) are at n times."""
         each = (-1, 1, 1, 1)
-        picture, left = (each_time.to(times.device) for each_time in (self._picture, self._noise))
+        picture, left = self._factors_on(times.device)
         return picture[times].view(each) * pictures + left[times].view(each) * noise
+
+    def _factors_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        found = self._factors.get(device)
+        if found is None:
+            factors = np.sqrt(self.kept), np.sqrt(1 - self.kept)
+            picture, left = (torch.from_numpy(each).float().to(device) for each in factors)
+            found = self._factors[device] = picture, left
+        return found
 
     @torch.no_grad()
     def sampled(

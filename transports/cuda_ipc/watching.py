@@ -232,16 +232,16 @@ class Watch:
         """Raise why a call that is not done never will be."""
         self._host.check((), heard=False)
         rank = self._engine.rank
-        try:
-            self._engine.device.is_idle(self._engine.stream)
-        except DeviceError as error:
-            self._host.abort(f"rank {rank}: {call.text}: {error}")
-            raise CollectiveError(f"{call.text}: {error}") from None
         # A rank that has ended after it had done its part of the call is none that is lost.
         missing = [peer for peer in range(self._size) if not self._engine.done(peer, call.number)]
         if self._engine.is_released():  # by a rank that has told why, or ended before it could
             missing = list(range(self._size))
         self._host.check([peer for peer in missing if self._host.has_gone(peer)], heard=False)
+        try:  # after that: a driver may be slow to answer while its queues are full
+            self._engine.device.is_idle(self._engine.stream)
+        except DeviceError as error:
+            self._host.abort(f"rank {rank}: {call.text}: {error}")
+            raise CollectiveError(f"{call.text}: {error}") from None
         if time.monotonic() > call.deadline:
             others = ", ".join(str(peer) for peer in missing if peer != rank)
             whom = f"rank {others}" if others else "its own device"
