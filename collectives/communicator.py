@@ -129,6 +129,7 @@ class Communicator(Explaining):
         connection.engine.far_ns = settings.far_ns(connection.engine.far_ns)
         connection.engine.lend = connection.settings["lend"]
         connection.engine.set_seal(connection.settings["seal"])
+        self._parts = {}
         self._begin_symmetric()
         self._begin_on_devices(devices)
         self._point_to_point = _native.PointToPoint(connection.engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -53,7 +54,7 @@ class Execution:
     _calls: Calls
     _queue: WorkQueue
     _ready: dict[Any, _native.Call]
-    _part_of: str = ""
+    _parts: dict[int, str]  # by the thread: of which call its calls are parts
     _start_on_device: Callable[..., Any]  # as _start, where arrays lie on devices; OnDevices has it
 
     @property
@@ -69,14 +70,18 @@ class Execution:
     @contextmanager
     def _calling(self, name: str) -> Iterator[None]:
         """Calls made inside are parts of `name` and named so; of names in names the first."""
-        before = self._part_of
-        self._part_of = before or name
+        thread = threading.get_ident()  # the queue's may be in one while the caller's is not
+        before = self._parts.get(thread, "")
+        self._parts[thread] = before or name
         self._engine.queue(1)  # what it repeats by itself has the name it was made with
         try:
             yield
         finally:
             self._engine.queue(-1)
-            self._part_of = before
+            if before:
+                self._parts[thread] = before
+            else:
+                del self._parts[thread]
 
     def _start(
         self,
@@ -97,10 +102,11 @@ class Execution:
         deterministic: bool = False,
     ) -> Any:
         """Run a call from `source` to an array of `shape`, or to nothing where it is None."""
+        part_of = self._parts.get(threading.get_ident(), "") if self._parts else ""
         if family.on_device:
             asked = Request(
                 collective, family.dtype_of(x), family.itemsize_of(x), count, op, root, algorithm,
-                counts, check_flag(deterministic, "deterministic"), part_of=self._part_of,
+                counts, check_flag(deterministic, "deterministic"), part_of=part_of,
                 on_devices=True,
             )  # fmt: skip
             return self._start_on_device(asked, family, x, source, shape, out, async_op, timeout)
@@ -111,7 +117,7 @@ class Execution:
         )
         key = (
             collective, family.kind_of(x), count, op, root, algorithm, counts, deterministic,
-            symmetric, self._part_of,
+            symmetric, part_of,
         )  # fmt: skip
         try:
             call = self._ready.get(key)
@@ -148,7 +154,7 @@ class Execution:
             and (target is None or target is given)
             and counts is None
             and timeout is None
-            and not self._part_of
+            and not part_of
             # What is remembered must not lead back to this object, as a user's algorithm might.
             and (algorithm is None or isinstance(algorithm, str))
         )
@@ -245,10 +251,10 @@ class Execution:
             self._engine.execute(call, given, taken, seconds, async_op, owner)
             return target.finish() if target is not None else None
 
-        if not async_op and self._queue.idle:
+        if not async_op and self._queue.may_go:
             return job()
         work = self._queue.submit(call.text, job)
         return work if async_op else work.wait()
 
     def _in_turn(self, text: str, job: Callable[[], Any]) -> Any:
-        return job() if self._queue.idle else self._queue.submit(text, job).wait()
+        return job() if self._queue.may_go else self._queue.submit(text, job).wait()

@@ -14,9 +14,9 @@ import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from collectives.device_arrays import FAMILIES, DeviceFamily
 from collectives.device_calls import DeviceCall, DeviceCalls
 from collectives.device_work import DeviceWork
 from collectives.which_device import device_for
+from collectives.work import Work
 from transports.cuda_ipc.connection import Connected, connect_devices
 from transports.cuda_ipc.device import Device, DeviceError
 from transports.cuda_ipc.kernels import MOST_OPERANDS
@@ -37,6 +38,13 @@ from transports.cuda_ipc.watching import Watch
 from transports.errors import CollectiveError, CollectiveTimeout, MismatchError
 from transports.plan import Space
 from transports.telling import tell
+
+
+class OnStream(NamedTuple):
+    """Where a caller is: its device, and the current stream there; None: whatever is current."""
+
+    ordinal: int
+    stream: int | None
 
 
 class OnDevices(DeviceCalls):
@@ -52,6 +60,7 @@ class OnDevices(DeviceCalls):
         self._carries_devices = carries
         self._watch: Watch | None = None
         self._device_turn = threading.Lock()
+        self._scatter_before: Callable[[], Work | None] = lambda: None  # an asynchronous one
         self._begin_device_calls()
 
     def _start_on_device(
@@ -67,6 +76,10 @@ class OnDevices(DeviceCalls):
         stream: int | None = None,
     ) -> Any:
         """As `_start`, of an array on a device; follows what is on `stream`, or the current one."""
+        before = self._scatter_before()
+        if before is not None and not self._queue.is_here:
+            # It may be on devices, too, and then comes first on the communicator's stream.
+            before.until_ended()
         with self._alone_on_device(asked.collective):
             work = self._put_on_device(asked, family, x, source, shape, out, timeout, stream)
         return work if async_op else work.wait()
@@ -135,7 +148,9 @@ class OnDevices(DeviceCalls):
         # Looked after before it is put there: where hosts wait in the place of streams, that waits.
         if number:  # what is captured in a graph runs with the graph, whenever that is
             watch.add(number, text, seconds, len(call.program.operations), kept)
-        self._queue.submit(text, self._agreement(call, seconds))
+        agree = self._agreement(call, seconds)
+        if not self._queue.is_here:
+            self._queue.submit(text, agree)
         try:
             mark = connected.engine.run(call.program, after, bases)
         except BaseException as error:  # a part of it is there, and others wait
@@ -146,6 +161,8 @@ class OnDevices(DeviceCalls):
                 raise failure from None
             raise
         call.has_run = True
+        if self._queue.is_here:  # whose turn this is: at its end it would come after later calls
+            agree()
 
         def deliver(kept: object = kept) -> Array | None:
             """The result, on the caller's stream; until then all that the call needs is kept."""
@@ -165,12 +182,16 @@ class OnDevices(DeviceCalls):
                 "outside of the graph"
             )
 
-    def _streams_now(self) -> dict[str, int]:
-        """For calls that go through the queue, whose thread has current streams of its own."""
-        if self._connected is None:
-            return {}
-        ordinal = self._connected.device.ordinal
-        return {family.name: family.stream_of(ordinal) for family in FAMILIES if family.in_use()}
+    def _streams_now(self) -> dict[str, OnStream]:
+        """For calls that go through the queue, whose thread has a device and streams of its own."""
+        found = {}
+        for family in FAMILIES:
+            if family.in_use():
+                with suppress(RuntimeError):  # cupy, imported where there is no driver
+                    at = self._connected
+                    ordinal = family.current_ordinal() if at is None else at.device.ordinal
+                    found[family.name] = OnStream(ordinal, family.stream_of(ordinal))
+        return found
 
     def _scatter_on_device(
         self,
@@ -181,18 +202,18 @@ class OnDevices(DeviceCalls):
         shape: tuple[int, ...],
         out: Array | None,
         seconds: float,
-        stream: int | None,
+        on: OnStream | None,
     ) -> Any:
         kind = next(each for each in FAMILIES if each.name == family)
         asked = asked._replace(on_devices=True)
-        if self.rank == asked.root:
-            like = x
-        else:
+        is_root = self.rank == asked.root
+        if not is_root and on is None:  # this program has no such arrays yet
             at = self._connected
-            ordinal = kind.current_ordinal() if at is None else at.device.ordinal
-            like = kind.like(dtype, ordinal)
-        source = x if self.rank == asked.root else None
-        return self._start_on_device(asked, kind, like, source, shape, out, True, seconds, stream)
+            on = OnStream(kind.current_ordinal() if at is None else at.device.ordinal, None)
+        like = x if on is None or is_root else kind.like(dtype, on.ordinal)
+        source = x if is_root else None
+        after = None if on is None else on.stream
+        return self._start_on_device(asked, kind, like, source, shape, out, True, seconds, after)
 
     def _agreement(self, call: DeviceCall, seconds: float) -> Callable[[], None]:
         engine, watch = self._engine, self._watch

@@ -8,6 +8,7 @@ message that comes whether it is of a call they know, or a header.
 from __future__ import annotations
 
 import pickle
+import weakref
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -28,7 +29,7 @@ from collectives.choosing import Request
 from collectives.operations import Counts, Operations
 from collectives.schedule import Algorithm
 from collectives.steps import Recv
-from collectives.work import Deferred
+from collectives.work import Deferred, Work
 from transports import _native
 from transports.errors import CollectiveError
 
@@ -47,7 +48,8 @@ class Scatter(Operations):
     # By (root, counts): what headers have said, and the calls for it.
     _told: dict[Any, dict[Told, _native.Call]]
     # Of OnDevices: the caller's current stream by family, and the scatter of what lies on a device.
-    _streams_now: Callable[[], Mapping[str, int]]
+    _streams_now: Callable[[], Mapping[str, Any]]
+    _scatter_before: Callable[[], Work | None]
     _scatter_on_device: Callable[..., Any]
 
     @_native.repeatable
@@ -99,7 +101,9 @@ class Scatter(Operations):
             return self._scatter(x, root, out, parts, algorithm, seconds, streams)
 
         if async_op:
-            return self._queue.submit("scatter", job)
+            work = self._queue.submit("scatter", job)
+            self._scatter_before = weakref.ref(work)  # the queue keeps it as long as it matters
+            return work
         found = self._in_turn("scatter", job)
         return found.wait() if isinstance(found, Deferred) else found
 
@@ -111,7 +115,7 @@ class Scatter(Operations):
         parts: tuple[int, ...] | None,
         algorithm: str | Algorithm | None,
         seconds: float,
-        streams: Mapping[str, int],
+        streams: Mapping[str, Any],
     ) -> Any:
         try:
             told, call = self._next_scatter(x, root, parts, algorithm, seconds)

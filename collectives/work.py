@@ -96,6 +96,10 @@ class Work:
             self._result = self._result.wait()
         return self._result
 
+    def until_ended(self) -> None:
+        """Wait for the call's end and leave what came of it to `wait`."""
+        self._wait_on(None, None)
+
     def _wait_on(self, timeout: float | None, deadline: float | None) -> None:
         while not self.done():
             left = math.inf if deadline is None else deadline - time.monotonic()
@@ -167,6 +171,16 @@ class WorkQueue:
     def idle(self) -> bool:
         """Whether no asynchronous call is under way."""
         return self._unfinished == 0
+
+    @property
+    def may_go(self) -> bool:
+        """Whether a call need not wait for others: there are none, or it is a part of their job."""
+        return self._unfinished == 0 or self.is_here
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is its thread."""
+        return self._thread is threading.current_thread()
 
     def submit(self, text: str, job: Callable[[], Any]) -> Work:
         """Run `job` after all that was submitted before.

@@ -189,7 +189,10 @@ def _command(process: int) -> str:
 
 def _shared_files() -> set[str]:
     folder = Path("/dev/shm")
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if not folder.is_dir():
+        return set()
+    # A GPU's driver has files of its own there, for processes that share memory.
+    return {entry.name for entry in folder.iterdir() if not entry.name.startswith("cuda.shm.")}
 
 
 def _in_foreign_use(name: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import random
+import time
 
 import numpy as np
 import pytest
@@ -247,6 +249,46 @@ def test_arguments_are_refused_before_anything_is_sent(comm):
         with raising(kind, *words):
             call()
     assert np.array_equal(comm.allreduce(x).get(), total(comm))
+
+
+@emulated_only
+@ranks(2)
+def test_a_first_scatter_follows_the_callers_stream(comm):
+    from transports.cuda_ipc import emulated_array
+
+    device = emulated_array.emulated_device()
+    stream = device.new_stream()
+    emulated_array.use_stream(device, stream)
+    try:
+        x = None
+        if comm.rank == 0:
+            x = on_device(np.zeros((2, 1000), np.float32))
+            device._streams[stream].put(lambda: time.sleep(0.3))
+            x.set(np.stack([given(0), given(1)]))
+        work = comm.scatter(x, root=0, async_op=True)  # a thread of the queue's puts it there
+        assert np.array_equal(work.wait().get(), given(comm.rank))
+    finally:
+        emulated_array.use_stream(device, 0)
+
+
+@ranks(2, 3)
+def test_asynchronous_scatters_keep_their_place(comm):
+    """A thread of the queue puts them on the device, when it has heard what the root scatters."""
+    dice = random.Random(comm.rank)  # ranks are late in different places
+    x, whole = new_array(4), on_device(np.ones((comm.size, 4), np.float32))
+    for turn in range(60):
+        scatter = comm.scatter(whole if comm.rank == 0 else None, root=0, async_op=True)
+        time.sleep(dice.choice((0, 0.001)))
+        host = comm.allreduce(np.full(3, turn), async_op=True)
+        time.sleep(dice.choice((0, 0.001)))
+        device = comm.allreduce(x, async_op=turn % 2 == 0)
+        if turn % 3:
+            assert np.array_equal(scatter.wait().get(), np.ones(4))
+        assert host.wait()[0] == turn * comm.size
+        if turn % 2 == 0:
+            device.wait()
+        comm.allreduce(x, out=x)
+    comm.barrier()
 
 
 @ranks(2, 3)

@@ -95,8 +95,9 @@ def test_a_call_that_was_not_made_before_is_refused(comm):
     with Captured(), raising(collectives.CollectiveError, "captured in a graph", "one before"):
         comm.allreduce(x)
     comm.allreduce(x)
+    y = new_array(7)
     with Captured(), raising(collectives.CollectiveError, "float32[7]", "make it once outside"):
-        comm.allreduce(new_array(7))
+        comm.allreduce(y)
     assert np.array_equal(comm.allreduce(x).get(), total(comm, 0))
 
 

@@ -126,9 +126,11 @@ class Captured:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        if kind_here() != "emulated":
-            self._graph = self._scope.end_capture()
-        self._scope.__exit__(*raised)
+        try:
+            if kind_here() != "emulated":
+                self._graph = self._scope.end_capture()
+        finally:
+            self._scope.__exit__(*raised)
 
     def launch(self) -> None:
         """Run the graph, after all that is on the device."""

@@ -6,11 +6,13 @@ import ast
 import ctypes
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from transports.cuda_ipc import driver, nvidia
+from transports.cuda_ipc.compiling import compiled, default_folder
 from transports.cuda_ipc.device import Device, DeviceError, Signal, State
 
 SOURCE = Path(nvidia.__file__)
@@ -90,10 +92,9 @@ def test_cupy_has_what_is_asked_of_it():
     assert len(asked) > 15
     missing = [name for name in asked if not hasattr(cupy.cuda.runtime, name)]
     assert missing == []
-    for name in ("RawModule",):
-        assert hasattr(cupy, name)
-    for name in ("Device", "ExternalStream"):
-        assert hasattr(cupy.cuda, name)
+    for name in ("Device", "function.Module", "nvrtc.getCUBIN", "driver.CUDADriverError"):
+        assert attrgetter(name)(cupy.cuda)
+    assert {"load", "get_function"} <= set(dir(cupy.cuda.function.Module))
 
 
 def test_nothing_of_the_seam_is_missing():
@@ -114,7 +115,7 @@ def test_an_operation_of_the_driver_is_a_union_of_48_bytes():
 def test_signals_as_the_driver_reads_them():
     signals = [Signal(4096 + 64 * number, State.FULL, number % 2 == 0) for number in range(300)]
     batches = driver.operations_of(signals)
-    assert [len(batch) for batch in batches] == [256, 44]
+    assert [len(batch) for batch in batches] == [255, 45]
     first, second = batches[0][0], batches[0][1]
     assert (first.operation, first.address, first.value, first.flags) == (1, 4096, 2, 2)
     assert (second.operation, second.address, second.value, second.flags) == (2, 4160, 2, 0)
@@ -127,10 +128,53 @@ def test_the_driver_says_what_is_wrong():
         driver.call_driver("cuDeviceGet", ctypes.byref(ctypes.c_int()), ctypes.c_int(1 << 20))
 
 
-def test_cupy_hands_a_streams_status_on():
-    """Which `is_idle` reads: an int, whatever it says, never an exception."""
-    import cupy
+@pytest.mark.parametrize("code, done", [(0, True), (driver.NOT_READY, False), (700, None)])
+def test_a_streams_status_is_read(monkeypatch, code, done):
+    def call(name, *arguments):
+        assert name == "cuStreamQuery"
+        if code:
+            raise driver.DriverError(name, code, "said")
 
-    assert isinstance(cupy.cuda.runtime.streamQuery(0), int)
-    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorNotReady"):
-        raise cupy.cuda.runtime.CUDARuntimeError(nvidia._NOT_READY)
+    monkeypatch.setattr(driver, "call_driver", call)
+    if done is None:
+        with pytest.raises(DeviceError, match="700"):
+            driver.is_done(0)
+    else:
+        assert driver.is_done(0) is done
+
+
+def test_kernels_are_compiled_by_cupys_compiler_and_kept(tmp_path, monkeypatch):
+    """As they are written: subnormal numbers stay what they are."""
+    from cupy.cuda import nvrtc
+
+    float32, total = 2, 0
+    ptx = compiled(nvrtc, float32, total, "compute_90", None)
+    assert b"add.rn.f32" in ptx and b".ftz" not in ptx
+    folder = tmp_path / "kernels"
+    binary = compiled(nvrtc, float32, total, "sm_90", folder)
+    assert binary.startswith(b"\x7fELF")
+    (file,) = folder.iterdir()
+    file.write_bytes(b"kept")
+    assert compiled(nvrtc, float32, total, "sm_90", folder) == b"kept"
+    assert compiled(nvrtc, float32, total, "sm_80", folder) not in (b"kept", binary)
+    barred = tmp_path / "file"
+    barred.touch()
+    assert compiled(nvrtc, float32, total, "sm_90", barred / "below") == binary
+    with pytest.raises(DeviceError, match=r"cannot be compiled with -arch=sm_11: .*invalid value"):
+        compiled(nvrtc, float32, total, "sm_11", None)
+
+
+@pytest.mark.parametrize(
+    "environment, folder",
+    [
+        ({"XDG_CACHE_HOME": "/cache", "HOME": "/home"}, "/cache/collectives/kernels"),
+        ({"HOME": "/home"}, "/home/.cache/collectives/kernels"),
+        ({}, None),
+    ],
+)
+def test_where_kernels_are_kept(monkeypatch, environment, folder):
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert default_folder() == (None if folder is None else Path(folder))

@@ -184,6 +184,18 @@ class Device(Protocol):
         """
         ...
 
+    def prepare_thread(self) -> None:
+        """Called once by a thread that only asks, before it does."""
+        ...
+
+    def raise_failure(self) -> None:
+        """Waits for nothing and disturbs no capture.
+
+        Raises:
+            DeviceError: something has gone wrong on the device.
+        """
+        ...
+
     def is_capturing(self, stream: Stream) -> bool:
         """Whether what is put on the stream goes into a graph instead of being run."""
         ...

@@ -13,12 +13,14 @@ from functools import cache
 from transports.cuda_ipc.device import DeviceError, Signal
 
 LIBRARY = "libcuda.so.1"
+NOT_READY = 600
 NOT_SUPPORTED = 801
 
 _WAIT_32, _WRITE_32 = 1, 2
 _WAIT_AND = 2  # until (*address & value) != 0
 _WRITE_DEFAULT = 0  # after a barrier: what came before on the stream is visible to all
-_MOST_OPERATIONS = 256  # of one call
+_MOST_OPERATIONS = 255  # of one call
+_RELAXED = 2  # what a thread may do while another captures: anything
 
 
 class MemoryOperation(ctypes.Structure):
@@ -102,6 +104,29 @@ def write_word(stream: int, address: int, value: int) -> None:
         "cuStreamWriteValue32_v2", ctypes.c_void_p(stream), ctypes.c_uint64(address),
         ctypes.c_uint32(value), ctypes.c_uint(_WRITE_DEFAULT),
     )  # fmt: skip
+
+
+def is_done(stream: int) -> bool:
+    """Whether all that was put on a stream is.
+
+    By the driver and not by cupy, which keeps the interpreter's lock while it asks: a driver whose
+    queues are full may not answer before another thread lets go what fills them.
+
+    Raises:
+        DeviceError: something of it, or on its device, went wrong.
+    """
+    try:
+        call_driver("cuStreamQuery", ctypes.c_void_p(stream))
+    except DriverError as error:
+        if error.code == NOT_READY:
+            return False
+        raise
+    return True
+
+
+def allow_captures() -> None:
+    """What this thread asks the driver is no reason to end a capture of another."""
+    call_driver("cuThreadExchangeStreamCaptureMode", ctypes.byref(ctypes.c_int(_RELAXED)))
 
 
 def device_pointer(host: int) -> int:

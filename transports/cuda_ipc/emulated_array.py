@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -128,17 +129,18 @@ class EmulatedArray:
         return memory.copy().view(self.dtype).reshape(self.shape)
 
 
-_CURRENT: dict[int, Stream] = {}  # by ordinal
+_CURRENT = threading.local()  # as on a device, each thread has its own
 
 
 def current_stream(device: EmulatedDevice) -> Stream:
     """On which the work of a user's arrays is put."""
-    return _CURRENT.get(device.ordinal, 0)
+    streams: dict[int, Stream] = getattr(_CURRENT, "by_ordinal", {})
+    return streams.get(device.ordinal, 0)
 
 
 def use_stream(device: EmulatedDevice, stream: Stream) -> None:
-    """From now on."""
-    _CURRENT[device.ordinal] = stream
+    """From now on, in this thread."""
+    _CURRENT.by_ordinal = getattr(_CURRENT, "by_ordinal", {}) | {device.ordinal: stream}
 
 
 @contextmanager

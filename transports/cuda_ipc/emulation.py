@@ -242,6 +242,13 @@ class EmulatedDevice:
             raise DeviceError(f"{self.name}: {found.failure}")
         return found.idle()
 
+    def prepare_thread(self) -> None:
+        pass
+
+    def raise_failure(self) -> None:
+        for stream in tuple(self._streams):
+            self.is_idle(stream)
+
     def is_capturing(self, stream: Stream) -> bool:
         return stream != HOST and self._streams[stream].graph is not None
 

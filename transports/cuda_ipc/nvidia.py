@@ -10,25 +10,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from transports.cuda_ipc import driver
 from transports.cuda_ipc.by_host import signal_by_host
+from transports.cuda_ipc.compiling import compiled, default_folder
 from transports.cuda_ipc.device import ITEM_BYTES, DeviceError, Mark, Signal, Stream
-from transports.cuda_ipc.kernels import (
-    compile_options,
-    divide_argument,
-    fold_argument,
-    launch_shape,
-    source,
-)
+from transports.cuda_ipc.kernels import divide_argument, fold_argument, launch_shape
 from transports.telling import tell
 
 _REGISTER = 1 | 2  # for every context, and mapped
 _NON_BLOCKING = 1  # a stream that the legacy default stream does not wait for, nor it for that
 _NO_TIMING = 2
 _ANY_DIRECTION = 4
-_SUCCESS, _NOT_READY = 0, 600  # cudaError_t
 _HOST_PAGE = mmap.PAGESIZE
 _MOST_KEPT = 8192  # batches of signals
 
@@ -89,7 +83,10 @@ class NvidiaDevice:
         with self.activated():
             self._runtime.free(0)  # the context is made now, not in a call
             self.identity = driver.uuid_of(ordinal)
-        self._streams: dict[Stream, Any] = {}
+            major, minor = properties["major"], properties["minor"]
+            # On which there is never anything: what is asked of it is how the device is.
+            self._unused = self._runtime.streamCreateWithFlags(_NON_BLOCKING)
+        self._architecture = f"sm_{major}{minor}"
         self._kernels: dict[tuple[str, int, int], Any] = {}
         self._batches: dict[tuple[Signal, ...], Any] = {}
         self._registered: dict[int, tuple[int, int]] = {}  # for streams -> on the host, bytes
@@ -105,7 +102,7 @@ class NvidiaDevice:
         """What cupy raises, as the seam's errors."""
         try:
             yield
-        except self._runtime.CUDARuntimeError as error:
+        except (self._runtime.CUDARuntimeError, self._cupy.cuda.driver.CUDADriverError) as error:
             raise DeviceError(f"{self.name}: {error}") from None
 
     # --- memory
@@ -169,7 +166,6 @@ class NvidiaDevice:
             return int(self._runtime.streamCreateWithFlags(_NON_BLOCKING))
 
     def end_stream(self, stream: Stream) -> None:
-        self._streams.pop(stream, None)
         with self.activated():
             self._runtime.streamDestroy(stream)
 
@@ -187,10 +183,18 @@ class NvidiaDevice:
 
     def is_idle(self, stream: Stream) -> bool:
         with self.activated():
-            status = int(self._runtime.streamQuery(stream))  # which cupy hands on, and never raises
-            if status not in (_SUCCESS, _NOT_READY):
-                raise self._runtime.CUDARuntimeError(status)
-        return status == _SUCCESS
+            try:
+                return driver.is_done(stream)
+            except driver.DriverError as error:
+                raise DeviceError(f"{self.name}: {error}") from None
+
+    def prepare_thread(self) -> None:
+        with self._told():
+            self._runtime.setDevice(self.ordinal)
+            driver.allow_captures()
+
+    def raise_failure(self) -> None:
+        self.is_idle(self._unused)
 
     def is_capturing(self, stream: Stream) -> bool:
         return bool(self._runtime.streamIsCapturing(stream))
@@ -212,13 +216,13 @@ class NvidiaDevice:
         kernel = self._kernel("fold", dtype, op)
         blocks, threads = launch_shape(count * ITEM_BYTES[dtype], self._multiprocessors)
         argument = fold_argument(targets, operands, count)
-        kernel((blocks,), (threads,), (argument,), stream=self._as_cupy(stream))
+        kernel((blocks,), (threads,), (argument,), stream=_Given(stream))
 
     def divide(self, stream: Stream, data: int, count: int, dtype: int, divisor: int) -> None:
         kernel = self._kernel("divide", dtype, 0)
         blocks, threads = launch_shape(count * ITEM_BYTES[dtype], self._multiprocessors)
         argument = divide_argument(data, count, divisor)
-        kernel((blocks,), (threads,), (argument,), stream=self._as_cupy(stream))
+        kernel((blocks,), (threads,), (argument,), stream=_Given(stream))
 
     def signal(self, stream: Stream, signals: tuple[Signal, ...]) -> None:
         if self._by_host:
@@ -262,15 +266,17 @@ class NvidiaDevice:
     def _kernel(self, name: str, dtype: int, op: int) -> Any:
         found = self._kernels.get((name, dtype, op))
         if found is None:
-            module = self._cupy.RawModule(code=source(), options=compile_options(dtype, op))
-            found = self._kernels[name, dtype, op] = module.get_function(name).kernel
+            cuda = self._cupy.cuda
+            module = cuda.function.Module()
+            module.load(compiled(cuda.nvrtc, dtype, op, self._architecture, default_folder()))
+            found = self._kernels[name, dtype, op] = module.get_function(name)
         return found
 
-    def _as_cupy(self, stream: Stream) -> Any:
-        found = self._streams.get(stream)
-        if found is None:
-            found = self._streams[stream] = self._cupy.cuda.ExternalStream(stream, self.ordinal)
-        return found
+
+class _Given(NamedTuple):
+    """A stream as cupy reads it where it launches a kernel."""
+
+    ptr: Stream
 
 
 class _Event:

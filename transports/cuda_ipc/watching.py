@@ -1,10 +1,10 @@
-"""Looks after calls that are on a device, from a thread of its own.
+"""Looks after calls that are on a device, from threads of its own.
 
 A stream that waits for a peer waits for ever. So while calls are under way a thread looks, every
 few milliseconds, whether the oldest is done; if not, whether a rank it needs has ended, another has
-reported trouble, or its time is up. Then the call has failed: every flag is released, the stream
-runs to its end, and what went wrong is raised by the next call, a `wait` or `close`. Until then the
-results are undefined.
+reported trouble, or its time is up. A second thread asks the device how it is. Once a call has
+failed every flag is released, the stream runs to its end, and what went wrong is raised by the next
+call, a `wait` or `close`. Until then the results are undefined.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from transports.errors import CollectiveError, CollectiveTimeout, MismatchError
 
 _LOOK_EVERY = (0.0005, 0.02)  # seconds; at first, and at most
 _LOOK_AT_GRAPHS_EVERY = 0.05
-_MOST_OPERATIONS = 600  # on the stream: a driver takes about a thousand, then its calls block
+_ASK_EVERY = 0.25
+_MOST_OPERATIONS = 400  # on the stream: a driver takes about a thousand, then its calls block
+_OF_A_CALL = 5  # besides its program's: to follow the caller's stream, to count, to be followed
 
 
 class Host(Protocol):
@@ -82,6 +84,8 @@ class Watch:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
+        self._asking = threading.Thread(target=self._ask, name=f"{name}-asking", daemon=True)
+        self._over = threading.Event()
         self._closed = False
         self.failure: BaseException | None = None
         self.told = False
@@ -118,7 +122,7 @@ class Watch:
         while True:
             self.raise_failure()
             with self._lock:
-                waiting = sum(call.operations for call in self._calls)
+                waiting = sum(call.operations + _OF_A_CALL for call in self._calls)
             if not waiting or waiting + operations <= _MOST_OPERATIONS:
                 return
             time.sleep(_LOOK_EVERY[0])
@@ -167,13 +171,16 @@ class Watch:
         with self._lock:
             self._closed = True
             self._changed.notify()
+        self._over.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+            self._asking.join(_ASK_EVERY)
 
     def _wake(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
+            self._asking.start()
         self._changed.notify()
 
     def _drop_done(self) -> None:
@@ -212,6 +219,25 @@ class Watch:
                     self._changed.wait(pause)
             pause = min(2 * pause, _LOOK_EVERY[1])
 
+    def _ask(self) -> None:
+        """In a thread of its own: a driver may not answer before what fills its queues is let go.
+
+        Which a lost peer may leave to the other thread to do.
+        """
+        device = self._engine.device
+        device.prepare_thread()
+        while not self._over.wait(_ASK_EVERY):
+            if not self._calls and not self._graphs:
+                continue
+            try:
+                device.raise_failure()
+            except DeviceError as error:
+                with self._lock:
+                    text = self._calls[0].text if self._calls else "a graph"
+                self._host.abort(f"rank {self._engine.rank}: {text}: {error}")
+                self.fail(CollectiveError(f"{text}: {error}"))
+                return
+
     def _look_at_graphs(self) -> None:
         """Fail if what a graph waits for never comes."""
         if self.failure is not None:
@@ -237,11 +263,6 @@ class Watch:
         if self._engine.is_released():  # by a rank that has told why, or ended before it could
             missing = list(range(self._size))
         self._host.check([peer for peer in missing if self._host.has_gone(peer)], heard=False)
-        try:  # after that: a driver may be slow to answer while its queues are full
-            self._engine.device.is_idle(self._engine.stream)
-        except DeviceError as error:
-            self._host.abort(f"rank {rank}: {call.text}: {error}")
-            raise CollectiveError(f"{call.text}: {error}") from None
         if time.monotonic() > call.deadline:
             others = ", ".join(str(peer) for peer in missing if peer != rank)
             whom = f"rank {others}" if others else "its own device"
