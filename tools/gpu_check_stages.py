@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import shutil
+import contextlib
+import multiprocessing
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
+from gpu_check_parts import EMULATED, KIND, PATIENCE, PYTEST, leave, left, shown
+from gpu_check_racing import shared_memory, sweep
+from gpu_check_training import training
 
-if TYPE_CHECKING:
-    from launch.bench.results import Comparison, Result
-
-ROOT = Path(__file__).parents[1]
-KIND = os.environ.get("COLLECTIVES_TEST_DEVICES", "emulated")
-EMULATED = KIND == "emulated"
 SIZES = (2, 3, 4, 8) if not EMULATED else (2, 3)
 
 
 def environment() -> dict[str, Any]:
     """What there is, and what it refuses."""
-    rows = [{"what": "python", "found": sys.version.split()[0]}]
+    from transports import _native
+
+    rows = [
+        {"what": "python", "found": sys.version.split()[0]},
+        {"what": "our native module", "found": str(_native.__file__)},
+    ]
     if EMULATED:
         return {"found": "emulated", "table": rows}
     import cupy
@@ -56,43 +55,101 @@ def environment() -> dict[str, Any]:
     return {"found": f"{nvidia_count()} device(s)", "table": rows}
 
 
-def conformance() -> dict[str, Any]:
-    """Every algorithm, type and operation against numpy."""
-    from harness.conformance import sweep
+def _first(comm: Any) -> float:
+    from harness import device_arrays as arrays
 
+    comm.timeout = PATIENCE
+    begun = time.monotonic()
+    for kind in _kinds():
+        x = arrays.to_device(np.full(1000, comm.rank + 1.0, np.float32), kind)
+        found = arrays.to_host(comm.allreduce(x), kind)
+        assert (found == comm.size * (comm.size + 1) / 2).all(), found[:5]
+    return time.monotonic() - begun
+
+
+def first_call() -> dict[str, Any]:
+    """Two ranks connect, add up and part: what everything else needs."""
     import launch
 
-    rows, wrong = [], []
+    seconds = launch.spawn(_first, 2, timeout=left())
+    return {"found": f"two ranks connect and add up in {max(seconds):.1f} s"}
+
+
+def _kinds() -> tuple[str, ...]:
+    """Of arrays here; torch's too where it has CUDA."""
+    if EMULATED:
+        return ("emulated", "torch emulated")
+    with contextlib.suppress(ImportError):
+        import torch
+
+        if torch.cuda.is_available():
+            return (KIND, "torch cuda")
+    return (KIND,)
+
+
+def _compile(pair: tuple[int, int], architecture: str) -> None:
+    import cupy
+
+    from transports.cuda_ipc.compiling import compiled, default_folder
+
+    compiled(cupy.cuda.nvrtc, *pair, architecture, default_folder())
+
+
+def kernels() -> dict[str, Any]:
+    """Compiles all of them at once, where each rank would do so one after the other."""
+    if EMULATED:
+        return {"found": "an emulated device needs none"}
+    import cupy
+
+    from transports import _native
+
+    architecture = "sm_" + cupy.cuda.Device(0).compute_capability
+    pairs = [(d, o) for d in range(13) for o in range(10) if _native.supports(d, o)]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(partial(_compile, architecture=architecture), pairs))
+    return {"found": f"{len(pairs)} for {architecture}"}
+
+
+def _conform(comm: Any, counts: tuple[int, ...], kinds: tuple[str, ...]) -> Any:
+    from harness.conformance import sweep
+
+    comm.timeout = PATIENCE
+    return sweep(comm, counts, kinds, full=False)
+
+
+def conformance() -> dict[str, Any]:
+    """Every algorithm, type and operation against numpy."""
+    import launch
+
+    rows: list[dict[str, Any]] = []
+    found = {"found": "nothing yet", "table": rows}
     for size in SIZES:
         begun = time.monotonic()
-        kinds = (KIND,)
-        ranks = launch.spawn(sweep, size, (0, 1, 11, 70001), kinds, False, timeout=140)
+        kinds = _kinds() if size == 2 else (KIND,)
+        ranks = launch.spawn(_conform, size, (0, 1, 11, 70001), kinds, timeout=left())
         failures = [problem for problems, _ in ranks for problem in problems]
         passed = sum(good for _, tally in ranks for good, _ in tally.values())
-        rows.append({"ranks": size, "passed": passed, "failed": len(failures),
+        rows.append({"ranks": size, "arrays": " and ".join(kinds), "passed": passed,
+                     "failed": len(failures),
                      "seconds": round(time.monotonic() - begun, 1)})  # fmt: skip
-        wrong += failures[:10]
-    for line in wrong:
-        print(line)
-    return {"found": f"{sum(row['failed'] for row in rows)} failed", "table": rows,
-            "failed": bool(wrong)}  # fmt: skip
+        print(*failures[:10], rows[-1], sep="\n", flush=True)
+        found["found"] = f"{sum(row['failed'] for row in rows)} failed"
+        leave(found)
+    return found | {"failed": any(row["failed"] for row in rows)}
 
 
 def contract() -> dict[str, Any]:
     """The tests of calls on devices and of what goes wrong, on this machine's devices."""
     names = ("devices", "devices_in_graphs", "devices_in_trouble")
     files = [f"tests/collectives/test_{name}.py" for name in names]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    print(done.stdout[-4000:], done.stderr[-2000:])
-    return {"found": done.stdout.strip().splitlines()[-1], "failed": done.returncode != 0}
+    failed, lines = shown([*PYTEST, *files], left())
+    return {"found": lines[-1] if lines else "nothing", "failed": failed}
 
 
 def _stress(comm: Any, seconds: float) -> int:
     from harness import device_arrays as arrays
 
+    comm.timeout = PATIENCE
     dice = np.random.default_rng(5)  # the same on every rank
     until, rounds = time.monotonic() + seconds, 0
     sizes = [int(dice.integers(1, 200_000)) for _ in range(12)]
@@ -132,7 +189,7 @@ def stress() -> dict[str, Any]:
     import launch
 
     size = 2 if EMULATED else 4
-    rounds = launch.spawn(_stress, size, 10.0, timeout=50)
+    rounds = launch.spawn(_stress, size, 8.0, timeout=left())
     return {"found": f"{rounds[0]} rounds of 36 calls among {size} ranks, all right"}
 
 
@@ -142,6 +199,7 @@ def _probe(comm: Any) -> dict[str, float]:
 
     from transports.cuda_ipc.device import Signal, State
 
+    comm.timeout = PATIENCE
     comm.allreduce(arrays.to_device(np.ones(4, np.float32), KIND))
     engine, device = comm._connected.engine, comm._connected.device
     ping, pong = engine.wiring.note_flag(0, 1), engine.wiring.note_flag(1, 0)
@@ -183,7 +241,7 @@ def probe() -> dict[str, Any]:
     """What a handoff between two processes on the device takes, and what it copies in a second."""
     import launch
 
-    found = launch.spawn(_probe, 2, timeout=40)[0]
+    found = launch.spawn(_probe, 2, timeout=left())[0]
     return {
         "found": f"handoff {found['handoff'] * 1e6:.1f} us (median "
         f"{found['handoff_median'] * 1e6:.1f}), copy {found['copy'] / 1e9:.0f} GB/s",
@@ -192,185 +250,20 @@ def probe() -> dict[str, Any]:
     }
 
 
-def sweep() -> dict[str, Any]:
-    """Allreduce in place from 1 KiB on: our own, against gloo, and nccl where there are GPUs."""
-    from launch.bench.results import compared
-
-    ranks, most, against = 2, "1G", "gloo"
-    if EMULATED:
-        most, against = "256K", ""
-    elif (gpus := _gpus()) > 1:
-        ranks, against = min(8, gpus), "gloo,nccl"
-        most = "1G" if ranks == 2 else "256M"  # of more ranks gloo takes too long
-    plot = ["--plot", str(Path(sys.argv[2]).with_name("sweep.png"))]
-    results, failed = _raced(
-        ranks, "--device", "cuda", "--algorithm", "symmetric,auto", "--against", against,
-        "--places", "in", "--min", "1K", "--max", most, "--factor", "4", "--rounds", "3",
-        "--round-ms", "5", *(plot if importlib.util.find_spec("matplotlib") else []),
-    )  # fmt: skip
-    table = [_row(comparison) for comparison in compared(results)]
-    rates = [row["bytes"] / row["symmetric us"] / 1e3 for row in table if "symmetric us" in row]
-    words = f"Best of three rounds in turn, float32 sum in place, {ranks} ranks; bound: what every "
-    return {"found": f"symmetric at most {max(rates, default=0):.1f} GB/s", "table": table,
-            "failed": failed or not rates,
-            "words": [words + "rank's copy of as many bytes takes, all at once."]}  # fmt: skip
-
-
-def _row(comparison: Comparison) -> dict[str, Any]:
-    """A size: what each way takes, our best share of the bound, how many times others take it."""
-    best = {
-        result.variant.replace("auto", "private") or result.who: result.best
-        for result in comparison.results
-        if result.role != "limit" and result.rounds
-    }
-    row: dict[str, Any] = {"bytes": comparison.case.nbytes}
-    row |= {f"{way} us": round(seconds * 1e6, 1) for way, seconds in best.items()}
-    own = min((best[way] for way in ("symmetric", "private") if way in best), default=None)
-    if own and comparison.limit is not None:
-        bound = comparison.limit.best
-        row |= {"bound us": round(bound * 1e6, 1), "of bound": f"{bound / own:.0%}"}
-    if own:
-        row |= {f"x {who}": round(best[who] / own, 1) for who in ("gloo", "nccl") if who in best}
-    return row
-
-
-def _gpus() -> int:
-    from transports.cuda_ipc.nvidia import nvidia_count
-
-    return nvidia_count()
-
-
-def _raced(ranks: int, *options: str) -> tuple[list[Result], bool]:
-    """What `collectives bench allreduce` finds, and whether it failed."""
-    from launch.bench.results import read_results
-
-    lines = Path(sys.argv[2]).with_name("bench.jsonl")
-    done = subprocess.run(
-        [sys.executable, "-m", "launch", "bench", "allreduce", "-n", str(ranks), *options,
-         "--json", str(lines)], capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    print(done.stdout[-3000:], done.stderr[-2000:])
-    if not lines.exists() or not lines.stat().st_size:
-        raise SystemExit(1)
-    _, results = read_results(lines)
-    lines.unlink()
-    return results, done.returncode != 0
-
-
-def training() -> dict[str, Any]:
-    """The example network and the language model, two ranks of one device; the trainer's tests."""
-    from launch.commands.train import NEEDED
-
-    until = time.monotonic() + 85
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        print(f"refused: training needs {', '.join(missing)}")
-        return {"found": f"refused: no {', '.join(missing)}", "failed": True}
-    rows, failures = [], []
-    found = {"found": "no model trained", "table": rows}
-    folder = Path(tempfile.mkdtemp(prefix="gpu-check-"))
-    try:
-        _draw_photographs(folder / "photographs")
-        models = {
-            # name: steps, and settings; as much data as every machine has
-            "espcn": (600, [f"data.path={folder}/photographs", "data.held_out=[image0]"]),
-            "llm_small": (150, ["data.tokenizer=bytes", "data.vocabulary=0",
-                                f"data.path={Path(json.__file__).parent}",
-                                f"data.cache={folder}/tokens"]),
-        }  # fmt: skip
-        for name, (steps, settings) in models.items():
-            run = folder / name
-            steps = 10 if EMULATED else steps
-            settings += ["train.device=cuda", f"run={run}", "train.epochs=2",
-                         f"train.steps_per_epoch={steps // 2}",
-                         f"train.log_every={steps // 5}"]  # fmt: skip
-            words = [word for setting in settings for word in ("--set", setting)]
-            failed = _fails([sys.executable, "-m", "launch", "train", f"configs/{name}.yaml",
-                             "-n", "2", *words], 35)  # fmt: skip
-            failures.append(failed)
-            if not failed:
-                rows.append({"model": name, **_trained(run)})
-            found["found"] = f"{len(rows)} of {len(models)} models trained"
-            _leave(found)  # should the rest take too long
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not EMULATED:
-        os.environ["COLLECTIVES_TEST_DEVICES"] = "torch cuda"
-        failures.append(_fails([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                                "tests/trainers/test_on_devices.py"],
-                               until - time.monotonic()))  # fmt: skip
-    return found | {"failed": any(failures)}
-
-
-def _fails(command: list[str], seconds: float) -> bool:
-    """Whether a program of ours does, or takes longer; its last words are in the report then."""
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-            timeout=seconds,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as late:
-        print(str(late.stdout)[-3000:], f"not done after {seconds:.0f} s: {' '.join(command)}")
-        return True
-    print(done.stdout[-3000:])
-    return done.returncode != 0
-
-
-def _leave(found: dict[str, Any]) -> None:
-    """What has been found so far."""
-    Path(sys.argv[2]).write_text(json.dumps(found) + "\n")
-
-
-def _draw_photographs(folder: Path) -> None:
-    """Images of structure at several scales: samples of photographs are not on every machine."""
-    from PIL import Image
-
-    folder.mkdir()
-    dice = np.random.default_rng(7)
-    for number in range(6):
-        image = sum(
-            np.kron(dice.random((240 // side, 240 // side, 3)), np.ones((side, side, 1)))
-            for side in (2, 6, 24, 60)
-        )
-        Image.fromarray((np.asarray(image) * 63).astype(np.uint8)).save(
-            folder / f"image{number}.png"
-        )
-
-
-def _trained(run: Path) -> dict[str, Any]:
-    """The losses of a run, its speed, and where the time of its steps went after the first."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [record for record in records if "loss" in record]
-    found = {"first loss": round(steps[0]["loss"], 4), "last loss": round(steps[-1]["loss"], 4)}
-    for key in steps[0]:
-        if key.endswith("_per_second"):
-            found[key.replace("_", " ")] = round(max(step[key] for step in steps[1:]), 1)
-        elif key.endswith("_ms"):
-            found[key.replace("_", " ")] = round(min(step[key] for step in steps[1:]), 3)
-    return found
-
-
-def shared_memory() -> dict[str, Any]:
-    """Allreduce in host memory among as many ranks as there are cores for, against gloo."""
-    cores = os.cpu_count() or 2
-    rows, failures = [], []
-    for size in [each for each in (2, 4, 8, 16) if each <= cores]:
-        results, failed = _raced(
-            size, "--min", "8", "--max", "16M", "--factor", "64", "--rounds", "3",
-            "--against", "gloo", "--no-limit",
-        )  # fmt: skip
-        failures.append(failed)
-        for result in results:
-            if result.rounds:
-                rows.append({"ranks": size, "bytes": result.case.nbytes, "who": result.who,
-                             "us": round(result.best * 1e6, 2)})  # fmt: skip
-    return {"found": f"{len(rows)} rows", "table": rows, "failed": any(failures)}
+STAGES = {
+    stage.__name__.replace("_", " "): stage
+    for stage in (
+        environment, first_call, kernels, conformance, probe, sweep, training, contract, stress,
+        shared_memory,
+    )
+}  # fmt: skip
 
 
 def main() -> int:
     """Run one stage."""
-    found = globals()[sys.argv[1].replace(" ", "_")]()
+    found = STAGES[sys.argv[1]]()
     failed = found.pop("failed", False)
-    _leave(found)
+    leave(found)
     return 1 if failed else 0
 
 

@@ -463,3 +463,13 @@ def test_devices_that_are_apart_are_named_once(capfd):
     launch.spawn(body, 2, environment=machine, timeout=60)
     said = capfd.readouterr()
     assert (said.out + said.err).count("messages between ranks 0 and 1 go by the host's") == 1
+
+
+@ranks(2)
+def test_numbers_too_small_to_be_normal_stay(comm):
+    tiny = np.float32(2.0**-140)
+    mine = (np.arange(1, 9) * (1 + comm.rank) * tiny).astype(np.float32)
+    both = [(np.arange(1, 9) * (1 + rank) * tiny).astype(np.float32) for rank in range(2)]
+    for op, wanted in (("sum", both[0] + both[1]), ("max", both[1]), ("min", both[0])):
+        assert np.array_equal(comm.allreduce(on_device(mine), op=op).get(), wanted)
+    assert (wanted > 0).all()

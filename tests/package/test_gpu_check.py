@@ -30,7 +30,7 @@ def test_a_dry_run(tmp_path):
         assert text in report
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["stages"]["probe"]["copy_bytes_per_second"] > 0
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "sweep-to-256K.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) <= 8
 
 
@@ -50,6 +50,27 @@ def test_a_stage_that_fails_is_named_and_the_rest_goes_on(tmp_path):
     report = (tmp_path / "report.md").read_text()
     assert "| environment | passed |" in report and "| probe | failed |" in report
     assert "does not let memory be shared between processes" in report
+
+
+def test_without_a_first_call_no_other_stage_takes_its_time(tmp_path):
+    machine = {"COLLECTIVES_EMULATED_DEVICES": "devices=1,unshared=1"}
+    done = check(tmp_path, "--only", "first call", "--only", "stress", **machine)
+    assert done.returncode == 1
+    report = (tmp_path / "report.md").read_text()
+    assert "| first call | failed |" in report and "| stress | not run | 0 |" in report
+
+
+def test_a_program_that_takes_too_long_has_said_what_it_has(tmp_path):
+    program = "import time; print('so far', flush=True); time.sleep(60)"
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tools")!r})
+from gpu_check_parts import shown
+print(shown([sys.executable, "-c", {program!r}], 1.0), shown([sys.executable, "-c", "3"], 9.0))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert "so far\nnot done after 1 s" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "(True, ['so far']) (False, [])"
 
 
 def test_all_stages_together_end_within_eight_minutes():
