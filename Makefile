@@ -2,7 +2,7 @@
 #
 #   make train      environment, build, install, then train the example network on two ranks
 #   make train-llm  the same with the language model, on the sources of Python's standard library
-#   make test       the same environment, then lint and every quick test
+#   make test       the same environment, then lint and every quick test, WORKERS=2 files at a time
 #   make test-full  the long sweeps too; writes build/test-report.xml and a page of it, .md
 #   make test-repeat  each kind of test with many processes, TIMES=50 times, half of them with all cores busy
 #   make soak       random programs against numpy: MINUTES=10, SEED=… and RANKS=… to repeat one
@@ -20,6 +20,7 @@ PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 RANKS ?= 2
 TIMES ?= 50
+WORKERS ?= 2
 MINUTES ?= 10
 N ?= 10000
 PACKAGES := collectives transports trainers launch
@@ -45,8 +46,9 @@ train: build
 train-llm: build
 	$(VENV)/bin/collectives train configs/llm_small.yaml -n $(RANKS) $(TRAIN_OPTIONS)
 
+# A file is a worker's: what ranks of one start have shared stays together.
 test: lint
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-full: lint
 	@mkdir -p build
