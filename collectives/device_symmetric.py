@@ -33,6 +33,7 @@ class DeviceBlock:
 class DeviceSymmetric(Symmetric):
     """Adds `empty(..., device=)` to a communicator."""
 
+    _await_scatter: Callable[[], None]  # of OnDevices
     _with_devices: Callable[[DeviceFamily, int], tuple[Connected, Watch]]  # of OnDevices
 
     def _begin_device_symmetric(self) -> None:
@@ -42,6 +43,7 @@ class DeviceSymmetric(Symmetric):
     def _empty_on_device(self, lengths: tuple[int, ...], dtype: Any, device: str) -> Array:
         torch_dtype, itemsize, name = checked_dtype(dtype)
         family = _family_for(torch_dtype)
+        self._await_scatter()
         connected, watch = self._with_devices(family, self._ordinal_of(device, family))
         watch.raise_failure()
         ordinal = connected.device.ordinal

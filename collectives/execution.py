@@ -72,16 +72,18 @@ class Execution:
         """Calls made inside are parts of `name` and named so; of names in names the first."""
         thread = threading.get_ident()  # the queue's may be in one while the caller's is not
         before = self._parts.get(thread, "")
-        self._parts[thread] = before or name
-        self._engine.queue(1)  # what it repeats by itself has the name it was made with
+        queued = 0
         try:
+            self._parts[thread] = before or name
+            self._engine.queue(1)  # what it repeats by itself has the name it was made with
+            queued = 1
             yield
         finally:
-            self._engine.queue(-1)
+            self._engine.queue(-queued)
             if before:
                 self._parts[thread] = before
             else:
-                del self._parts[thread]
+                self._parts.pop(thread, None)
 
     def _start(
         self,

@@ -16,6 +16,7 @@ from collectives.arguments import (
 from collectives.arrays import Array, Family, family_of, shape_of, share_memory
 from collectives.objects import Objects
 from transports import _native
+from transports.errors import CollectiveError
 
 if TYPE_CHECKING:
     from collectives.device_arrays import DeviceFamily
@@ -114,6 +115,7 @@ class Messages(Objects):
     """
 
     _point_to_point: _native.PointToPoint
+    _carries_devices: bool
 
     def isend(self, x: Array, dest: int, tag: int = 0) -> MessageWork:
         """Begin to send `x`; it must not be changed until `wait()` of the result returns.
@@ -127,6 +129,7 @@ class Messages(Objects):
         family, x = input_array(x)
         what = _label(family.dtype_of(x), shape_of(x))
         if family.on_device:
+            self._check_on_device(family, x)
             x = cast("DeviceFamily", family).to_host(x)
             family = family_of(x)
         whole = family.contiguous(x)
@@ -153,6 +156,7 @@ class Messages(Objects):
         what = _label(family.dtype_of(x), shape_of(x))
         buffer = x
         if family.on_device:
+            self._check_on_device(family, x)
             buffer = cast("DeviceFamily", family).room_on_host(x)
         elif not family.is_contiguous(x):
             buffer = family.empty(shape_of(x), x)
@@ -184,6 +188,21 @@ class Messages(Objects):
         except BaseException:
             self._withdraw(posted)
             raise
+
+    def _check_on_device(self, family: Family, x: Array) -> None:
+        if not self._carries_devices:
+            raise TypeError(
+                f"expected an array in host memory, found a {family.name} array: transport shm "
+                "carries host memory only; transport auto or cuda_ipc carries both"
+            )
+        from collectives.which_device import is_capturing
+
+        on_device = cast("DeviceFamily", family)
+        if is_capturing(on_device, on_device.ordinal_of(x)):
+            raise CollectiveError(
+                "point-to-point on arrays of devices goes by the host, and cannot be captured in a "
+                "graph"
+            )
 
     def _withdraw(self, posted: _Posted) -> None:
         """Of a blocking call that is left: a receive must not take what a later one waits for."""

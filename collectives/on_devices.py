@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -26,16 +26,17 @@ from collectives.arguments import check_out, check_timeout, refuse_overlap
 from collectives.arrays import Array, is_same_memory, shape_of
 from collectives.choosing import Request
 from collectives.device_arrays import FAMILIES, DeviceFamily
-from collectives.device_calls import DeviceCall, DeviceCalls
+from collectives.device_calls import DeviceCall
+from collectives.device_closing import DeviceClosing
 from collectives.device_work import DeviceWork
-from collectives.which_device import device_for
+from collectives.which_device import device_for, is_capturing
 from collectives.work import Work
 from transports.cuda_ipc.connection import Connected, connect_devices
 from transports.cuda_ipc.device import Device, DeviceError
 from transports.cuda_ipc.kernels import MOST_OPERANDS
 from transports.cuda_ipc.program import of_peer
 from transports.cuda_ipc.watching import Watch
-from transports.errors import CollectiveError, CollectiveTimeout, MismatchError
+from transports.errors import CollectiveError, MismatchError
 from transports.plan import Space
 from transports.telling import tell
 
@@ -47,7 +48,7 @@ class OnStream(NamedTuple):
     stream: int | None
 
 
-class OnDevices(DeviceCalls):
+class OnDevices(DeviceClosing):
     """Adds arrays on devices to a communicator."""
 
     hosts: tuple[int, ...]
@@ -60,6 +61,7 @@ class OnDevices(DeviceCalls):
         self._carries_devices = carries
         self._watch: Watch | None = None
         self._device_turn = threading.Lock()
+        self._in_graphs: list[Array] = []  # arrays of our own that captured calls use
         self._scatter_before: Callable[[], Work | None] = lambda: None  # an asynchronous one
         self._begin_device_calls()
 
@@ -77,12 +79,41 @@ class OnDevices(DeviceCalls):
     ) -> Any:
         """As `_start`, of an array on a device; follows what is on `stream`, or the current one."""
         before = self._scatter_before()
-        if before is not None and not self._queue.is_here:
-            # It may be on devices, too, and then comes first on the communicator's stream.
-            before.until_ended()
+        if async_op and before is not None and not before.done() and not self._queue.is_here:
+            return self._put_behind(asked, family, x, source, shape, out, timeout)
+        self._await_scatter()
         with self._alone_on_device(asked.collective):
             work = self._put_on_device(asked, family, x, source, shape, out, timeout, stream)
         return work if async_op else work.wait()
+
+    def _await_scatter(self) -> None:
+        """One that is under way may be on devices, and then comes first, or connects them."""
+        before = self._scatter_before()
+        if before is not None and not self._queue.is_here:
+            before.until_run()
+
+    def _put_behind(
+        self,
+        asked: Request,
+        family: DeviceFamily,
+        x: Array,
+        source: Array | None,
+        shape: tuple[int, ...] | None,
+        out: Array | None,
+        timeout: float | None,
+    ) -> Work:
+        """In the queue, behind a scatter that is in it: the caller does not wait."""
+        stream = family.stream_of(family.ordinal_of(x))
+        if out is None and shape is not None:
+            out = family.empty(shape, x)  # by this thread, whose streams will use it
+
+        def job() -> DeviceWork:
+            with self._alone_on_device(asked.collective):
+                return self._put_on_device(asked, family, x, source, shape, out, timeout, stream)
+
+        work = self._queue.submit(f"{asked.collective} on devices", job)
+        self._scatter_before = weakref.ref(work)
+        return work
 
     @contextmanager
     def _alone_on_device(self, collective: str) -> Iterator[None]:
@@ -143,8 +174,15 @@ class OnDevices(DeviceCalls):
         text, number = call.agreement.text, connected.engine.next_number(after)
         kept = (x_given, source, target, given)
         if number == 0:
-            self._check_captured(call)
+            self._check_captured(call, device)
             watch.look_after_graphs()
+            # What is made here is the graph's for as long as it may run.
+            self._in_graphs += [each for each in (source, target) if each is not x]
+        elif device.is_capturing(connected.engine.stream):
+            raise CollectiveError(
+                f"{text}: another stream captures a call of this communicator in a graph: expected "
+                "its calls in that graph, or after it"
+            )
         # Looked after before it is put there: where hosts wait in the place of streams, that waits.
         if number:  # what is captured in a graph runs with the graph, whenever that is
             watch.add(number, text, seconds, len(call.program.operations), kept)
@@ -174,7 +212,12 @@ class OnDevices(DeviceCalls):
 
         return DeviceWork(text, number, watch, deliver)
 
-    def _check_captured(self, call: DeviceCall) -> None:
+    def _check_captured(self, call: DeviceCall, device: Device) -> None:
+        if device.waits_on_host:
+            raise CollectiveError(
+                f"{call.agreement.text}: {device.name} has no stream memory operations, so the "
+                "host waits in their place, and nothing can be captured in a graph"
+            )
         if not call.has_run:
             raise CollectiveError(
                 f"{call.agreement.text}: expected a call that has been made before, since this one "
@@ -239,13 +282,12 @@ class OnDevices(DeviceCalls):
                 "carries host memory only; transport auto or cuda_ipc carries both"
             )
         if self._connected is None or self._watch is None:
-            device = device_for(family, ordinal)
-            if device.is_capturing(family.stream_of(ordinal)):
+            if is_capturing(family, ordinal):  # asked first: making a device is not permitted then
                 raise CollectiveError(
                     "the first call on devices connects them and cannot be captured in a graph: "
                     "make one before"
                 )
-            return self._connect_devices(device)
+            return self._connect_devices(device_for(family, ordinal))
         if ordinal != self._connected.device.ordinal:
             raise ValueError(
                 f"x: expected an array on {self._connected.device.name} (device "
@@ -311,74 +353,6 @@ class OnDevices(DeviceCalls):
         block = self._new_block(nbytes, what)
         kept = block.memory.keep()
         return tuple(block.memory.part(rank, kept) for rank in range(self.size))
-
-    def _finish_devices(self) -> None:
-        """Until the calls on devices are done here and what they have sent is taken by the others.
-
-        Device memory ends with the process: unlike a message in host memory, what was sent cannot
-        be read when its sender has gone. So a communicator that has such calls under way waits for
-        the others when it is closed, as long as they live.
-        """
-        watch, connected = self._watch, self._connected
-        if watch is None or connected is None:
-            return
-        deadline = time.monotonic() + self.timeout
-        while self._waits_for(watch, connected):
-            if watch.failure is not None and not (watch.told or self._engine.heard):
-                watch.raise_failure()
-            if watch.failure is not None and self._queue.idle:
-                return  # the host's engine has it, and raises what nobody has heard of
-            if time.monotonic() > deadline:
-                raise CollectiveTimeout(
-                    f"close: rank {self.rank} has waited for {self._waits_for(watch, connected)}"
-                )
-            time.sleep(0.001)
-
-    def _waits_for(self, watch: Watch, connected: Connected) -> str:
-        """What there is to wait for before the devices can go; nothing: ""."""
-        if watch.failure is not None:
-            return "calls that have failed"
-        if not self._queue.idle:
-            return "other ranks to come to its calls on devices"
-        if not watch.is_done(connected.engine.put):
-            return "its calls on devices to be done"
-        late = [
-            peer
-            for peer in connected.engine.untaken()
-            if not (connected.has_left(peer) or self._engine.has_gone(peer))
-        ]
-        return f"rank {str(late)[1:-1]} to take what it has sent from its device" if late else ""
-
-    def _forgive_devices(self) -> None:
-        """The program knows that calls have failed, and goes on without them."""
-        if self._watch is not None:
-            self._watch.told = True
-
-    def _forsake_devices(self) -> None:
-        """In a child of fork: the devices are the parent's, with whatever is under way."""
-        self._connected = self._watch = None
-
-    def _close_devices(self) -> None:
-        """End what runs on the device, and give back what peers no longer need."""
-        connected, watch = self._connected, self._watch
-        if connected is None or watch is None:
-            return
-        self._connected = self._watch = None
-        engine = connected.engine
-        if not engine.is_done():
-            watch.fail(CollectiveError("the communicator was closed"))
-        ended = engine.run_out() if watch.failure is not None else True
-        watch.close()
-        if not ended:  # the device hangs: nothing on it can be given back
-            connected.leave()
-            return
-        engine.close()
-        connected.gone = frozenset(filter(self._engine.has_gone, range(self.size)))
-        self._close_device_symmetric(connected)
-        connected.outbox.unmap()
-        connected.leave()
-        connected.unregister()
-        connected.free_when_left(connected.outbox)
 
 
 @cache

@@ -205,6 +205,26 @@ def least_reaching(lend: int) -> int | None:
     return (None, _LEAST_REACHING, 0)[lend]
 
 
+def kernel_folder(environment: Mapping[str, str] | None = None) -> Path | None:
+    """Where compiled kernels of devices are kept: COLLECTIVES_KERNELS; "off" is nowhere.
+
+    By default `collectives/kernels` in the user's cache.
+    """
+    environment = os.environ if environment is None else environment
+    named = environment.get("COLLECTIVES_KERNELS")
+    if named:
+        return None if named == "off" else Path(named).expanduser()
+    cache = _user_cache(environment)
+    return None if cache is None else cache / "collectives" / "kernels"
+
+
+def _user_cache(environment: Mapping[str, str]) -> Path | None:
+    cache, home = environment.get("XDG_CACHE_HOME"), environment.get("HOME")
+    if not cache and not home:
+        return None
+    return Path(cache) if cache else Path(str(home)) / ".cache"
+
+
 def silence_seconds(environment: Mapping[str, str] | None = None) -> float:
     """After how many seconds a wait is told of: COLLECTIVES_SILENCE_SECONDS; 0 is never.
 
@@ -247,11 +267,8 @@ def tuning_folder(environment: Mapping[str, str] | None = None) -> tuple[Path, b
         return None
     if named:
         return Path(named).expanduser(), True
-    cache = environment.get("XDG_CACHE_HOME")
-    home = environment.get("HOME")
-    if not cache and not home:
-        return None
-    return (Path(cache) if cache else Path(str(home)) / ".cache") / "collectives", False
+    cache = _user_cache(environment)
+    return None if cache is None else (cache / "collectives", False)
 
 
 def refuse_foreign_launchers(environment: Mapping[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collectives import settings
 from collectives.arrays import Family
-from collectives.device_arrays import CUPY, EMULATED
+from collectives.device_arrays import CUPY, EMULATED, DeviceFamily
 from transports.cuda_ipc.device import Device, DeviceError
 from transports.errors import CollectiveError
 
@@ -38,5 +38,16 @@ def device_for(family: Family, ordinal: int | None, local_rank: int = 0) -> Devi
     else:
         from transports.cuda_ipc.nvidia import nvidia_count, nvidia_device
 
-        device = nvidia_device(local_rank % nvidia_count() if ordinal is None else ordinal)
+        number = local_rank % nvidia_count() if ordinal is None else ordinal
+        device = nvidia_device(number, settings.kernel_folder())
     return device
+
+
+def is_capturing(family: DeviceFamily, ordinal: int) -> bool:
+    """Whether the caller's current stream on a device goes into a graph; makes no device."""
+    stream = family.stream_of(ordinal)
+    if "emulated" in family.name:
+        return device_for(family, ordinal).is_capturing(stream)
+    from transports.cuda_ipc import nvidia
+
+    return nvidia.is_capturing(stream)

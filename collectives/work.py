@@ -31,6 +31,10 @@ class Deferred(ABC):
     def wait(self, timeout: float | None = None) -> Any:
         """Its result."""
 
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether it has ended."""
+
 
 class Work:
     """The handle of an asynchronous call.
@@ -81,7 +85,7 @@ class Work:
         deadline = None if timeout is None else time.monotonic() + timeout
         # Not for longer: a signal that comes just before the wait does not end it.
         brief = _LOOK_EVERY if timeout is None else min(timeout, _LOOK_EVERY)
-        if not self.done() and not self._ends_within(brief):
+        if not self._is_over() and not self._ends_within(brief):
             waiting = int(timeout is None)  # else the program goes on by itself
             self._awaited(waiting)
             try:
@@ -93,15 +97,22 @@ class Work:
                 self._heard()
             raise self._error
         if isinstance(self._result, Deferred):
-            self._result = self._result.wait()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self._result = self._result.wait(left)
         return self._result
 
-    def until_ended(self) -> None:
-        """Wait for the call's end and leave what came of it to `wait`."""
-        self._wait_on(None, None)
+    def until_run(self) -> None:
+        """Wait until the call has run, and leave what came of it to `wait`."""
+        if self._is_over():
+            return
+        self._awaited(1)
+        try:
+            self._wait_on(None, None)
+        finally:
+            self._awaited(-1)
 
     def _wait_on(self, timeout: float | None, deadline: float | None) -> None:
-        while not self.done():
+        while not self._is_over():
             left = math.inf if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise CollectiveTimeout(
@@ -122,6 +133,11 @@ class Work:
         Raises:
             CollectiveError: it had not when this process was forked, in which nothing runs it.
         """
+        if not self._is_over():
+            return False
+        return not isinstance(self._result, Deferred) or self._result.done()
+
+    def _is_over(self) -> bool:
         if self._has_ended:
             return True
         if os.getpid() != self._process:

@@ -40,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("full" if config.getoption("--full") else "quick")
     os.environ["COLLECTIVES_TUNING"] = "off"  # what a machine was tuned to is no concern of tests
     os.environ[MARK] = f"{os.getpid()}-{secrets.token_hex(8)}"
+    if hasattr(config, "workerinput"):  # one of several at a time, with one command
+        os.setpgid(0, 0)  # by which what it forks is told from what another does
+        _OF_OTHERS.append("left-")  # of tests of these rules, in whichever worker
     config.pluginmanager.register(_SkipPolicy(), "skip-policy")
     # A shell starts what runs in the background with SIGINT ignored, and every process we start
     # would inherit that: Ctrl-C must do what it does at a terminal.
@@ -187,12 +190,17 @@ def _command(process: int) -> str:
     return " ".join(word.decode(errors="replace") for word in words)[:200].strip()
 
 
+_OF_OTHERS = ["cuda.shm.", "mpich_shm_"]
+"""What a GPU's driver has there, and MPICH, of which a rank that is killed leaves some."""
+
+
 def _shared_files() -> set[str]:
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return set()
-    # A GPU's driver has files of its own there, for processes that share memory.
-    return {entry.name for entry in folder.iterdir() if not entry.name.startswith("cuda.shm.")}
+    return {
+        entry.name for entry in folder.iterdir() if not entry.name.startswith(tuple(_OF_OTHERS))
+    }
 
 
 def _in_foreign_use(name: str) -> bool:

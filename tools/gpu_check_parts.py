@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -29,7 +32,15 @@ def shown(command: list[str], seconds: float) -> tuple[bool, list[str]]:
     program = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
     )
-    timer = threading.Timer(seconds, program.kill)
+
+    def end() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = psutil.Process(program.pid)
+            for each in [*found.children(recursive=True), found]:  # who all hold the pipe
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+
+    timer = threading.Timer(seconds, end)
     timer.start()
     lines = []
     assert program.stdout is not None, "a pipe"
@@ -45,4 +56,7 @@ def shown(command: list[str], seconds: float) -> tuple[bool, list[str]]:
 
 def leave(found: dict[str, Any]) -> None:
     """What has been found so far."""
-    Path(sys.argv[2]).write_text(json.dumps(found) + "\n")
+    file = Path(sys.argv[2])
+    draft = file.with_suffix(".part")
+    draft.write_text(json.dumps(found) + "\n")
+    draft.replace(file)  # whole, whenever this stage is killed

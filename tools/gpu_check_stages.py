@@ -90,9 +90,10 @@ def _kinds() -> tuple[str, ...]:
 def _compile(pair: tuple[int, int], architecture: str) -> None:
     import cupy
 
-    from transports.cuda_ipc.compiling import compiled, default_folder
+    from collectives.settings import kernel_folder
+    from transports.cuda_ipc.compiling import compiled
 
-    compiled(cupy.cuda.nvrtc, *pair, architecture, default_folder())
+    compiled(cupy.cuda.nvrtc, *pair, architecture, kernel_folder())
 
 
 def kernels() -> dict[str, Any]:

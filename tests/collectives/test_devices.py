@@ -291,6 +291,49 @@ def test_asynchronous_scatters_keep_their_place(comm):
     comm.barrier()
 
 
+@ranks(2)
+def test_what_comes_behind_a_scatter_does_not_wait_for_it(comm):
+    """Rank 1 comes to it only when rank 0 has gone on."""
+    x, whole = new_array(4), on_device(np.ones((2, 4), np.float32))
+    comm.allreduce(x)
+    if comm.rank == 1:
+        comm.recv(np.zeros(1), source=0)
+    scatter = comm.scatter(whole if comm.rank == 1 else None, root=1, async_op=True)
+    work = comm.allreduce(on_device(given(comm.rank)), async_op=True)
+    if comm.rank == 0:
+        comm.send(np.zeros(1), 1)
+    assert np.array_equal(work.wait().get(), total(comm))
+    assert np.array_equal(scatter.wait().get(), np.ones(4))
+    assert work.done() and scatter.done()
+
+
+@ranks(2)
+def test_memory_that_all_reach_behind_a_first_scatter(comm):
+    x = on_device(np.ones((2, 4), np.float32)) if comm.rank == 0 else None
+    scatter = comm.scatter(x, root=0, async_op=True)
+    comm.empty((4,), np.float32, device="cuda")
+    connected = comm._connected
+    assert np.array_equal(scatter.wait().get(), np.ones(4))
+    assert comm._connected is connected, "connected once"
+
+
+@emulated_only
+@ranks(2)
+def test_a_scatter_is_waited_for_until_the_device_has_done_it(comm):
+    from transports.cuda_ipc import emulated_array
+
+    x = on_device(np.ones((2, 4), np.float32)) if comm.rank == 0 else None
+    comm.allreduce(new_array(4))
+    device = emulated_array.emulated_device()
+    device._streams[comm._connected.engine.stream].put(lambda: time.sleep(0.5))
+    scatter = comm.scatter(x, root=0, async_op=True)
+    with raising(collectives.CollectiveTimeout, "scatter", "goes on"):
+        scatter.wait(timeout=0.05)
+    assert not scatter.done()
+    assert np.array_equal(scatter.wait(timeout=30).get(), np.ones(4))
+    assert scatter.done()
+
+
 @ranks(2, 3)
 def test_point_to_point(comm):
     right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size

@@ -164,3 +164,131 @@ def test_a_rank_that_is_lost_ends_the_graphs_of_others():
         survivor, lost = job.outcomes(100)
     assert lost.code == -signal.SIGKILL
     assert survivor.text == "" and survivor.value < SOON
+
+
+def run(body, environment=DEVICES, size=2):
+    with Ranks(body, size, environment=environment) as job:
+        return job.outcomes(60)
+
+
+def prepared(comm):
+    """A graph with several waits, and its arrays."""
+    x, out = new_array(1000), new_array(1000)
+    comm.allreduce(x, out=out, algorithm="ring")
+    with Captured() as graph:
+        for _ in range(3):
+            comm.allreduce(x, out=out, algorithm="ring")
+    return graph, x, out
+
+
+@emulated_only
+@pytest.mark.parametrize("how", ["killed", "raises"])
+def test_graphs_that_wait_do_not_hold_up_the_end(how):
+    """Of a rank whose block is left by an exception, though no peer launches its own."""
+
+    def body():
+        begun = 0.0
+        try:
+            with collectives.init(timeout=60) as comm:
+                graph, *kept = prepared(comm)
+                comm.barrier()
+                if comm.rank == 1:
+                    if how == "killed":
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    comm.barrier()
+                for _ in range(20):
+                    graph.launch()
+                begun = time.monotonic()
+                raise ValueError("of the program")
+        except ValueError:
+            return time.monotonic() - begun, len(kept)
+
+    survivor, other = run(body)
+    assert survivor.text == "" and survivor.value[0] < SOON
+    assert other.code != 0
+
+
+@emulated_only
+def test_a_graph_that_all_others_have_left_runs_to_its_end():
+    def body():
+        with collectives.init(timeout=60) as comm:
+            graph, *_ = prepared(comm)
+            graph.launch()
+            finish(kind_here())
+            comm.barrier()
+            if comm.rank == 0:
+                graph.launch()
+                finish(kind_here())  # on rubbish
+        return comm.rank
+
+    assert [outcome.value for outcome in run(body)] == [0, 1]
+
+
+@emulated_only
+def test_a_rank_that_ends_well_is_no_loss_to_who_has_captured():
+    def body():
+        with collectives.init(timeout=60) as comm:
+            graph, *_ = prepared(comm)
+            graph.launch()
+            finish(kind_here())
+            comm.barrier()
+            if comm.rank == 0:
+                time.sleep(0.6)  # some looks at who is there
+        return comm.rank
+
+    assert [outcome.value for outcome in run(body)] == [0, 1]
+
+
+hosted = Batch(environment("devices=1,hosted=1,seed=1"))
+
+
+@emulated_only
+@hosted(2)
+def test_where_hosts_wait_in_the_place_of_streams_nothing_is_captured(comm):
+    x = on_device(given(comm.rank, 0))
+    comm.allreduce(x, out=x)
+    with Captured(), raising(collectives.CollectiveError, "no stream memory operations"):
+        comm.allreduce(x, out=x)
+    y = on_device(given(comm.rank, 0))
+    assert np.array_equal(comm.allreduce(y).get(), total(comm, 0))
+
+
+@emulated_only
+@ranks(2)
+def test_point_to_point_is_not_captured(comm):
+    x = on_device(given(comm.rank, 0))
+    for call in (lambda: comm.send(x, 1 - comm.rank), lambda: comm.recv(x)):
+        with Captured(), raising(collectives.CollectiveError, "cannot be captured"):
+            call()
+
+
+@emulated_only
+@ranks(2)
+def test_a_call_outside_while_another_stream_captures(comm):
+    from transports.cuda_ipc import emulated_array as arrays
+
+    x = on_device(given(comm.rank, 0))
+    comm.allreduce(x, out=x)
+    device = arrays.emulated_device()
+    with Captured():
+        comm.allreduce(x, out=x)
+        arrays.use_stream(device, device.new_stream())
+        try:
+            with raising(collectives.CollectiveError, "another stream captures"):
+                comm.allreduce(x, out=x)
+        finally:
+            arrays.use_stream(device, 0)
+    y = on_device(given(comm.rank, 0))
+    assert np.array_equal(comm.allreduce(y).get(), total(comm, 0))
+
+
+@emulated_only
+def test_what_is_whole_cannot_be_followed(monkeypatch):
+    from transports.cuda_ipc import emulated_array as arrays
+
+    monkeypatch.setenv("COLLECTIVES_EMULATED_DEVICES", "1")
+    device = arrays.emulated_device()
+    with arrays.captured():
+        mark = device.mark(0)
+    with pytest.raises(DeviceError, match="its graph is whole"):
+        device.follow(device.new_stream(), mark)

@@ -61,7 +61,10 @@ def test_without_a_first_call_no_other_stage_takes_its_time(tmp_path):
 
 
 def test_a_program_that_takes_too_long_has_said_what_it_has(tmp_path):
-    program = "import time; print('so far', flush=True); time.sleep(60)"
+    program = (
+        "import subprocess, sys; print('so far', flush=True);"
+        "subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    )
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tools")!r})

@@ -98,7 +98,10 @@ class LateClock:
     def moment(self):
         raise NotImplementedError("the test makes its own")
 
-    def settle(self):
+    def reach(self, moment):
+        raise NotImplementedError("nobody waits here")
+
+    def settle(self, *moments):
         self.known = float("inf")
 
     def seconds(self, moment):

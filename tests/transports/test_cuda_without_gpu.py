@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from collectives.settings import kernel_folder
 from transports.cuda_ipc import driver, nvidia
-from transports.cuda_ipc.compiling import compiled, default_folder
+from transports.cuda_ipc.compiling import architecture_for, compiled
 from transports.cuda_ipc.device import Device, DeviceError, Signal, State
 
 SOURCE = Path(nvidia.__file__)
@@ -157,6 +158,11 @@ def test_kernels_are_compiled_by_cupys_compiler_and_kept(tmp_path, monkeypatch):
     file.write_bytes(b"kept")
     assert compiled(nvrtc, float32, total, "sm_90", folder) == b"kept"
     assert compiled(nvrtc, float32, total, "sm_80", folder) not in (b"kept", binary)
+    assert compiled(nvrtc, float32, total, "sm_90", folder, anew=True) == binary
+    assert file.read_bytes() == binary
+    file.write_bytes(b"")  # no kernel, whatever has left it
+    assert compiled(nvrtc, float32, total, "sm_90", folder) == binary
+    assert len(list(folder.iterdir())) == 2, "no drafts"
     barred = tmp_path / "file"
     barred.touch()
     assert compiled(nvrtc, float32, total, "sm_90", barred / "below") == binary
@@ -169,12 +175,18 @@ def test_kernels_are_compiled_by_cupys_compiler_and_kept(tmp_path, monkeypatch):
     [
         ({"XDG_CACHE_HOME": "/cache", "HOME": "/home"}, "/cache/collectives/kernels"),
         ({"HOME": "/home"}, "/home/.cache/collectives/kernels"),
+        ({"HOME": "/home", "COLLECTIVES_KERNELS": "/own"}, "/own"),
+        ({"HOME": "/home", "COLLECTIVES_KERNELS": "off"}, None),
         ({}, None),
     ],
 )
-def test_where_kernels_are_kept(monkeypatch, environment, folder):
-    for name in ("XDG_CACHE_HOME", "HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert default_folder() == (None if folder is None else Path(folder))
+def test_where_kernels_are_kept(environment, folder):
+    assert kernel_folder(environment) == (None if folder is None else Path(folder))
+
+
+def test_a_device_newer_than_the_compiler_gets_what_its_driver_assembles():
+    from cupy.cuda import nvrtc
+
+    newest = max(map(int, nvrtc.getSupportedArchs()))
+    assert architecture_for(90, nvrtc) == "sm_90"
+    assert architecture_for(newest + 7, nvrtc) == f"compute_{newest}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from transports.cuda_ipc.device import DeviceError
 from transports.cuda_ipc.kernels import compile_options, source
 
 
-def compiled(nvrtc: Any, dtype: int, op: int, architecture: str, folder: Path | None) -> bytes:
+def compiled(
+    nvrtc: Any, dtype: int, op: int, architecture: str, folder: Path | None, *, anew: bool = False
+) -> bytes:
     """The kernels of a pair, as numbered in kernels.hpp, for the driver to load.
 
     Args:
@@ -25,6 +27,7 @@ def compiled(nvrtc: Any, dtype: int, op: int, architecture: str, folder: Path | 
         op: the operation.
         architecture: `sm_90`, say; `compute_90` for what a driver still has to assemble.
         folder: where they are kept and may be found; None: nowhere.
+        anew: do not look there.
 
     Raises:
         DeviceError: they cannot be compiled.
@@ -33,21 +36,25 @@ def compiled(nvrtc: Any, dtype: int, op: int, architecture: str, folder: Path | 
     text, options = source(), (*compile_options(dtype, op), f"-arch={architecture}")
     name = hashlib.sha256(repr((text, options, nvrtc.getVersion())).encode()).hexdigest()
     path = None if folder is None else folder / f"{name[:40]}.cubin"
-    if path is not None:
+    if path is not None and not anew:
         with contextlib.suppress(OSError):
-            return path.read_bytes()
+            if kept := path.read_bytes():
+                return kept
     found = _compiled(nvrtc, text, options)
     if path is not None:
         _keep(path, found)
     return found
 
 
-def default_folder() -> Path | None:
-    """In the user's cache; None: there is none."""
-    cache, home = os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME")
-    if not cache and not home:
-        return None
-    return (Path(cache) if cache else Path(str(home)) / ".cache") / "collectives" / "kernels"
+def architecture_for(capability: int, nvrtc: Any) -> str:
+    """What to compile for a device of a compute capability, 90 for 9.0.
+
+    Of one that is newer than the compiler, what its driver assembles: of the newest before it.
+    """
+    known = sorted(map(int, nvrtc.getSupportedArchs()))
+    if capability in known:
+        return f"sm_{capability}"
+    return f"compute_{max(each for each in known if each < capability)}"
 
 
 def _compiled(nvrtc: Any, text: str, options: tuple[str, ...]) -> bytes:
@@ -56,8 +63,7 @@ def _compiled(nvrtc: Any, text: str, options: tuple[str, ...]) -> bytes:
         nvrtc.compileProgram(program, options)
         if options[-1].startswith("-arch=sm_"):
             return bytes(nvrtc.getCUBIN(program))
-        found = nvrtc.getPTX(program)
-        return found if isinstance(found, bytes) else found.encode()
+        return bytes(nvrtc.getPTX(program))
     except nvrtc.NVRTCError as error:
         said = nvrtc.getProgramLog(program).strip() or "nothing more"
         raise DeviceError(
@@ -69,8 +75,14 @@ def _compiled(nvrtc: Any, text: str, options: tuple[str, ...]) -> bytes:
 
 def _keep(path: Path, data: bytes) -> None:
     """Whole or not at all, and only if it can be: several ranks do so at once."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = None
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_bytes(data)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            draft = Path(file.name)
+            file.write(data)
         draft.replace(path)
+        draft = None
+    if draft is not None:
+        with contextlib.suppress(OSError):
+            draft.unlink()

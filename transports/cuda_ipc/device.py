@@ -58,11 +58,13 @@ class Device(Protocol):
         name: for people.
         identity: the same for one device in every process, whatever number it has there.
         ordinal: its number in this process.
+        waits_on_host: whether the host waits for signals, in the place of streams.
     """
 
     name: str
     identity: str
     ordinal: int
+    waits_on_host: bool
 
     def allocate(self, nbytes: int) -> int:
         """Memory of the device that can be exported.

@@ -19,6 +19,7 @@ class Graph:
         """What `origin` and all that join it are given from now on, until `end`."""
         self.kept: list[object] = []
         self._origin = origin
+        self._has_ended = False
         self._steps: list[Step] = []
         self._joined: dict[EmulatedStream, tuple[int, int]] = {}  # put and followed until where
         self._join(origin)
@@ -34,6 +35,8 @@ class Graph:
 
     def follow(self, stream: EmulatedStream, mark: CapturedMark) -> None:
         """A stream follows what is captured, and so is captured itself."""
+        if self._has_ended:
+            raise DeviceError("what was captured cannot be followed: its graph is whole")
         if stream not in self._joined:
             self._join(stream)
         put, followed = self._joined[mark.stream]
@@ -45,6 +48,7 @@ class Graph:
         Raises:
             DeviceError: a stream has joined and was not followed to its end.
         """
+        self._has_ended = True
         for stream in self._joined:
             stream.graph = None
         del self._joined[self._origin]

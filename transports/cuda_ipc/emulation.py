@@ -16,7 +16,9 @@ import itertools
 import mmap
 import os
 import struct
+import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,12 +120,14 @@ class EmulatedDevice:
         self.name = f"emulated device {ordinal}"
         self.identity = f"emulated-{ordinal}"
         self.ordinal = ordinal
+        self.waits_on_host = machine.hosted
         self._machine = machine
         self._own: dict[int, _Mapping] = {}
         self._opened: dict[int, _Mapping] = {}
         self._registered: dict[int, int] = {}
         self._free = machine.memory
-        self._discarded: list[tuple[int, list[Mark]]] = []
+        self._discarded: deque[tuple[int, list[Mark]]] = deque()
+        self._giving_back = threading.RLock()
         self._numbers = itertools.count(1)
         self._streams: dict[Stream, EmulatedStream] = {0: self._stream(0)}
         self.capture: Graph | None = None
@@ -246,8 +250,9 @@ class EmulatedDevice:
         pass
 
     def raise_failure(self) -> None:
-        for stream in tuple(self._streams):
-            self.is_idle(stream)
+        for stream in tuple(self._streams.values()):
+            if stream.failure is not None:
+                raise DeviceError(f"{self.name}: {stream.failure}")
 
     def is_capturing(self, stream: Stream) -> bool:
         return stream != HOST and self._streams[stream].graph is not None
@@ -325,7 +330,7 @@ class EmulatedDevice:
 
     def signal(self, stream: Stream, signals: tuple[Signal, ...]) -> None:
         on = self._streams[stream]
-        if self._machine.hosted:
+        if self.waits_on_host:
             signal_by_host(signals, on.synchronize, self._word)
             return
 
@@ -354,13 +359,13 @@ class EmulatedDevice:
         os.close(mapping.descriptor)
 
     def _give_back_discarded(self) -> None:
-        kept = []
-        for address, marks in self._discarded:
-            if all(done() for done in marks):
-                self._give_back(address)
-            else:
-                kept.append((address, marks))
-        self._discarded = kept
+        with self._giving_back:  # what is discarded meanwhile, wherever, is added at the end
+            for _ in range(len(self._discarded)):
+                address, marks = self._discarded.popleft()
+                if all(done() for done in marks):
+                    self._give_back(address)
+                else:
+                    self._discarded.append((address, marks))
 
     def _stream(self, number: Stream) -> EmulatedStream:
         # Of the rank too, else all ranks' streams would stop alike.

@@ -9,12 +9,13 @@ import mmap
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from transports.cuda_ipc import driver
 from transports.cuda_ipc.by_host import signal_by_host
-from transports.cuda_ipc.compiling import compiled, default_folder
+from transports.cuda_ipc.compiling import architecture_for, compiled
 from transports.cuda_ipc.device import ITEM_BYTES, DeviceError, Mark, Signal, Stream
 from transports.cuda_ipc.kernels import divide_argument, fold_argument, launch_shape
 from transports.telling import tell
@@ -56,16 +57,21 @@ def nvidia_count() -> int:
 
 
 @cache
-def nvidia_device(ordinal: int) -> NvidiaDevice:
-    """The device with that number in this process."""
-    return NvidiaDevice(ordinal)
+def nvidia_device(ordinal: int, kernels: Path | None = None) -> NvidiaDevice:
+    """The device with that number in this process; `kernels` is where those are kept."""
+    return NvidiaDevice(ordinal, kernels)
+
+
+def is_capturing(stream: Stream) -> bool:
+    """Of the current device, without one being made here."""
+    return bool(cupy_module().cuda.runtime.streamIsCapturing(stream))
 
 
 class NvidiaDevice:
     """See `device.Device` for the methods."""
 
-    def __init__(self, ordinal: int) -> None:
-        """The device with that number here.
+    def __init__(self, ordinal: int, kernels: Path | None = None) -> None:
+        """The device with that number here, whose kernels are kept in a folder, if any.
 
         Raises:
             ValueError: there is none.
@@ -86,11 +92,12 @@ class NvidiaDevice:
             major, minor = properties["major"], properties["minor"]
             # On which there is never anything: what is asked of it is how the device is.
             self._unused = self._runtime.streamCreateWithFlags(_NON_BLOCKING)
-        self._architecture = f"sm_{major}{minor}"
+        self._architecture = architecture_for(10 * major + minor, self._cupy.cuda.nvrtc)
+        self._folder = kernels
         self._kernels: dict[tuple[str, int, int], Any] = {}
         self._batches: dict[tuple[Signal, ...], Any] = {}
         self._registered: dict[int, tuple[int, int]] = {}  # for streams -> on the host, bytes
-        self._by_host = False
+        self.waits_on_host = False
 
     @contextlib.contextmanager
     def activated(self) -> Iterator[object]:
@@ -216,16 +223,16 @@ class NvidiaDevice:
         kernel = self._kernel("fold", dtype, op)
         blocks, threads = launch_shape(count * ITEM_BYTES[dtype], self._multiprocessors)
         argument = fold_argument(targets, operands, count)
-        kernel((blocks,), (threads,), (argument,), stream=_Given(stream))
+        kernel((blocks,), (threads,), (argument,), stream=_LaunchStream(stream))
 
     def divide(self, stream: Stream, data: int, count: int, dtype: int, divisor: int) -> None:
         kernel = self._kernel("divide", dtype, 0)
         blocks, threads = launch_shape(count * ITEM_BYTES[dtype], self._multiprocessors)
         argument = divide_argument(data, count, divisor)
-        kernel((blocks,), (threads,), (argument,), stream=_Given(stream))
+        kernel((blocks,), (threads,), (argument,), stream=_LaunchStream(stream))
 
     def signal(self, stream: Stream, signals: tuple[Signal, ...]) -> None:
-        if self._by_host:
+        if self.waits_on_host:
             self._signal_by_host(stream, signals)
             return
         batches = self._batches.get(signals)
@@ -238,7 +245,7 @@ class NvidiaDevice:
         except driver.DriverError as error:
             if error.code != driver.NOT_SUPPORTED:
                 raise
-            self._by_host = True
+            self.waits_on_host = True
             tell(
                 f"{self.name} has no stream memory operations ({error}): the host waits in every "
                 "collective in their place"
@@ -246,7 +253,7 @@ class NvidiaDevice:
             self._signal_by_host(stream, signals)
 
     def count(self, stream: Stream, word: int, value: int) -> None:
-        if self._by_host:
+        if self.waits_on_host:
             self._runtime.streamSynchronize(stream)
             self._word(word).value = value
         else:
@@ -266,14 +273,25 @@ class NvidiaDevice:
     def _kernel(self, name: str, dtype: int, op: int) -> Any:
         found = self._kernels.get((name, dtype, op))
         if found is None:
-            cuda = self._cupy.cuda
-            module = cuda.function.Module()
-            module.load(compiled(cuda.nvrtc, dtype, op, self._architecture, default_folder()))
+            module = self._loaded(dtype, op)
             found = self._kernels[name, dtype, op] = module.get_function(name)
         return found
 
+    def _loaded(self, dtype: int, op: int) -> Any:
+        cuda = self._cupy.cuda
+        module = cuda.function.Module()
+        for anew in (False, True):
+            data = compiled(cuda.nvrtc, dtype, op, self._architecture, self._folder, anew=anew)
+            try:
+                module.load(data)
+                break
+            except cuda.driver.CUDADriverError:  # what was kept is spoilt
+                if anew:
+                    raise
+        return module
 
-class _Given(NamedTuple):
+
+class _LaunchStream(NamedTuple):
     """A stream as cupy reads it where it launches a kernel."""
 
     ptr: Stream
