@@ -516,3 +516,19 @@ def test_numbers_too_small_to_be_normal_stay(comm):
     for op, wanted in (("sum", both[0] + both[1]), ("max", both[1]), ("min", both[0])):
         assert np.array_equal(comm.allreduce(on_device(mine), op=op).get(), wanted)
     assert (wanted > 0).all()
+
+
+@emulated_only
+@ranks(2)
+def test_arrays_that_are_not_contiguous(comm):
+    import torch
+
+    x, out = (comm.empty((6, 50), torch.float32, device="cuda") for _ in range(2))
+    values = torch.arange(300.0).reshape(6, 50) + comm.rank
+    x.copy_(values)
+    out.zero_()
+    total = 2 * torch.arange(300.0).reshape(6, 50) + 1
+    assert torch.equal(comm.allreduce(x.t()), total.t())
+    assert comm.allreduce(x[:, ::2], out=out[:, ::2]) is not None
+    assert torch.equal(out[:, ::2], total[:, ::2]) and not out[:, 1::2].any()
+    assert torch.equal(x, values), "the input stays"
