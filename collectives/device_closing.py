@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from collectives.arrays import Array
 from collectives.device_calls import DeviceCalls
 from transports.cuda_ipc.connection import Connected
 from transports.cuda_ipc.watching import Watch
@@ -14,6 +15,7 @@ class DeviceClosing(DeviceCalls):
     """Adds to a communicator how its devices are left."""
 
     _watch: Watch | None  # of OnDevices
+    _in_graphs: list[Array]
 
     def _finish_devices(self) -> None:
         """Until the calls on devices are done here and what they have sent is taken by the others.
@@ -71,9 +73,8 @@ class DeviceClosing(DeviceCalls):
         if not engine.is_done() or (watch.has_graphs and self._engine.broken):
             watch.fail(CollectiveError("the communicator was closed"))
         ended = engine.run_out() if watch.failure is not None else True
-        if not (ended and watch.has_graphs):  # a graph may wait still: what follows waits for it
-            watch.close()
         if not ended:  # the device hangs: nothing on it can be given back
+            watch.close()
             connected.leave()
             return
         engine.close()
@@ -81,6 +82,7 @@ class DeviceClosing(DeviceCalls):
         self._close_device_symmetric(connected)
         connected.outbox.unmap()
         connected.leave()
-        watch.close()
+        watch.close()  # not before: what is above waits for graphs, which it lets go
+        self._in_graphs.clear()
         connected.unregister()
         connected.free_when_left(connected.outbox)

@@ -190,13 +190,9 @@ class Messages(Objects):
             raise
 
     def _check_on_device(self, family: Family, x: Array) -> None:
-        if not self._carries_devices:
-            raise TypeError(
-                f"expected an array in host memory, found a {family.name} array: transport shm "
-                "carries host memory only; transport auto or cuda_ipc carries both"
-            )
-        from collectives.which_device import is_capturing
+        from collectives.which_device import check_carried, is_capturing
 
+        check_carried(family, self._carries_devices)
         on_device = cast("DeviceFamily", family)
         if is_capturing(on_device, on_device.ordinal_of(x)):
             raise CollectiveError(

@@ -29,7 +29,7 @@ from collectives.device_arrays import FAMILIES, DeviceFamily
 from collectives.device_calls import DeviceCall
 from collectives.device_closing import DeviceClosing
 from collectives.device_work import DeviceWork
-from collectives.which_device import device_for, is_capturing
+from collectives.which_device import check_carried, device_for, is_capturing
 from collectives.work import Work
 from transports.cuda_ipc.connection import Connected, connect_devices
 from transports.cuda_ipc.device import Device, DeviceError
@@ -177,7 +177,9 @@ class OnDevices(DeviceClosing):
             self._check_captured(call, device)
             watch.look_after_graphs()
             # What is made here is the graph's for as long as it may run.
-            self._in_graphs += [each for each in (source, target) if each is not x]
+            self._in_graphs += [
+                each for each in (source, target) if each is not x_given and each is not given
+            ]
         elif device.is_capturing(connected.engine.stream):
             raise CollectiveError(
                 f"{text}: another stream captures a call of this communicator in a graph: expected "
@@ -276,11 +278,7 @@ class OnDevices(DeviceClosing):
 
     def _with_devices(self, family: DeviceFamily, ordinal: int) -> tuple[Connected, Watch]:
         """The connected devices; connects them the first time, a call of all ranks."""
-        if not self._carries_devices:
-            raise TypeError(
-                f"expected an array in host memory, found a {family.name} array: transport shm "
-                "carries host memory only; transport auto or cuda_ipc carries both"
-            )
+        check_carried(family, self._carries_devices)
         if self._connected is None or self._watch is None:
             if is_capturing(family, ordinal):  # asked first: making a device is not permitted then
                 raise CollectiveError(

@@ -43,6 +43,19 @@ def device_for(family: Family, ordinal: int | None, local_rank: int = 0) -> Devi
     return device
 
 
+def check_carried(family: Family, carries: bool) -> None:
+    """Refuses arrays on devices where a communicator carries none.
+
+    Raises:
+        TypeError: it does not.
+    """
+    if not carries:
+        raise TypeError(
+            f"expected an array in host memory, found a {family.name} array: transport shm "
+            "carries host memory only; transport auto or cuda_ipc carries both"
+        )
+
+
 def is_capturing(family: DeviceFamily, ordinal: int) -> bool:
     """Whether the caller's current stream on a device goes into a graph; makes no device."""
     stream = family.stream_of(ordinal)

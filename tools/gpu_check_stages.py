@@ -103,8 +103,10 @@ def kernels() -> dict[str, Any]:
     import cupy
 
     from transports import _native
+    from transports.cuda_ipc.compiling import architecture_for
 
-    architecture = "sm_" + cupy.cuda.Device(0).compute_capability
+    capability = int(cupy.cuda.Device(0).compute_capability)
+    architecture = architecture_for(capability, cupy.cuda.nvrtc)
     pairs = [(d, o) for d in range(13) for o in range(10) if _native.supports(d, o)]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(partial(_compile, architecture=architecture), pairs))

@@ -164,6 +164,11 @@ class _StreamCall:
         return found
 
 
+def passed(clock: Clock, begin: Any, end: Any) -> float:
+    """Seconds from one moment to another, both before the last `settle`."""
+    return clock.seconds(end) - clock.seconds(begin)
+
+
 def clock_of(parameters: Iterable[torch.Tensor]) -> Clock:
     """The clock of a model: of the GPU of its first parameter that is on one, or of the host."""
     devices = (parameter.device for parameter in parameters)

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from trainers.bucket_making import make_buckets
-from trainers.clocks import clock_of
+from trainers.clocks import clock_of, passed
 from trainers.following import keep_for_backward
 from trainers.gradient_averaging import GradientAveraging
 from trainers.sharded import ShardedBucket
@@ -249,8 +249,7 @@ class DataParallel(nn.Module):
         if self.gathered is None:
             return 0.0
         self.clock.settle(self.gathered[1])
-        began, ended = map(self.clock.seconds, self.gathered)
-        return ended - began
+        return passed(self.clock, *self.gathered)
 
     # --- what this rank takes care of
 

@@ -258,16 +258,18 @@ def gather_memories(model: DataParallel, own: Mapping[str, Tensor]) -> dict[str,
 
 def own_memory(model: DataParallel, name: str, memory: Tensor) -> Tensor:
     """Of what is remembered of a parameter, this rank's part, as its piece lies in memory."""
-    for bucket in model.buckets:
-        for place, parameter in enumerate(bucket.parameters):
-            if model.names[parameter] != name:
-                continue
-            if memory.shape != parameter.shape:
-                return memory.to(parameter.device)
-            if isinstance(bucket, ShardedBucket):
-                return bucket.own_part(place, memory)
-            return torch.empty_like(parameter).copy_(memory)
-    raise KeyError(name)
+    bucket, place = next(
+        (bucket, place)
+        for bucket in model.buckets
+        for place, parameter in enumerate(bucket.parameters)
+        if model.names[parameter] == name
+    )
+    parameter = bucket.parameters[place]
+    if memory.shape != parameter.shape:
+        return memory.to(parameter.device)
+    if isinstance(bucket, ShardedBucket):
+        return bucket.own_part(place, memory)
+    return torch.empty_like(parameter).copy_(memory)
 
 
 class ShardedOptimizer(torch.optim.Optimizer):

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainers.clocks import Clock, passed
+
 if TYPE_CHECKING:
     from collectives import Communicator
-    from trainers.clocks import Clock
 
 PARTS = ("data", "compute", "late", "exposed", "optimizer")
 
@@ -125,16 +126,12 @@ class StepMoments:
             self.step,
             sum(loss.item() * weight for loss, weight in self.losses),
             seconds(self.began),
-            sum(_between(clock, *each) for each in self.data),
+            sum(passed(clock, *each) for each in self.data),
             seconds(self.forward),
             self.backward.times(clock),
             seconds(self.ended),
-            0.0 if self.gathered is None else _between(clock, *self.gathered),
+            0.0 if self.gathered is None else passed(clock, *self.gathered),
         )
-
-
-def _between(clock: Clock, begin: Any, end: Any) -> float:
-    return clock.seconds(end) - clock.seconds(begin)
 
 
 @dataclass(frozen=True)

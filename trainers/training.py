@@ -24,6 +24,7 @@ from trainers.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from trainers.clocks import passed
 from trainers.configuration import as_data
 from trainers.data_parallel import DataParallel
 from trainers.errors import CheckpointError, DivergedError, RecordError
@@ -224,8 +225,7 @@ class Trainer:
         _, data = self._gradients(step, share)
         ended = clock.moment()
         clock.settle()
-        seconds = clock.seconds
-        return seconds(ended) - seconds(began) - sum(seconds(b) - seconds(a) for a, b in data)
+        return passed(clock, began, ended) - sum(passed(clock, *each) for each in data)
 
     def _gradients(self, step: int, share: range) -> tuple[_Losses, _Spans]:
         """Forwards and backwards of a step.

@@ -26,12 +26,13 @@ import collectives
 from collectives.arrays import family_of
 from launch.command_line import main
 from trainers import placement
+from trainers.bucket_making import _room
 from trainers.checkpoints import read_checkpoint
 from trainers.configuration import config_from
 from trainers.data_parallel import DataParallel
 from trainers.errors import ConfigurationError
 from trainers.placement import FromHost, Placement, check_placement, moved, placement_of, travels_on
-from trainers.sharded import ShardedOptimizer
+from trainers.sharded import ShardedBucket, ShardedOptimizer
 from trainers.sharing import share_of
 
 BATCH = 7
@@ -288,3 +289,14 @@ def test_what_is_missing_for_gpus_is_named(monkeypatch, alone):
         check_placement("cuda")
     monkeypatch.setenv("COLLECTIVES_EMULATED_DEVICES", "1")
     check_placement("cuda")
+
+
+def test_without_arrays_on_devices_gradients_are_staged_and_not_sharded(alone, capfd):
+    """A device of which calls know nothing, as a GPU without cupy."""
+    elsewhere = torch.device("meta")
+    flat, sent = _room(alone, None, torch.float32, elsewhere, 64)
+    assert (flat.device, sent.device.type, sent.dtype) == (elsewhere, "cpu", torch.float32)
+    assert "gradients on meta are averaged in host memory" in capfd.readouterr().err
+    parameters = [nn.Parameter(torch.empty(3, device="meta"))]
+    with pytest.raises(ValueError, match=r"shard: expected parameters where arrays.*found .* meta"):
+        ShardedBucket(parameters, flat, sent, [64], alone)
