@@ -192,7 +192,7 @@ class OnDevices(DeviceClosing):
         if not self._queue.is_here:
             self._queue.submit(text, agree)
         try:
-            mark = connected.engine.run(call.program, after, bases)
+            mark = connected.engine.run(call.program, after, bases, number)
         except BaseException as error:  # a part of it is there, and others wait
             failure = CollectiveError(f"{text}: {str(error) or type(error).__name__}")
             watch.fail(failure, told=True)

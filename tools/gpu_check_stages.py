@@ -143,7 +143,7 @@ def conformance() -> dict[str, Any]:
 
 def contract() -> dict[str, Any]:
     """The tests of calls on devices and of what goes wrong, on this machine's devices."""
-    names = ("devices", "devices_in_graphs", "devices_in_trouble")
+    names = ("devices", "devices_by_the_host", "devices_in_graphs", "devices_in_trouble")
     files = [f"tests/collectives/test_{name}.py" for name in names]
     failed, lines = shown([*PYTEST, *files], left())
     return {"found": lines[-1] if lines else "nothing", "failed": failed}

@@ -76,7 +76,7 @@ MANY_PROCESSES = [
     "tests/launch/test_inject.py::test_a_fault_is_met_and_named",
     "tests/launch/test_keep_going.py::test_those_that_are_left_shrink_and_finish",
     "tests/soak/test_faults.py::test_every_kind_of_fault",
-    "tests/collectives/test_devices.py::test_asynchronous_scatters_keep_their_place[3]",
+    "tests/collectives/test_devices_by_the_host.py::test_asynchronous_scatters_keep_their_place[3]",
     "tests/collectives/test_devices_in_graphs.py",
     "tests/trainers/test_on_devices.py::test_a_rank_that_dies_in_a_backward_is_named",
     "tests/trainers/test_on_devices.py::test_sharded_weights_are_those_of_the_whole[2]",

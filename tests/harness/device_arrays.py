@@ -172,6 +172,16 @@ def new_array(count: int, dtype: Any = np.float32) -> Any:
     return on_device(np.zeros(count, dtype))
 
 
+def given(rank: int, count: int = 1000) -> np.ndarray:
+    """What a rank gives to a sum that is exact."""
+    return ((np.arange(count) * 5 + 3 * rank) % 7).astype(np.float32)
+
+
+def total(comm: Any, count: int = 1000) -> np.ndarray:
+    """And what comes of it."""
+    return np.sum([given(rank, count) for rank in range(comm.size)], axis=0)
+
+
 emulated_only = pytest.mark.skipif(
     kind_here() != "emulated", reason="no GPU does this when it is told to"
 )

@@ -72,7 +72,9 @@ class Streams:
         for rank in range(size):
             here = {Space.INPUT.name: given[rank][0], Space.OUTPUT.name: taken[rank][0]}
             stream = 0 if after is None else after(rank, given[rank][1])
-            self.engines[rank].run(programs[rank], stream, {**bases, **here})
+            engine = self.engines[rank]
+            number = engine.next_number(stream)
+            engine.run(programs[rank], stream, {**bases, **here}, number)
         return given, taken
 
     def finish(self):

@@ -72,13 +72,15 @@ class DeviceEngine:
         """
         return 0 if self.device.is_capturing(after) else self.put + 1
 
-    def run(self, program: Program, after: Stream, bases: Mapping[str, int]) -> Mark:
+    def run(self, program: Program, after: Stream, bases: Mapping[str, int], number: int) -> Mark:
         """Put a call on the stream, to begin when `after` has done what is on it now.
+
+        `number` is its own, of `next_number`.
 
         Returns:
             The mark of its end.
         """
-        device, number = self.device, self.next_number(after)
+        device = self.device
         with device.activated():
             device.follow(self.stream, device.mark(after))
             scratch = self._scratch_of(program.scratch_bytes) if program.scratch_bytes else 0
