@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import operator
 import os
 import secrets
@@ -19,19 +18,19 @@ from collectives.arguments import check_timeout
 from collectives.calls import Calls
 from collectives.cost.work import Room
 from collectives.descent import Descent
-from collectives.explaining import Explaining
 from collectives.faults import Fault, FaultyEngine
 from collectives.process import look_after, not_the_rank
-from collectives.proof import ProofError, verify
-from collectives.schedule import Algorithm, ScheduleError
+from collectives.proving import Proving
+from collectives.schedule import Algorithm
 from collectives.selection import SelectionTable
 from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
 from transports.cuda_ipc.device import Device
 from transports.errors import AbortedError, CollectiveError, CollectiveTimeout, PeerLostError
+from transports.mpi.connection import Group, connect_over_hosts
 from transports.rendezvous.awaiting import Look
-from transports.rendezvous.identity import host_identity, pid_namespace
+from transports.rendezvous.identity import host_identity, machine_identity, pid_namespace
 from transports.rendezvous.local import Introduction
 from transports.shm.connection import Geometry, connect
 from transports.silence import QUEUE
@@ -41,7 +40,7 @@ from transports.undisturbed import undisturbed
 _LONGEST_TRACEBACK = 3000  # characters, of at most 4 bytes, that every rank can be told
 
 
-class Communicator(Explaining):
+class Communicator(Proving):
     """A group of ranks; made by `collectives.init` and by `split`.
 
     Calls may come from any thread, but two collectives at once are an error: ranks must call
@@ -54,7 +53,7 @@ class Communicator(Explaining):
         size: number of ranks.
         hosts: `hosts[r]` is the index of the host of rank r.
         transport: how the ranks are connected: "shm", or "cuda_ipc" where their devices are, too,
-            from the beginning.
+            from the beginning; "mpi" where there are several hosts.
         timeout: seconds that a wait may take.
     """
 
@@ -74,12 +73,14 @@ class Communicator(Explaining):
         descent: Descent | None = None,
         devices: bool = True,
         device: Device | None = None,
+        group: Group | None = None,
     ) -> None:
         """Meet the other ranks; rank 0's geometry and table count. For `init`, `split`, `shrink`.
 
         `look` is called while it waits for them; what it raises ends the waiting. `faults` are
         those that this rank is to meet; `descent` is what it was before it was shrunk; `devices`:
         whether calls may have arrays on devices; `device` is connected to the others' at once.
+        With a `group` the ranks may be on several hosts, and its rank 0 makes up job and secret.
         """
         self._silence = settings.silence_seconds()
         # Given back by close(), or with this object.
@@ -96,29 +97,35 @@ class Communicator(Explaining):
             stack_signal=ready.signal,
             stack_descriptor=ready.descriptor,
             stack_file=ready.file,
+            machine=machine_identity(),
         )
-        connection = connect(
-            me,
-            job=job,
-            secret=secret,
-            geometry=geometry,
-            settings={
+        common: dict[str, Any] = {
+            "geometry": geometry,
+            "settings": {
                 "table": table.as_settings(),
                 "lend": settings.lend(),
                 "seal": secrets.randbits(64),
             },
-            timeout=timeout,
-            look=look,
-            silence=self._silence,
-        )
+            "timeout": timeout,
+            "look": look,
+            "silence": self._silence,
+        }
+        if group is None:
+            connection = connect(me, job=job, secret=secret, **common)
+        else:
+            connection = connect_over_hosts(me, group, **common)
         self._me = me
         self.rank = rank
         self.size = size
-        self.hosts = (0,) * size
+        self.hosts = connection.hosts
+        self._carrier = connection.carrier
+        self._group = group
         self.transport = "shm" if device is None else "cuda_ipc"
-        self._job = job
-        self._descent = descent or Descent(job, tuple(range(size)))
-        self._secret = secret
+        if self._carrier is not None:
+            self.transport, devices = "mpi", False
+        self._job = connection.job
+        self._descent = descent or Descent(connection.job, tuple(range(size)))
+        self._secret = connection.secret
         self._geometry = geometry
         self._host_id = host_id
         self._splits = 0
@@ -161,7 +168,7 @@ class Communicator(Explaining):
 
         self._calls = Calls(
             rank, size, self.hosts, self._table, self._room, settings.cache_bytes(), prove,
-            settings.least_reaching(connection.settings["lend"]),
+            None if self._carrier else settings.least_reaching(connection.settings["lend"]),
         )  # fmt: skip
         look_after(self)
         if device is not None:
@@ -231,7 +238,7 @@ class Communicator(Explaining):
     def _close(self) -> None:
         parts = (
             self._close_devices, self._queue.close, self._point_to_point.close, self._engine.close,
-            self._be_ready_no_more,
+            self._close_carrier, self._be_ready_no_more,
         )  # fmt: skip
         try:
             for close in parts:
@@ -240,6 +247,10 @@ class Communicator(Explaining):
             for close in parts:
                 close()
             raise
+
+    def _close_carrier(self) -> None:
+        if self._carrier is not None:
+            self._carrier.close()
 
     def _be_ready_no_more(self) -> None:
         with undisturbed():  # it can be done once only: begun and not ended, never
@@ -264,18 +275,23 @@ class Communicator(Explaining):
             color = _whole_number(color, "color")
         key = _whole_number(key, "key")
         with self._calling("split"):
-            everyone: list[tuple[int | None, int]] = self.allgather_object((color, key))
+            everyone: list[tuple[int | None, int, int]] = self.allgather_object(
+                (color, key, 0 if self._group is None else self._group.world.numbers)
+            )
         self._splits += 1
         if color is None:
             return None
         members = sorted(
-            (other_key, rank) for rank, (other, other_key) in enumerate(everyone) if other == color
+            (other_key, rank)
+            for rank, (other, other_key, _) in enumerate(everyone)
+            if other == color
         )
-        with self._meeting([rank for _, rank in members]) as look:
+        ranks = tuple(rank for _, rank in members)
+        with self._meeting(ranks) as look:
             half = Communicator(
                 rank=members.index((key, self.rank)),
                 size=len(members),
-                job=f"{self._job}/{self._splits}.{min(rank for _, rank in members)}",
+                job=f"{self._job}/{self._splits}.{min(ranks)}",
                 secret=self._secret,
                 geometry=self._geometry,
                 table=self._table,
@@ -284,9 +300,20 @@ class Communicator(Explaining):
                 look=look,
                 devices=self._carries_devices,
                 device=self._own_device(),
+                group=self._group_of(ranks, 1 + max(numbers for *_, numbers in everyone)),
             )
-        self._share_with(half, tuple(rank for _, rank in members))
+        self._share_with(half, ranks)
         return half
+
+    def _group_of(self, ranks: tuple[int, ...], number: int) -> Group | None:
+        """Of some of the ranks, by MPI; None: shared memory is all they need."""
+        if self._group is None:
+            return None
+        self._group.world.numbers = max(self._group.world.numbers, number)
+        if len({self.hosts[rank] for rank in ranks}) == 1:
+            return None
+        members = tuple(self._group.members[rank] for rank in ranks)
+        return Group(self._group.world, members, number)
 
     def shrink(self, *, timeout: float | None = None) -> Communicator:
         """Make a communicator of the ranks that are left, after a peer was lost or a call failed.
@@ -300,12 +327,18 @@ class Communicator(Explaining):
 
         Raises:
             CollectiveTimeout: a rank that lives did not come; the text names it.
-            CollectiveError: this communicator is closed, or this process is a forked child.
+            CollectiveError: this communicator is closed, or of several hosts, or this process is a
+                forked child.
         """
         if os.getpid() != self._me.pid:
             raise CollectiveError(not_the_rank(self.rank))
         if self._engine.closed:
             raise CollectiveError("the communicator is closed")
+        if self._carrier is not None:
+            raise CollectiveError(
+                "shrink: the ranks are on several hosts, and MPI ends the job with the first that "
+                "is lost; expected ranks on one host"
+            )
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         deadline = time.monotonic() + seconds
         self._forgive_devices()
@@ -339,48 +372,6 @@ class Communicator(Explaining):
         for rank in ranks:
             if self._engine.has_gone(rank):
                 raise PeerLostError(f"rank {rank} has ended")
-
-    def _prove_once(self, algo: Algorithm, root: int) -> str:
-        """Prove an algorithm of the user's before its first use: rank 0 does, all learn of it.
-
-        Returns:
-            A digest of the schedules that were proved, the same on every rank.
-
-        Raises:
-            ProofError: it does not hold.
-            MismatchError: some rank's schedule is not the one that rank 0 has proved.
-        """
-        root = root if algo.spec.rooted else 0
-        if (algo, root) in self._proved:
-            return self._proved[algo, root]
-        digests: list[str] = []
-        failure: Exception | None = None
-        if self.rank == 0:
-            try:
-                verify(algo, self.size, root, self.hosts)
-                digests = [self._digest(algo, rank, root) for rank in range(self.size)]
-            except ProofError as error:
-                failure = error
-            except Exception as error:  # the author's own; the others must not wait for the proof
-                failure = ScheduleError(
-                    f"{algo.collective} {algo.name} raised {type(error).__name__}: {error}"
-                )
-        with self._calling(f"the proof of {algo.collective} {algo.name}"):
-            digests, failure = self.broadcast_object((digests, failure))
-        if failure is not None:
-            raise failure
-        if digests[self.rank] != self._digest(algo, self.rank, root):
-            self._engine.mismatch(
-                f"{algo.collective} {algo.name}: the schedule on rank {self.rank} is another than "
-                "the one that rank 0 has proved for it"
-            )
-        whole = hashlib.sha256("".join(digests).encode()).hexdigest()[:8]
-        self._proved[algo, root] = whole
-        return whole
-
-    def _digest(self, algo: Algorithm, rank: int, root: int) -> str:
-        steps = algo.schedule(rank, self.size, root, self.hosts)
-        return hashlib.sha256(repr((algo.chunk_count(self.size), steps)).encode()).hexdigest()
 
 
 def _whole_number(value: int, name: str) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
+from collectives.under_mpi import place_under_mpi
 from transports.caches import usable_cache_bytes
 from transports.shm.connection import Geometry
 
@@ -63,14 +64,14 @@ def _whole(
 
 
 def place_in_job(environment: Mapping[str, str] | None = None) -> Place:
-    """Read who we are from the variables that our launcher and torchrun set.
+    """Read who we are from the variables that our launcher, torchrun, mpiexec and srun set.
 
     Raises:
         ValueError: a variable is missing or makes no sense.
     """
     environment = os.environ if environment is None else environment
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
-        return Place(job=f"alone-{os.getpid()}")
+        return _place_under_mpi(environment) or Place(job=f"alone-{os.getpid()}")
     size = _whole(environment, "WORLD_SIZE", 1)
     rank = _whole(environment, "RANK", 0)
     if rank >= size:
@@ -93,9 +94,17 @@ def place_in_job(environment: Mapping[str, str] | None = None) -> Place:
                  launcher="torchrun")  # fmt: skip
 
 
+def _place_under_mpi(environment: Mapping[str, str]) -> Place | None:
+    found = place_under_mpi(environment)
+    if found is None or found.size == 1:
+        return None
+    return Place(rank=found.rank, size=found.size, local_size=found.local_size, job=found.job,
+                 launcher="mpiexec")  # fmt: skip
+
+
 def host_id_override(environment: Mapping[str, str] | None = None) -> str | None:
     """The host identity that the user sets, if any."""
-    return (os.environ if environment is None else environment).get("COLLECTIVES_HOST_ID")
+    return (os.environ if environment is None else environment).get("COLLECTIVES_HOST_ID") or None
 
 
 def geometry(environment: Mapping[str, str] | None = None) -> Geometry:
@@ -269,18 +278,3 @@ def tuning_folder(environment: Mapping[str, str] | None = None) -> tuple[Path, b
         return Path(named).expanduser(), True
     cache = _user_cache(environment)
     return None if cache is None else (cache / "collectives", False)
-
-
-def refuse_foreign_launchers(environment: Mapping[str, str]) -> None:
-    """Refuse to be a silent world of one among the ranks of a launcher we cannot read yet.
-
-    Raises:
-        ValueError: mpiexec started several ranks.
-    """
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        text = environment.get(name, "1")
-        if text.isdigit() and int(text) > 1:
-            raise ValueError(
-                f"{name} is {text}: ranks started by mpiexec are not supported yet; expected "
-                "`collectives run -n N script.py`, or torchrun"
-            )

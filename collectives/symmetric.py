@@ -82,6 +82,7 @@ class Symmetric(Messages):
     _silence: float
     _job: str
     _secret: str
+    hosts: tuple[int, ...]
     _empty_on_device: Callable[[tuple[int, ...], Any, str], Array]  # of DeviceSymmetric
 
     def _begin_symmetric(self) -> None:
@@ -98,7 +99,7 @@ class Symmetric(Messages):
         Collectives on such arrays, and on contiguous views of them, move bytes straight between
         the ranks' arrays where the arrays lie at the same place on every rank; where they lie is
         then part of what the ranks must agree on. That holds on this communicator and on those
-        split from it; elsewhere it is an ordinary array.
+        split from it; elsewhere, and where the ranks are on several hosts, it is an ordinary array.
 
         Args:
             shape: of the array.
@@ -122,6 +123,13 @@ class Symmetric(Messages):
             return self._empty_on_device(lengths, dtype, str(device))
         nbytes = math.prod(lengths) * itemsize
         with self._calling("empty"):
+            if len(set(self.hosts)) > 1:
+                self._agree_on_empty(f"{name}{list(lengths)}")
+                return (
+                    np.empty(lengths, dtype)
+                    if torch_dtype is None
+                    else _torch_empty(lengths, dtype)
+                )
             block = self._block_from(
                 self._pool, nbytes, f"{name}{list(lengths)}",
                 lambda least, what: self._new_block(max(least, _LINE), what), self._forget_all,
@@ -140,13 +148,8 @@ class Symmetric(Messages):
         forget: Callable[[Sequence[_AnyBlock]], None],
     ) -> _AnyBlock:
         """A block of at least `nbytes` that no rank uses, the same one on every rank."""
-        everyone = self.allgather_object((what, sorted(pool.dropped)))
-        for rank, (other, _) in enumerate(everyone):
-            if other != everyone[0][0]:
-                self._engine.mismatch(
-                    f"empty: rank 0 asks for {everyone[0][0]}, rank {rank} asks for {other}"
-                )
-        free_everywhere = set.intersection(*(set(dropped) for _, dropped in everyone))
+        dropped = self._agree_on_empty(what, sorted(pool.dropped))
+        free_everywhere = set.intersection(*map(set, dropped))
         free = [block for block in pool.own if block.id in free_everywhere]
         fitting = [block for block in free if nbytes <= block.nbytes <= 2 * nbytes + 4096]
         if fitting:
@@ -157,6 +160,16 @@ class Symmetric(Messages):
         if free:
             forget(free)
         return make(nbytes, what)
+
+    def _agree_on_empty(self, what: str, dropped: Sequence[int] = ()) -> list[Sequence[int]]:
+        """What every rank has dropped, if all ask for the same."""
+        everyone = self.allgather_object((what, dropped))
+        for rank, (other, _) in enumerate(everyone):
+            if other != everyone[0][0]:
+                self._engine.mismatch(
+                    f"empty: rank 0 asks for {everyone[0][0]}, rank {rank} asks for {other}"
+                )
+        return [dropped for _, dropped in everyone]
 
     def _new_block(self, nbytes: int, what: str) -> _Block:
         self._allocations += 1
@@ -301,3 +314,7 @@ def checked_dtype(dtype: Any) -> tuple[Any, int, str]:
     if found.itemsize == 0:
         raise TypeError(f"elements of {found} have no bytes")
     return None, found.itemsize, str(found)
+
+
+def _torch_empty(lengths: tuple[int, ...], dtype: Any) -> Array:
+    return sys.modules["torch"].empty(lengths, dtype=dtype)

@@ -90,6 +90,42 @@ def symmetric_file_bytes(parts: int, bytes: int) -> int: ...
 def take_huge_pages(fd: int) -> None:
     """Fills an empty file of shared memory with huge pages, as far as there are some."""
 
+class Carrier:
+    """Carries what this rank tells ranks of other hosts, and what they tell it, by MPI.
+
+    Wants thread level MULTIPLE; has a thread of its own.
+    """
+
+    done: bool  # all have closed, and nothing is under way
+    sent_bytes: int  # to ranks of other hosts, what frames take included
+    sent_payload: int  # of them, those of messages longer than 40 bytes
+    def __init__(
+        self,
+        fd: int,  # a region that `format_region` has written
+        rank: int,
+        functions: Sequence[int],  # addresses, in the order of transports/mpi/library.py
+        communicator: int,  # handles
+        byte: int,
+        any_source: int,
+        places: Sequence[int],  # each rank's number in MPI's communicator
+        hosts: Sequence[int],  # and the number of its host
+        tag: int,  # this one and the next are for nobody else
+    ) -> None:
+        """Ready for what comes.
+
+        Raises:
+            RuntimeError: MPI refuses, or the region is none.
+        """
+
+    def close(self) -> None:
+        """The others hear that this rank has closed; waits for nobody."""
+
+    def progress(self) -> bool:
+        """Moves on what can be; whether something could."""
+
+    def stop(self) -> None:
+        """Nothing goes or comes any more."""
+
 class Engine:
     """Runs calls of one rank over shared memory; owns the mapping and the given pidfds."""
 
@@ -108,7 +144,12 @@ class Engine:
 
     far_ns: int  # what it takes at least to get a line of this rank where memory is quicker
     def __init__(
-        self, fd: int, rank: int, peers: Sequence[tuple[str, int, int]], crowded: bool
+        self,
+        fd: int,
+        rank: int,
+        peers: Sequence[tuple[str, int, int]],
+        crowded: bool,
+        carrier: Carrier | None = None,  # reaches those of `peers` that are on other hosts
     ) -> None: ...
     def execute(
         self,

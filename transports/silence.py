@@ -13,7 +13,7 @@ from traceback import extract_stack
 from types import FrameType
 
 from transports.acting import is_alone
-from transports.rendezvous.identity import pid_namespace
+from transports.rendezvous.identity import machine_identity, pid_namespace
 from transports.rendezvous.local import Introduction
 from transports.stacks import Found, Readiness, ask
 from transports.telling import OUR_FOLDERS, tell
@@ -89,12 +89,12 @@ class Describe:
     def _is_here(self, rank: int) -> bool:
         """Whether a rank is this very process; a number means something in its name space only."""
         who = self._ranks[rank]
-        return who.pid == os.getpid() and who.pid_namespace == pid_namespace()
+        return who.pid == os.getpid() and _shares_numbers(who)
 
     def _ask(self, rank: int) -> Found:
         who = self._ranks[rank]
-        if who.pid_namespace != pid_namespace():
-            return Found("runs in another container")
+        if not _shares_numbers(who):
+            return Found("runs in another container or on another machine")
         try:
             ready = Readiness(who.stack_signal, who.stack_descriptor, who.stack_file)
             return ask(who.pid, ready)
@@ -109,3 +109,8 @@ class Describe:
             return [f"{_INDENT}its Python stack, the innermost first:",
                     *(f"{_INDENT}  {frame}" for frame in found.frames)]  # fmt: skip
         return [f"{_INDENT}it {found.state}"]
+
+
+def _shares_numbers(who: Introduction) -> bool:
+    """Whether a process's number means here what it means there."""
+    return who.pid_namespace == pid_namespace() and who.machine == machine_identity()

@@ -1,5 +1,6 @@
 // Plans, calls and the engine, as Python sees them; transports/_native.pyi says what they take.
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -179,8 +180,9 @@ void register_engine(nb::module_& module) {
            nb::arg("meets_to_try"), nb::keep_alive<1, 2>())
       .def_prop_ro("text", &Call::text);
   nb::class_<Rank>(module, "Engine")
-      .def(nb::init<int, std::uint32_t, const Rank::Peers&, bool>(), nb::arg("fd"), nb::arg("rank"),
-           nb::arg("peers"), nb::arg("crowded"))
+      .def(nb::init<int, std::uint32_t, const Rank::Peers&, bool, std::shared_ptr<Carrier>>(),
+           nb::arg("fd"), nb::arg("rank"), nb::arg("peers"), nb::arg("crowded"),
+           nb::arg("carrier").none() = nb::none())
       .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input").none(),
            nb::arg("output").none(), nb::arg("timeout"), nb::arg("background"),
            nb::arg("owner") = nb::none())

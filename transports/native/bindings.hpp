@@ -12,6 +12,7 @@ class Rank;
 
 void register_failures(nanobind::module_& module);
 void register_kernels(nanobind::module_& module);
+void register_carrier(nanobind::module_& module);
 void register_engine(nanobind::module_& module);
 void register_symmetric(nanobind::module_& module);
 void register_point_to_point(nanobind::module_& module);

@@ -211,6 +211,8 @@ void Engine::enter(const Call& call, std::uint64_t number, std::uint64_t stamp) 
   auto& standing = region_.standing(rank());
   if (shown_ != call.fingerprint()) {
     standing.call.set(call.text());
+    // Relaxed: the number orders it, as it does the text.
+    standing.call_changes.fetch_add(1, std::memory_order_relaxed);
     shown_ = call.fingerprint();
   }
   standing.stamps[number % 2].store(stamp, std::memory_order_relaxed);

@@ -6,6 +6,7 @@ NB_MODULE(_native, module) {
   transports::register_failures(module);
   transports::register_kernels(module);
   transports::register_symmetric(module);
+  transports::register_carrier(module);
   transports::register_engine(module);
   transports::register_point_to_point(module);
   transports::register_limits(module);

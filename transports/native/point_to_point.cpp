@@ -274,6 +274,7 @@ void PointToPoint::push_fragment(Outbox& outbox) {
   Packet packet{PacketKind::fragment};
   packet.message = send->message;
   const auto length = std::min(region_.geometry().lane_bytes, send->bytes - send->moved);
+  packet.bytes = length;
   outbox.lane.post(packet, send->from + send->moved, length);
   send->moved += length;
   if (send->moved == send->bytes) return finish(*send);

@@ -120,6 +120,7 @@ bool PointToPoint::test(Operation& operation) {
 }
 
 bool PointToPoint::try_progress() {
+  waiter_.carry();
   if (callers_.load(std::memory_order_relaxed) != 0) return false;
   const std::unique_lock lock(mutex_, std::try_to_lock);
   return lock.owns_lock() && progress();
@@ -200,7 +201,7 @@ void PointToPoint::sleep(Operation& operation, std::uint32_t naps) {
     }
   }
   // Never long: other peers may move other messages meanwhile.
-  if (counter != nullptr) return waiter_.sleep(*counter, awaited, 1);
+  if (counter != nullptr) return waiter_.sleep(*counter, awaited, std::chrono::milliseconds(1));
   std::this_thread::sleep_for(std::chrono::microseconds(std::min(50u * naps, 1000u)));
 }
 

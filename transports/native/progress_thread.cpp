@@ -16,7 +16,6 @@ using std::chrono::microseconds;
 // It never spins: the cores are the user's. After the last operation it naps on for a while, so
 // that a program that posts one after the other need not wake it each time.
 constexpr microseconds kShortestNap{50};
-constexpr microseconds kLongestNap{1000};
 constexpr int kIdleNaps = 50;
 
 // A thread takes over the mask of the one that starts it. Signals are for the user's threads.
@@ -56,6 +55,7 @@ void ProgressThread::stop() {
   stopping_.store(true, std::memory_order_relaxed);
   bell_.fetch_add(1, std::memory_order_release);  // with it, `stopping_` is seen
   bell_.notify_one();
+  nudge();
   thread_.join();
 }
 
@@ -64,31 +64,50 @@ void ProgressThread::forget() {
   std::construct_at(&thread_);
 }
 
+void ProgressThread::nudge() {
+  if (!is_napping_.load(std::memory_order_relaxed)) return;
+  const std::scoped_lock hold(napping_);
+  is_napping_.store(false, std::memory_order_relaxed);
+  nudged_.notify_one();
+}
+
+void ProgressThread::nap(microseconds time) {
+  std::unique_lock hold(napping_);
+  is_napping_.store(true, std::memory_order_relaxed);
+  nudged_.wait_for(hold, time, [this] { return !is_napping_.load(std::memory_order_relaxed); });
+  is_napping_.store(false, std::memory_order_relaxed);
+}
+
 void ProgressThread::run() {
   // Known by it when the threads are counted that could act, see transports/acting.py.
   pthread_setname_np(pthread_self(), "collectives-msg");
-  auto nap = kShortestNap;
+  auto pause = kShortestNap;
   int idle_naps = 0;
   while (!stopping_.load(std::memory_order_relaxed)) {
     // Read before the step: what is posted after the step looked changes it.
     const std::uint32_t heard = bell_.load(std::memory_order_acquire);
     switch (step_()) {
       case Found::work:
-        nap = kShortestNap;
+        pause = kShortestNap;
         idle_naps = 0;
         std::this_thread::yield();
         break;
+      case Found::soon:
+        pause = kShortestNap;
+        idle_naps = 0;
+        nap(pause);
+        break;
       case Found::waiting:
         idle_naps = 0;
-        std::this_thread::sleep_for(nap);
-        nap = std::min(2 * nap, kLongestNap);
+        nap(pause);
+        pause = std::min(2 * pause, longest_nap_);
         break;
       case Found::nothing:
         if (++idle_naps <= kIdleNaps) {
-          std::this_thread::sleep_for(kLongestNap);
+          nap(longest_nap_);
         } else {
           bell_.wait(heard, std::memory_order_acquire);
-          nap = kShortestNap;
+          pause = kShortestNap;
           idle_naps = 0;
         }
         break;

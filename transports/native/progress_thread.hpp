@@ -2,25 +2,35 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <thread>
 
 namespace transports {
 
 class ProgressThread {
  public:
-  // What a step found: something to do, only operations that wait for a peer, or none at all.
-  enum class Found { work, waiting, nothing };
+  // What a step found: something to do, something that is to be looked at again soon, only
+  // operations that wait for a peer, or none at all.
+  enum class Found { work, soon, waiting, nothing };
+
+  static constexpr std::chrono::microseconds kLongestNap{1000};
 
   // `step` must not throw. The thread is started by the first ring().
-  explicit ProgressThread(std::function<Found()> step) : step_(std::move(step)) {}
+  explicit ProgressThread(std::function<Found()> step,
+                          std::chrono::microseconds longest_nap = kLongestNap)
+      : step_(std::move(step)), longest_nap_(longest_nap) {}
   ~ProgressThread() { stop(); }
   ProgressThread(const ProgressThread&) = delete;
   ProgressThread& operator=(const ProgressThread&) = delete;
 
   // There may be something to do again. One caller at a time.
   void ring();
+  // Wakes the thread if it naps. Any number of callers.
+  void nudge();
   // Waits for the step under way. No ring() may follow.
   void stop();
   // In a child after fork: the thread did not come along.
@@ -28,8 +38,13 @@ class ProgressThread {
 
  private:
   void run();
+  void nap(std::chrono::microseconds time);
 
   std::function<Found()> step_;
+  const std::chrono::microseconds longest_nap_;
+  std::mutex napping_;
+  std::condition_variable nudged_;
+  std::atomic<bool> is_napping_{false};
   std::atomic<std::uint32_t> bell_{0};
   std::atomic<bool> stopping_{false};
   std::thread thread_;

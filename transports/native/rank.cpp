@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "buffer.hpp"
 #include "outside.hpp"
@@ -62,8 +63,12 @@ std::vector<Waiter::Peer> named(const Rank::Peers& peers) {
 
 }  // namespace
 
-Rank::Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded)
-    : mapping_(fd), engine_(attach(mapping_, rank, peers.size()), rank, named(peers), crowded) {
+Rank::Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded,
+           std::shared_ptr<Carrier> carrier)
+    : mapping_(fd),
+      carrier_(std::move(carrier)),
+      engine_(attach(mapping_, rank, peers.size()), rank, named(peers), crowded) {
+  engine_.waiter().set_carrier(carrier_.get());
   engine_.waiter().set_interrupt(check_signals);
 }
 

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -20,7 +21,9 @@ class Rank {
  public:
   using Peers = std::vector<std::tuple<std::string, std::uint32_t, int>>;  // host, pid, pidfd
 
-  Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded);
+  // `carrier` reaches the ranks of other hosts, if there are any.
+  Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded,
+       std::shared_ptr<Carrier> carrier);
 
   // `input` and `output` as Buffer takes them; `owner` is what the output's memory lives with.
   void execute(const Call& call, nanobind::handle input, nanobind::handle output, double timeout,
@@ -57,6 +60,7 @@ class Rank {
   void keeping(nanobind::handle owner, const Work& work);
 
   Mapping mapping_;
+  std::shared_ptr<Carrier> carrier_;
   Engine engine_;
   KnownCalls known_;
   double timeout_ = 1800;

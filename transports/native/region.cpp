@@ -56,6 +56,17 @@ template struct SharedText<12>;
 template struct SharedText<24>;
 template struct SharedText<1024>;
 
+bool TroubleBoard::publish(std::uint32_t kind, std::uint32_t reporter, std::string_view text) {
+  std::uint32_t expected = none;
+  if (!state.compare_exchange_strong(expected, writing, std::memory_order_relaxed)) return false;
+  this->kind.store(kind, std::memory_order_relaxed);
+  this->reporter.store(reporter, std::memory_order_relaxed);
+  this->text.set(text);
+  // Release: kind, reporter and text are complete for whoever sees `published`.
+  state.store(published, std::memory_order_release);
+  return true;
+}
+
 const char* Geometry::fault() const {
   if (ranks == 0 || !is_ring_length(depth) || !is_ring_length(slots) || lane_slots < 2) {
     return "expected ranks >= 1, depth and slots a power of two from 2 on, and lane slots >= 2";

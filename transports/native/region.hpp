@@ -28,7 +28,7 @@ inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
 inline constexpr std::uint32_t kLentSlot = 0xfffffffeu;
-inline constexpr std::uint32_t kLayoutVersion = 8;
+inline constexpr std::uint32_t kLayoutVersion = 9;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -156,6 +156,7 @@ struct alignas(kLine) Standing {
   std::atomic<std::uint64_t> stamps[2];  // of entered calls, by the number's last bit; 0: not known
   std::atomic<std::uint32_t> is_background;  // whether a thread other than the caller's runs it
   SharedText<24> call;                       // what the entered call is
+  std::atomic<std::uint32_t> call_changes;   // of that text
   Whereabouts input, output;                 // of a one-sided call
   Waits in_call, in_message;                 // what long waits of it are for
   std::atomic<std::uint32_t> in_queue;       // its program waits for an asynchronous call
@@ -178,6 +179,9 @@ struct alignas(kLine) TroubleBoard {
   std::atomic<std::uint32_t> kind;
   std::atomic<std::uint32_t> reporter;
   SharedText<1024> text;
+
+  // Writes it down for every rank to raise, unless something stands there already: then false.
+  bool publish(std::uint32_t kind, std::uint32_t reporter, std::string_view text);
 };
 
 // A length must fit in 32 bits, a slot's index in a SlotPlace.

@@ -20,7 +20,9 @@ namespace {
 constexpr Patience kOwnCore{4000, 200};
 constexpr Patience kCrowded{20, 200};
 constexpr Patience kBackground{20, 10};
-constexpr int kLookEveryMs = 5;
+constexpr std::chrono::milliseconds kLookEvery{5};
+// Between looks at what has come from other hosts: at first, and at most.
+constexpr std::chrono::microseconds kCarryEvery{20}, kCarryAtLeastEvery{500};
 constexpr int kLooksPerCensus = 20;  // between looks at the ranks that are not waited for
 constexpr std::int64_t kTellingNs = 100'000'000;  // for another rank to write its trouble down
 
@@ -64,6 +66,7 @@ void Waiter::begin(double timeout_seconds, bool background, OnceSlow once_slow) 
   }
   once_slow_ = once_slow;
   patience_ = background ? kBackground : eager_;
+  if (carrier_ != nullptr) patience_.spins = 0;  // what is waited for does not come by itself
   timeout_ = timeout_seconds;
   started_ns_ = 0;  // the clock is read only once a wait turns slow
   next_speech_ = 0;
@@ -76,13 +79,15 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
     once_slow_.run(once_slow_.with);
     once_slow_ = {};
   }
+  std::optional<Carrier::Watch> watch;
+  if (carrier_ != nullptr) watch.emplace(*carrier_);
   for (std::uint32_t yield = 0; yield < patience_.yields; ++yield) {
-    sched_yield();
+    if (!carry()) sched_yield();
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
   }
   ShownWait shown(region_.standing(rank_).in_call, peer + 1);
   for (int looks = 1; !reached(counter.load(std::memory_order_acquire), wanted); ++looks) {
-    sleep(counter, wanted, kLookEveryMs);
+    sleep(counter, wanted, kLookEvery);
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
     const bool ended = has_ended(peer);
     // Looked at after the peer's end was seen: what it had posted before counts.
@@ -157,7 +162,23 @@ void Waiter::look_for_mismatch() const {
 }
 
 void Waiter::sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
-                   int milliseconds) const {
+                   std::chrono::nanoseconds longest) const {
+  if (carrier_ == nullptr) return doze(counter, wanted, longest);
+  const Carrier::Watch watch(*carrier_);
+  std::chrono::nanoseconds nap = kCarryEvery;
+  const std::int64_t until = now_ns() + longest.count();
+  while (!reached(counter.load(std::memory_order_acquire), wanted) && now_ns() < until) {
+    if (carry()) {
+      nap = kCarryEvery;
+    } else {
+      doze(counter, wanted, nap);
+      nap = std::min<std::chrono::nanoseconds>(2 * nap, kCarryAtLeastEvery);
+    }
+  }
+}
+
+void Waiter::doze(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
+                  std::chrono::nanoseconds longest) const {
   auto& sleepers = region_.standing(rank_).sleepers;
   sleepers.fetch_add(1, std::memory_order_relaxed);
   if (expedited_) {  // pairs with fence_before_wake()
@@ -167,14 +188,22 @@ void Waiter::sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t want
   }
   const std::uint32_t seen = counter.load(std::memory_order_acquire);
   if (!reached(seen, wanted)) {
-    const timespec timeout{milliseconds / 1000, (milliseconds % 1000) * 1000000L};
+    const timespec timeout{longest.count() / 1000000000, longest.count() % 1000000000};
     futex(counter, FUTEX_WAIT, seen, &timeout);
   }
   sleepers.fetch_sub(1, std::memory_order_relaxed);
 }
 
-void Waiter::wake_slowly(const std::atomic<std::uint32_t>& counter) {
+void wake_sleepers(const std::atomic<std::uint32_t>& counter) {
   futex(counter, FUTEX_WAKE, INT_MAX, nullptr);
+}
+
+void Waiter::wake_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t peer) const {
+  if (is_remote(peer)) {
+    carrier_->ring(peer);
+  } else {
+    wake_sleepers(counter);
+  }
 }
 
 void Waiter::look(std::uint32_t peer, const char* what) {
@@ -195,11 +224,14 @@ void Waiter::look(std::uint32_t peer, const char* what) {
 }
 
 bool Waiter::has_ended(std::uint32_t peer) const {
+  // A life that is shown here may run ahead of the messages to this rank.
+  if (is_remote(peer)) return carrier_->has_left(peer);
   const auto life = region_.standing(peer).life.load(std::memory_order_acquire);
   return life == static_cast<std::uint32_t>(Life::moved) || has_gone(peer);
 }
 
 bool Waiter::has_gone(std::uint32_t peer) const {
+  if (is_remote(peer)) return carrier_->has_left(peer);
   // Acquire: what it had posted before counts.
   const auto life = region_.standing(peer).life.load(std::memory_order_acquire);
   return life == static_cast<std::uint32_t>(Life::closed) || has_ended_process(peer);
@@ -212,17 +244,8 @@ bool Waiter::has_ended_process(std::uint32_t peer) const {
 }
 
 bool Waiter::report(FailureKind kind, const std::string& text) const {
-  auto& board = region_.trouble();
-  std::uint32_t none = TroubleBoard::none;
-  if (!board.state.compare_exchange_strong(none, TroubleBoard::writing,
-                                           std::memory_order_relaxed)) {
-    return false;
-  }
-  board.kind.store(static_cast<std::uint32_t>(kind), std::memory_order_relaxed);
-  board.reporter.store(rank_, std::memory_order_relaxed);
-  board.text.set(text);
-  // Release: kind, reporter and text are complete for whoever sees `published`.
-  board.state.store(TroubleBoard::published, std::memory_order_release);
+  if (!region_.trouble().publish(static_cast<std::uint32_t>(kind), rank_, text)) return false;
+  carry();  // the other hosts hear of it, too
   return true;
 }
 

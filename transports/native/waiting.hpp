@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "carrier.hpp"
 #include "circle.hpp"
 #include "failure.hpp"
 #include "region.hpp"
@@ -20,6 +22,8 @@ namespace transports {
 
 // On the clock that all ranks of a host share.
 std::int64_t now_ns();
+// Whoever sleeps until this counter moves, of any process.
+void wake_sleepers(const std::atomic<std::uint32_t>& counter);
 // A number of seconds as people read it.
 std::string seconds_text(double seconds);
 
@@ -128,6 +132,13 @@ class Waiter {
   std::uint32_t pid_of(std::uint32_t peer) const { return pids_[peer]; }
   // Ends the waits of other threads; they throw `misuse`.
   void stop() { stopped_.store(true, std::memory_order_relaxed); }
+  // The ranks of other hosts are reached by it; it must outlive this.
+  void set_carrier(Carrier* carrier) { carrier_ = carrier; }
+  bool is_remote(std::uint32_t peer) const {
+    return carrier_ != nullptr && carrier_->is_remote(peer);
+  }
+  // Moves on what goes to other hosts and comes from there; false: nothing does.
+  bool carry() const { return carrier_ != nullptr && carrier_->progress(); }
   void set_interrupt(std::function<void()> check) { interrupt_ = std::move(check); }
   // From so many seconds on, and after twice as many each time, a wait is told of; 0: never.
   void set_describe(double seconds, Describe describe) {
@@ -168,7 +179,9 @@ class Waiter {
     }
   }
   void wake(const std::atomic<std::uint32_t>& counter, std::uint32_t peer) const {
-    if (region_.standing(peer).sleepers.load(std::memory_order_relaxed) != 0) wake_slowly(counter);
+    if (region_.standing(peer).sleepers.load(std::memory_order_relaxed) != 0) {
+      wake_slowly(counter, peer);
+    }
   }
 
   // Throws if another rank has reported trouble.
@@ -214,9 +227,10 @@ class Waiter {
   std::optional<Failure> failure_of(Circle& circle, bool in_message) const;
   // What all ranks do that matter to a wait on `whom`, as Waits has it.
   std::vector<Sighting> sightings(std::uint32_t whom) const;
-  // Sleeps until `counter` may have moved, at most `milliseconds`.
+  // Sleeps until `counter` may have moved, at most so long; where there are other hosts, moves on
+  // what goes there and comes from there.
   void sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
-             int milliseconds) const;
+             std::chrono::nanoseconds longest) const;
   // Whether the peer's process, or its communicator, is gone.
   bool has_ended(std::uint32_t peer) const;
   // Whether it will not come to a meeting of those that are left: as has_ended, but for one that
@@ -242,9 +256,11 @@ class Waiter {
     return [this](std::uint32_t peer) { return has_ended(peer); };
   }
   bool look_for_expedited() const;
+  void doze(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
+            std::chrono::nanoseconds longest) const;
   void await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
                     std::uint32_t peer, const char* what);
-  static void wake_slowly(const std::atomic<std::uint32_t>& counter);
+  void wake_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t peer) const;
   [[noreturn]] void throw_trouble() const;
   // The ranks at which chains of waits end that begin with a wait on `whom`.
   std::vector<bool> holding_up(std::uint32_t whom) const;
@@ -255,6 +271,7 @@ class Waiter {
   std::vector<std::string> hosts_;
   std::vector<std::uint32_t> pids_;
   std::vector<FileDescriptor> pidfds_;
+  Carrier* carrier_ = nullptr;
   Patience eager_;
   Patience patience_{};
   OnceSlow once_slow_{};

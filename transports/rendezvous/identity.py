@@ -14,8 +14,12 @@ def host_identity(override: str | None = None) -> str:
     """
     if override:
         return override
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot}:{os.stat('/proc/self/ns/net').st_ino}"  # noqa: PTH116 - a magic link
+    return f"{machine_identity()}:{os.stat('/proc/self/ns/net').st_ino}"  # noqa: PTH116 - a magic link
+
+
+def machine_identity() -> str:
+    """The kernel's boot id: equal on all that share its cores."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def pid_namespace() -> int:

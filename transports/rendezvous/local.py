@@ -53,6 +53,7 @@ class Introduction:
         host_id: the identity of its host; equal means the same host.
         version: the version of this package that it runs.
         cores: the cores it may run on.
+        machine: the machine that these are of, which may play several hosts.
         pid_namespace: where its pid means something.
         stack_signal: asks it for its Python stack (see `transports.stacks`); 0 if none does.
         stack_descriptor: where it then stands, a file descriptor of its own.
@@ -66,6 +67,7 @@ class Introduction:
     host_id: str
     version: str
     cores: tuple[int, ...] = ()
+    machine: str = ""
     pid_namespace: int = 0
     stack_signal: int = 0
     stack_descriptor: int = -1
@@ -227,7 +229,7 @@ def _let_in(me: Introduction, job: str, door: Door, waiting: Waiting) -> dict[in
             )
         connection, note = found
         try:
-            guest = _Guest(_introduced(note["hello"]), connection, str(note["challenge"]))
+            guest = _Guest(introduced(note["hello"]), connection, str(note["challenge"]))
         except (KeyError, TypeError, ValueError):
             door.turn_away(connection)
             continue
@@ -238,7 +240,8 @@ def _let_in(me: Introduction, job: str, door: Door, waiting: Waiting) -> dict[in
     return guests
 
 
-def _introduced(said: dict[str, Any]) -> Introduction:
+def introduced(said: dict[str, Any]) -> Introduction:
+    """The introduction that `asdict` has made a note of, by this version or another."""
     # Another version of this package may say more or less of itself; that is told by its version.
     unsaid = Introduction(rank=0, size=0, pid=0, host="?", host_id="", version="?")
     fields = {name: said.get(name, default) for name, default in asdict(unsaid).items()}
@@ -295,8 +298,7 @@ def _report_to_rank_zero(me: Introduction, job: str, secret: str, waiting: Waiti
             with undisturbed():
                 descriptor = hear_descriptor(connection)
                 held.callback(os.close, descriptor)
-        fields = ({**rank, "cores": tuple(rank["cores"])} for rank in welcome["ranks"])
-        ranks = tuple(Introduction(**each) for each in fields)
+        ranks = tuple(introduced(each) for each in welcome["ranks"])
         with undisturbed():
             pidfds = _watch(ranks, me)
             held.callback(_close_all, pidfds)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transports import _native
 from transports.errors import CollectiveError
 from transports.rendezvous.awaiting import Look
-from transports.rendezvous.local import Introduction, meet
+from transports.rendezvous.local import Introduction, Meeting, meet
 from transports.shm.memory import allocate
 from transports.silence import Describe
 from transports.undisturbed import undisturbed
@@ -53,11 +54,19 @@ class Connection:
         engine: runs calls on this rank.
         ranks: who is there, in order.
         settings: rank 0's settings.
+        hosts: `hosts[r]` is the index of the host of rank r.
+        job: where ranks of this host that are split from these meet.
+        secret: what only the job's ranks know.
+        carrier: reaches the ranks of other hosts, if there are any.
     """
 
     engine: _native.Engine
     ranks: tuple[Introduction, ...]
     settings: dict[str, Any]
+    hosts: tuple[int, ...]
+    job: str
+    secret: str
+    carrier: _native.Carrier | None = None
 
 
 def connect(
@@ -87,38 +96,80 @@ def connect(
         CollectiveError: as `transports.rendezvous.local.meet`.
         MemoryError: the shared memory cannot be had.
     """
-
-    def offer(ranks: tuple[Introduction, ...]) -> int:
-        wanted = geometry.for_ranks(len(ranks))
-        descriptor = allocate(_native.region_bytes(**wanted))
-        try:
-            _native.format_region(descriptor, **wanted)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
-
     meeting = meet(
-        me, job=job, secret=secret, settings=settings, offer=offer, timeout=timeout, look=look,
+        me,
+        job=job,
+        secret=secret,
+        settings=settings,
+        offer=lambda ranks: offer(geometry, len(ranks)),
+        timeout=timeout,
+        look=look,
         silence=silence,
-    )  # fmt: skip
+    )
     with meeting:  # the mapping lives on without the descriptor
-        watched = zip(meeting.ranks, meeting.pidfds, strict=True)
-        people = [(rank.host, rank.pid, pidfd) for rank, pidfd in watched]
-        crowded = _crowded(meeting.ranks)
-        try:
-            with undisturbed():
-                engine = _native.Engine(meeting.descriptor, me.rank, people, crowded)
-                meeting.take_pidfds()
-        except OSError as error:
-            raise MemoryError(f"the shared memory cannot be mapped: {error}") from None
-        except RuntimeError as error:  # what lies in it is not what rank 0 has written
-            raise CollectiveError(str(error)) from None
-        words = Describe(meeting.ranks)
-        engine.set_describe(silence, words.wait, words.place, words.alone)
-    return Connection(engine=engine, ranks=meeting.ranks, settings=meeting.settings)
+        engine, _ = open_engine(meeting, me.rank, meeting.ranks, meeting.pidfds, silence)
+    return Connection(
+        engine=engine,
+        ranks=meeting.ranks,
+        settings=meeting.settings,
+        hosts=(0,) * len(meeting.ranks),
+        job=job,
+        secret=secret,
+    )
 
 
-def _crowded(ranks: tuple[Introduction, ...]) -> bool:
-    """Whether the ranks outnumber the cores they may run on, so that spinning holds others up."""
-    return len(ranks) > len({core for rank in ranks for core in rank.cores})
+def offer(geometry: Geometry, ranks: int) -> int:
+    """A descriptor of new memory for so many ranks."""
+    wanted = geometry.for_ranks(ranks)
+    descriptor = allocate(_native.region_bytes(**wanted))
+    try:
+        _native.format_region(descriptor, **wanted)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_engine(
+    meeting: Meeting,
+    rank: int,
+    ranks: Sequence[Introduction],
+    pidfds: Sequence[int],
+    silence: float,
+    carry: Callable[[int], _native.Carrier] | None = None,
+) -> tuple[_native.Engine, _native.Carrier | None]:
+    """The engine of `rank` among `ranks`, over the memory that a meeting of its host has brought.
+
+    Args:
+        meeting: its pidfds are the engine's from now on.
+        rank: this rank.
+        ranks: all of the communicator, in order.
+        pidfds: what watches each of them; -1: nothing here does.
+        silence: as `connect`.
+        carry: makes what reaches the ranks of other hosts, of the memory's descriptor.
+
+    Raises:
+        MemoryError: the memory cannot be mapped.
+        CollectiveError: it is not what it should be.
+    """
+    people = [(each.host, each.pid, pidfd) for each, pidfd in zip(ranks, pidfds, strict=True)]
+    try:
+        with undisturbed():
+            carrier = None if carry is None else carry(meeting.descriptor)
+            engine = _native.Engine(
+                meeting.descriptor, rank, people, _is_crowded(ranks[rank].machine, ranks), carrier
+            )
+            meeting.take_pidfds()
+    except OSError as error:
+        raise MemoryError(f"the shared memory cannot be mapped: {error}") from None
+    except RuntimeError as error:  # what lies in it is not what rank 0 has written
+        raise CollectiveError(str(error)) from None
+    words = Describe(ranks)
+    engine.set_describe(silence, words.wait, words.place, words.alone)
+    return engine, carrier
+
+
+def _is_crowded(machine: str, ranks: Sequence[Introduction]) -> bool:
+    """Whether a machine's ranks outnumber the cores they may run on: spinning holds others up."""
+    here = [rank for rank in ranks if rank.machine == machine]
+    return len(here) > len({core for rank in here for core in rank.cores})

@@ -1,0 +1,115 @@
+"""This process in MPI: one private communicator of all ranks, and what is still under way on it.
+
+MPI's own end waits for all ranks, so everything of ours must be over before: a carrier lives on
+after its communicator until all ranks have closed theirs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import time
+from typing import Any
+
+from transports import _native
+from transports.mpi.library import Library, MpiError, load
+from transports.telling import tell
+
+_POLL_SECONDS = 0.001
+_LEAVING_SECONDS = 10.0  # for the others to leave, too, where something has failed
+TAGS = 4
+"""Tags of a communicator: frames, payloads that go by themselves, and its rendezvous."""
+
+_WORLD: list[World] = []
+
+
+class World:
+    """All ranks that MPI has started.
+
+    Attributes:
+        library: MPI itself.
+        rank: of this process.
+        size: how many there are.
+        numbers: of communicators of ours, those up to this one have been given.
+        has_failed: the program ends with an error.
+    """
+
+    def __init__(self, library: Library) -> None:
+        """Nothing is said to anybody yet."""
+        self.library = library
+        self.rank: int = library.mpi.COMM_WORLD.Get_rank()
+        self.size: int = library.mpi.COMM_WORLD.Get_size()
+        self.numbers = 0
+        self.has_failed = False
+        self._private: Any = None
+        self._carriers: list[_native.Carrier] = []
+
+    @property
+    def place_to_meet(self) -> tuple[Any, int]:
+        """A communicator of mpi4py and a tag there, for a rendezvous of all ranks.
+
+        The first one must be on everybody's: to make another needs all ranks, who may not come.
+        """
+        mpi = self.library.mpi
+        return mpi.COMM_WORLD, int(mpi.COMM_WORLD.Get_attr(mpi.TAG_UB))
+
+    def communicator(self) -> Any:
+        """The one that nobody else uses; made when first asked for, by all ranks."""
+        if self._private is None:
+            self._private = self.library.mpi.COMM_WORLD.Dup()
+            self._private.Set_errhandler(self.library.mpi.ERRORS_RETURN)
+        return self._private
+
+    def tag_of(self, number: int) -> int:
+        """The first tag of the communicator with this number.
+
+        Raises:
+            MpiError: MPI has no such tag.
+        """
+        _, most = self.place_to_meet
+        if TAGS * number + TAGS > most:
+            raise MpiError(f"communicator {number} would need tags beyond {most}, the most here")
+        return TAGS * number
+
+    def keep(self, carrier: _native.Carrier) -> None:
+        """Until all ranks have closed their communicators."""
+        self._let_go()
+        self._carriers.append(carrier)
+
+    def _let_go(self) -> None:
+        for carrier in [each for each in self._carriers if each.done]:
+            carrier.stop()
+            self._carriers.remove(carrier)
+
+    def finish(self) -> None:
+        """At the program's end: what is on its way arrives, then MPI may end."""
+        began = time.monotonic()
+        self._let_go()
+        while self._carriers:
+            for carrier in self._carriers:
+                carrier.progress()
+            self._let_go()
+            if self.has_failed and time.monotonic() - began > _LEAVING_SECONDS:
+                tell(
+                    f"other ranks have not ended {_LEAVING_SECONDS:g} s after this one has failed: "
+                    "the job is aborted"
+                )
+                self.library.mpi.COMM_WORLD.Abort(1)
+            time.sleep(_POLL_SECONDS)
+
+
+def world() -> World:
+    """The one of this process.
+
+    Raises:
+        ModuleNotFoundError: there is no mpi4py.
+        MpiError: its MPI cannot serve.
+    """
+    if not _WORLD:
+        _WORLD.append(World(load()))
+        atexit.register(_WORLD[0].finish)
+    return _WORLD[0]
+
+
+def begun_world() -> World | None:
+    """The one of this process, if MPI carries anything."""
+    return _WORLD[0] if _WORLD else None
