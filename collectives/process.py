@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from transports import _native
 from transports.errors import CollectiveError
+from transports.mpi.world import begun_world
 from transports.telling import tell
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def _close_at_exit() -> None:
     deadline = time.monotonic() + _EXIT_SECONDS
     while _native.threads_outside() > 0 and time.monotonic() < deadline:
         time.sleep(0.001)
+    if (reached := begun_world()) is not None:
+        reached.finish()
 
 
 def _watch_for_uncaught() -> None:
@@ -67,6 +70,8 @@ def _watch_for_uncaught() -> None:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         for each in list(_ALIVE):
             each.abort(error)
+        if (reached := begun_world()) is not None:
+            reached.has_failed = True
         before(kind, error, trace)
 
     hook.tells_other_ranks = True  # type: ignore[attr-defined]

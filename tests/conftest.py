@@ -190,8 +190,8 @@ def _command(process: int) -> str:
     return " ".join(word.decode(errors="replace") for word in words)[:200].strip()
 
 
-_OF_OTHERS = ["cuda.shm.", "mpich_shm_"]
-"""What a GPU's driver has there, and MPICH, of which a rank that is killed leaves some."""
+_OF_OTHERS = ["cuda.shm.", "mpich_shm_", "ucx_shm_"]
+"""What a GPU's driver has there, and MPICH and its UCX, of which a rank that is killed leaves some."""
 
 
 def _shared_files() -> set[str]:

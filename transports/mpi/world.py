@@ -6,7 +6,7 @@ after its communicator until all ranks have closed theirs.
 
 from __future__ import annotations
 
-import atexit
+import os
 import time
 from typing import Any
 
@@ -40,6 +40,7 @@ class World:
         self.size: int = library.mpi.COMM_WORLD.Get_size()
         self.numbers = 0
         self.has_failed = False
+        self._process = os.getpid()
         self._private: Any = None
         self._carriers: list[_native.Carrier] = []
 
@@ -82,6 +83,8 @@ class World:
 
     def finish(self) -> None:
         """At the program's end: what is on its way arrives, then MPI may end."""
+        if os.getpid() != self._process:
+            return  # a forked child is no rank, and must not speak to MPI
         began = time.monotonic()
         self._let_go()
         while self._carriers:
@@ -106,7 +109,6 @@ def world() -> World:
     """
     if not _WORLD:
         _WORLD.append(World(load()))
-        atexit.register(_WORLD[0].finish)
     return _WORLD[0]
 
 

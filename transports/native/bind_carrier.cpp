@@ -1,5 +1,6 @@
 // What reaches the ranks of other hosts, as Python sees it; transports/_native.pyi says how.
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings.hpp"
@@ -60,6 +61,7 @@ void register_carrier(nb::module_& module) {
       // It waits for the thread, which may want nothing of Python's, but for a step to end.
       .def("stop", &Carrier::stop, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("done", &Carrier::is_done)
+      .def_prop_ro("state", &Carrier::state)
       .def_prop_ro("sent_bytes", &Carrier::sent_bytes)
       .def_prop_ro("sent_payload", &Carrier::sent_payload);
 }

@@ -81,8 +81,9 @@ void Carrier::break_off(const std::string& text) {
   is_broken_ = true;
   has_told_trouble_ = true;  // or at least nothing can be told any more
   const auto kind = static_cast<std::uint32_t>(FailureKind::peer_lost);
-  region_.trouble().publish(kind, rank_, "rank " + std::to_string(rank_) +
-                                             " cannot reach the ranks of other hosts: " + text);
+  region_.trouble().publish(
+      kind, rank_,
+      "rank " + std::to_string(rank_) + " cannot reach the ranks of other hosts: " + text);
 }
 
 bool Carrier::is_over(Request& request) {
@@ -200,6 +201,18 @@ void Carrier::leave() {
   if (std::all_of(remote_.begin(), remote_.end(), [this](auto peer) { return has_left(peer); })) {
     is_done_.store(true, std::memory_order_release);
   }
+}
+
+std::string Carrier::state() const {
+  std::string text = "rank " + std::to_string(rank_) + " tag " + std::to_string(tag_) + " broken " +
+                     std::to_string(is_broken_) + " closing " + std::to_string(is_closing_.load()) +
+                     " said " + std::to_string(has_said_it_leaves_) + " sendings " +
+                     std::to_string(sendings_.size()) + " arrivals " +
+                     std::to_string(arrivals_.size()) + " partings " + std::to_string(partings_);
+  for (auto p : remote_)
+    text += " | " + std::to_string(p) + " left " + std::to_string(has_left(p)) + " says " +
+            std::to_string(peers_[p].says_it_has_left);
+  return text;
 }
 
 void Carrier::stop() {

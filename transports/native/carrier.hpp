@@ -75,6 +75,7 @@ class Carrier {
   void stop();
   // Bytes that have gone to ranks of other hosts, and payload among them.
   std::uint64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
+  std::string state() const;
   std::uint64_t sent_payload() const { return sent_payload_.load(std::memory_order_relaxed); }
 
  private:
@@ -94,10 +95,10 @@ class Carrier {
   };
   // Of one kind of channel, to and from a peer.
   struct Channel {
-    std::uint32_t sent = 0;      // messages of ours that were carried
-    std::uint32_t arrived = 0;   // messages of the peer's that have been announced
-    std::uint32_t heard = 0;     // how many of ours it has released
-    std::uint32_t told = 0;      // how many of its we have said that we have
+    std::uint32_t sent = 0;     // messages of ours that were carried
+    std::uint32_t arrived = 0;  // messages of the peer's that have been announced
+    std::uint32_t heard = 0;    // how many of ours it has released
+    std::uint32_t told = 0;     // how many of its we have said that we have
     std::deque<Parting> partings;
   };
   struct Peer {

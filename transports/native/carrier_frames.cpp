@@ -122,9 +122,8 @@ bool Carrier::push_packet(std::uint32_t to) {
   if (descriptor.sequence.load(std::memory_order_acquire) != channel.sent + 1) return false;
   Frame frame = frame_for(to, FrameKind::packet);
   load_words(&descriptor, frame.words);
-  push_payload(
-      to, frame, channel, region_.lane_slot(rank_, to, peer.lane_place),
-      bytes_in_slot(named<PacketWords>(frame.words), region_.geometry().lane_bytes));
+  push_payload(to, frame, channel, region_.lane_slot(rank_, to, peer.lane_place),
+               bytes_in_slot(named<PacketWords>(frame.words), region_.geometry().lane_bytes));
   peer.lane_place = (peer.lane_place + 1) % region_.geometry().lane_slots;
   return true;
 }
@@ -171,8 +170,7 @@ void Carrier::push_news(std::int64_t now) {
 
 void Carrier::push_trouble() {
   auto& board = region_.trouble();
-  if (has_told_trouble_ ||
-      board.state.load(std::memory_order_acquire) != TroubleBoard::published) {
+  if (has_told_trouble_ || board.state.load(std::memory_order_acquire) != TroubleBoard::published) {
     return;
   }
   has_told_trouble_ = true;

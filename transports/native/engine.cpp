@@ -98,6 +98,7 @@ void Engine::check_complete() {
       waiter_.look_at_trouble();
     }
     if (is_broken()) return;
+    waiter_.carry();  // what has come from other hosts
     for (std::uint32_t peer = 0; peer < peers_.size(); ++peer) {
       if (peer != rank()) look_for_untaken(peer);
     }

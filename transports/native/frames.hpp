@@ -34,7 +34,8 @@ struct Frame {
   std::uint32_t is_apart;       // whether that comes by itself
   std::uint32_t detail;         // of trouble: its kind
   std::uint32_t spare;
-  std::uint32_t words[kFrameWords];  // the first, a sequence, counts for nothing: frames are in order
+  std::uint32_t
+      words[kFrameWords];  // the first, a sequence, counts for nothing: frames are in order
 };
 
 inline constexpr std::size_t kFramePayload = sizeof(TroubleBoard::text);
@@ -43,7 +44,8 @@ inline constexpr std::size_t kFrameBytes = sizeof(Frame) + kFramePayload;
 // A descriptor's words, as whoever reads them may find them amid a change.
 inline void load_words(const void* from, std::uint32_t (&to)[kFrameWords]) {
   const auto* const words = static_cast<const std::uint32_t*>(from);
-  for (std::size_t i = 1; i < kFrameWords; ++i) to[i] = __atomic_load_n(words + i, __ATOMIC_RELAXED);
+  for (std::size_t i = 1; i < kFrameWords; ++i)
+    to[i] = __atomic_load_n(words + i, __ATOMIC_RELAXED);
 }
 // All but the first, which says that the rest is there.
 inline void store_words(const std::uint32_t (&from)[kFrameWords], void* to) {

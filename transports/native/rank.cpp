@@ -72,6 +72,12 @@ Rank::Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded,
   engine_.waiter().set_interrupt(check_signals);
 }
 
+Rank::~Rank() {
+  engine_.close();
+  // It lives on until what was posted has arrived.
+  if (carrier_ != nullptr && !engine_.is_forsaken()) carrier_->close();
+}
+
 namespace {
 
 // Lets go of the interpreter's lock at once, or once a wait turns slow.

@@ -24,6 +24,9 @@ class Rank {
   // `carrier` reaches the ranks of other hosts, if there are any.
   Rank(int fd, std::uint32_t rank, const Peers& peers, bool crowded,
        std::shared_ptr<Carrier> carrier);
+  ~Rank();
+  Rank(const Rank&) = delete;
+  Rank& operator=(const Rank&) = delete;
 
   // `input` and `output` as Buffer takes them; `owner` is what the output's memory lives with.
   void execute(const Call& call, nanobind::handle input, nanobind::handle output, double timeout,
