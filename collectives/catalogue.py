@@ -30,6 +30,14 @@ from collectives.algorithms.halving_doubling import (
     halving_doubling_allreduce,
     halving_reduce_scatter,
 )
+from collectives.algorithms.hierarchical import (
+    hierarchical_allgather,
+    hierarchical_allreduce,
+    hierarchical_barrier,
+    hierarchical_broadcast,
+    hierarchical_reduce,
+    hierarchical_reduce_scatter,
+)
 from collectives.algorithms.linear import (
     linear_allreduce,
     linear_broadcast,
@@ -72,20 +80,24 @@ _ALGORITHMS = (
     one_shot_allreduce,
     two_shot_allreduce,
     linear_allreduce,
+    hierarchical_allreduce,
     one_sided_allreduce,
     chain_reduce,
     binomial_reduce,
     linear_reduce,
+    hierarchical_reduce,
     one_sided_reduce,
     ring_reduce_scatter,
     binomial_reduce_scatter,
     halving_reduce_scatter,
     pairwise_reduce_scatter,
     linear_reduce_scatter,
+    hierarchical_reduce_scatter,
     one_sided_reduce_scatter,
     chain_broadcast,
     binomial_broadcast,
     linear_broadcast,
+    hierarchical_broadcast,
     one_sided_broadcast,
     ring_scatter,
     binomial_scatter,
@@ -99,6 +111,7 @@ _ALGORITHMS = (
     recursive_doubling_allgather,
     bruck_allgather,
     direct_allgather,
+    hierarchical_allgather,
     one_sided_allgather,
     pairwise_alltoall,
     bruck_alltoall,
@@ -106,6 +119,7 @@ _ALGORITHMS = (
     ring_barrier,
     binomial_barrier,
     dissemination_barrier,
+    hierarchical_barrier,
 )
 
 _ALIASES = {

@@ -19,10 +19,10 @@ from collectives.calls import Calls
 from collectives.cost.work import Room
 from collectives.descent import Descent
 from collectives.faults import Fault, FaultyEngine
+from collectives.hosts import Hosts
 from collectives.process import look_after, not_the_rank
-from collectives.proving import Proving
 from collectives.schedule import Algorithm
-from collectives.selection import SelectionTable
+from collectives.selection import SelectionTable, hosts_table
 from collectives.version import __version__
 from collectives.work import WorkQueue
 from transports import _native
@@ -40,7 +40,7 @@ from transports.undisturbed import undisturbed
 _LONGEST_TRACEBACK = 3000  # characters, of at most 4 bytes, that every rank can be told
 
 
-class Communicator(Proving):
+class Communicator(Hosts):
     """A group of ranks; made by `collectives.init` and by `split`.
 
     Calls may come from any thread, but two collectives at once are an error: ranks must call
@@ -129,6 +129,7 @@ class Communicator(Proving):
         self._geometry = geometry
         self._host_id = host_id
         self._splits = 0
+        self._by_host: dict[str, Communicator] = {}
         # What stands for an engine is one to all who use it.
         self._engine: _native.Engine = (
             FaultyEngine(connection.engine, faults) if faults else connection.engine  # type: ignore[assignment]
@@ -154,7 +155,11 @@ class Communicator(Proving):
             connection.engine.wait_in_queue,
             connection.engine.tell_of_trouble,
         )
-        self._table = SelectionTable.from_settings(connection.settings["table"])
+        self._table = (
+            hosts_table()
+            if self._carrier
+            else SelectionTable.from_settings(connection.settings["table"])
+        )
         self._ready: dict[Any, _native.Call] = {}
         self._told = {}
         self._proved: dict[tuple[Algorithm, int], str] = {}
@@ -238,7 +243,7 @@ class Communicator(Proving):
     def _close(self) -> None:
         parts = (
             self._close_devices, self._queue.close, self._point_to_point.close, self._engine.close,
-            self._close_carrier, self._be_ready_no_more,
+            self._close_by_host, self._close_carrier, self._be_ready_no_more,
         )  # fmt: skip
         try:
             for close in parts:

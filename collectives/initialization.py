@@ -75,7 +75,7 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
         size=place.size,
         job=place.job,
         secret=place.secret,
-        geometry=settings.geometry(),
+        geometry=settings.geometry(several_hosts=group is not None),
         table=machine_table(),
         timeout=timeout,
         host_id=host_id,

@@ -53,30 +53,10 @@ from collectives.steps import (
 )
 
 __all__ = [
-    "Algorithm",
-    "Copy",
-    "Notify",
-    "Read",
-    "ReadReduce",
-    "Recv",
-    "RecvReduce",
-    "ScheduleError",
-    "Send",
-    "Step",
-    "Steps",
-    "Wait",
-    "Write",
-    "algorithm",
-    "copy",
-    "notify",
-    "read",
-    "read_reduce",
-    "recv",
-    "recv_reduce",
-    "send",
-    "wait",
-    "write",
-]
+    "Algorithm", "Copy", "Notify", "Read", "ReadReduce", "Recv", "RecvReduce", "ScheduleError",
+    "Send", "Step", "Steps", "Wait", "Write", "algorithm", "copy", "notify", "read", "read_reduce",
+    "recv", "recv_reduce", "send", "wait", "write",
+]  # fmt: skip
 
 
 class ScheduleError(ValueError):
@@ -100,12 +80,15 @@ class Algorithm:
         body: the author's generator; takes any of rank, size, root, hosts.
         chunks: k of the spec, as a function of size (where the spec leaves k open).
         sizes: the sizes it is written for; None is every size >= 1.
-        widest: number of chunks in the longest message any rank sends, as a function of size;
-            None derives it from the schedules of all ranks, which costs time at large sizes.
+        widest: number of chunks in the longest message any rank sends, as a function of size, or
+            of size and hosts; None derives it from the schedules of all ranks, which costs time at
+            large sizes.
         cost: closed form of the time of the critical path, in alpha, beta, gamma.
         messages: closed form of the messages sent by the busiest rank; each peer notified counts.
         volume: closed form of the bytes sent by the busiest rank, or read from and written to
             peers; s is the size in bytes of all chunks together.
+        wire: closed form of the bytes that the busiest of h equal hosts sends to others; empty for
+            algorithms that do not ask for hosts.
         source: where the algorithm is described.
         one_sided: whether ranks reach into each other's memory (which must be symmetric) instead
             of sending messages; checked against the steps.
@@ -116,10 +99,11 @@ class Algorithm:
     body: Body
     chunks: Callable[[int], int]
     sizes: Container[int] | Callable[[int], bool] | None = None
-    widest: Callable[[int], int] | None = None
+    widest: Callable[..., int] | None = None
     cost: str = ""
     messages: str = ""
     volume: str = ""
+    wire: str = ""
     source: str = ""
     one_sided: bool = False
     wants: tuple[str, ...] = field(default=("rank", "size"))
@@ -172,16 +156,21 @@ class Algorithm:
             raise ValueError(f"rank must be in 0..{size - 1}, found {rank}")
         if not 0 <= root < size:
             raise ValueError(f"root must be in 0..{size - 1}, found {root}")
-        placed = tuple(hosts) if hosts is not None else (0,) * size
+        placed = _placed(hosts, size)
         if len(placed) != size:
             raise ValueError(f"hosts must have {size} entries, found {len(placed)}")
         return _schedule(self, rank, size, root, placed)
 
     def widest_message(self, size: int, root: int = 0, hosts: Sequence[int] | None = None) -> int:
         """Number of chunks in the longest message that any rank sends; at least 1."""
-        if self.widest is not None:
-            return max(1, self.widest(size))
-        return _widest(self, size, root, tuple(hosts) if hosts is not None else (0,) * size)
+        if self.widest is None:
+            return _widest(self, size, root, _placed(hosts, size))
+        of_hosts = len(inspect.signature(self.widest).parameters) > 1
+        return max(1, self.widest(size, _placed(hosts, size)) if of_hosts else self.widest(size))
+
+
+def _placed(hosts: Sequence[int] | None, size: int) -> tuple[int, ...]:
+    return tuple(hosts) if hosts is not None else (0,) * size
 
 
 @lru_cache(maxsize=256)
@@ -346,10 +335,11 @@ def algorithm(
     name: str | None = None,
     chunks: int | Callable[[int], int] = 1,
     sizes: Container[int] | Callable[[int], bool] | None = None,
-    widest: Callable[[int], int] | None = None,
+    widest: Callable[..., int] | None = None,
     cost: str = "",
     messages: str = "",
     volume: str = "",
+    wire: str = "",
     source: str = "",
     one_sided: bool = False,
 ) -> Callable[[Body], Algorithm]:
@@ -392,6 +382,7 @@ def algorithm(
             cost=cost,
             messages=messages,
             volume=volume,
+            wire=wire,
             source=source,
             one_sided=one_sided,
             wants=wants,

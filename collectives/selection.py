@@ -132,6 +132,12 @@ def default_table() -> SelectionTable:
     return SelectionTable.from_toml(file.read_text(encoding="utf-8"))
 
 
+def hosts_table() -> SelectionTable:
+    """The table that comes with the package, for ranks on several hosts."""
+    file = Path(__file__).with_name("selection_hosts.toml")
+    return SelectionTable.from_toml(file.read_text(encoding="utf-8"))
+
+
 def device_table() -> SelectionTable:
     """The table that comes with the package, for arrays on devices."""
     file = Path(__file__).with_name("selection_devices.toml")

@@ -107,14 +107,18 @@ def host_id_override(environment: Mapping[str, str] | None = None) -> str | None
     return (os.environ if environment is None else environment).get("COLLECTIVES_HOST_ID") or None
 
 
-def geometry(environment: Mapping[str, str] | None = None) -> Geometry:
+def geometry(
+    environment: Mapping[str, str] | None = None, *, several_hosts: bool = False
+) -> Geometry:
     """The channels' memory: COLLECTIVES_SLOTS, COLLECTIVES_SLOT_BYTES and so on override it.
+
+    With `several_hosts` there are more slots, since a message holds its own for longer.
 
     Raises:
         ValueError: a value is no integer, or not one that an engine can use.
     """
     environment = os.environ if environment is None else environment
-    found = Geometry()
+    found = Geometry(slots=16) if several_hosts else Geometry()
     for each in fields(Geometry):
         name = f"COLLECTIVES_{each.name.upper()}"
         least, most = (64, _MOST_BYTES) if each.name.endswith("_bytes") else (2, _MOST_SLOTS)

@@ -25,15 +25,16 @@ DEMANDED = {
         "two_shot",
         "linear",
         "one_sided",
+        "hierarchical",
     },
-    "reduce": {"ring", "tree", "chain", "one_sided"},
-    "broadcast": {"ring", "tree", "chain", "one_sided"},
-    "reduce_scatter": {"ring", "tree", "halving", "linear", "one_sided"},
-    "allgather": {"ring", "tree", "recursive_doubling", "bruck", "one_sided"},
+    "reduce": {"ring", "tree", "chain", "one_sided", "hierarchical"},
+    "broadcast": {"ring", "tree", "chain", "one_sided", "hierarchical"},
+    "reduce_scatter": {"ring", "tree", "halving", "linear", "one_sided", "hierarchical"},
+    "allgather": {"ring", "tree", "recursive_doubling", "bruck", "one_sided", "hierarchical"},
     "gather": {"ring", "tree", "linear", "one_sided"},
     "scatter": {"ring", "tree", "linear"},
     "alltoall": {"pairwise", "ring", "bruck", "tree", "one_sided"},
-    "barrier": {"ring", "tree", "dissemination"},
+    "barrier": {"ring", "tree", "dissemination", "hierarchical"},
 }
 
 SIZES = [*range(1, 35), 63, 64, 65, 100]

@@ -138,14 +138,6 @@ def test_the_host_may_be_named():
     assert settings.host_id_override({"COLLECTIVES_HOST_ID": "a"}) == "a"
 
 
-@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_ranks_of_mpiexec_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} is 2: .*mpiexec.*collectives run"):
-        settings.refuse_foreign_launchers({name: "2"})
-    settings.refuse_foreign_launchers({name: "1"})
-    settings.refuse_foreign_launchers({})
-
-
 def test_the_real_environment_is_read_by_default(monkeypatch):
     for name, text in OURS.items():
         monkeypatch.setenv(name, text)

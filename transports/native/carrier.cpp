@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "futex.hpp"
 #include "waiting.hpp"
 
 namespace transports {
@@ -98,7 +99,7 @@ bool Carrier::is_over(Request& request) {
 void Carrier::wake_self(const std::atomic<std::uint32_t>& counter) const {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (region_.standing(rank_).sleepers.load(std::memory_order_relaxed) != 0) {
-    wake_sleepers(counter);
+    futex_wake(counter);
   }
 }
 

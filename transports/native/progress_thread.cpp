@@ -8,6 +8,8 @@
 #include <memory>
 #include <system_error>
 
+#include "futex.hpp"
+
 namespace transports {
 namespace {
 
@@ -65,17 +67,14 @@ void ProgressThread::forget() {
 }
 
 void ProgressThread::nudge() {
-  if (!is_napping_.load(std::memory_order_relaxed)) return;
-  const std::scoped_lock hold(napping_);
-  is_napping_.store(false, std::memory_order_relaxed);
-  nudged_.notify_one();
+  // Relaxed: who naps a little longer has only napped a little longer.
+  if (is_napping_.exchange(0, std::memory_order_relaxed) != 0) futex_wake(is_napping_);
 }
 
 void ProgressThread::nap(microseconds time) {
-  std::unique_lock hold(napping_);
-  is_napping_.store(true, std::memory_order_relaxed);
-  nudged_.wait_for(hold, time, [this] { return !is_napping_.load(std::memory_order_relaxed); });
-  is_napping_.store(false, std::memory_order_relaxed);
+  is_napping_.store(1, std::memory_order_relaxed);
+  futex_sleep(is_napping_, 1, time);
+  is_napping_.store(0, std::memory_order_relaxed);
 }
 
 void ProgressThread::run() {

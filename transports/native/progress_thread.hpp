@@ -3,10 +3,8 @@
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <mutex>
 #include <thread>
 
 namespace transports {
@@ -42,9 +40,7 @@ class ProgressThread {
 
   std::function<Found()> step_;
   const std::chrono::microseconds longest_nap_;
-  std::mutex napping_;
-  std::condition_variable nudged_;
-  std::atomic<bool> is_napping_{false};
+  std::atomic<std::uint32_t> is_napping_{0};  // a futex: a child of fork can let go of it
   std::atomic<std::uint32_t> bell_{0};
   std::atomic<bool> stopping_{false};
   std::thread thread_;

@@ -1,16 +1,14 @@
 #include "waiting.hpp"
 
-#include <linux/futex.h>
 #include <poll.h>
 #include <sched.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <climits>
 
 #include "expedited.hpp"
+#include "futex.hpp"
 
 namespace transports {
 namespace {
@@ -25,13 +23,6 @@ constexpr std::chrono::milliseconds kLookEvery{5};
 constexpr std::chrono::microseconds kCarryEvery{20}, kCarryAtLeastEvery{500};
 constexpr int kLooksPerCensus = 20;  // between looks at the ranks that are not waited for
 constexpr std::int64_t kTellingNs = 100'000'000;  // for another rank to write its trouble down
-
-long futex(const std::atomic<std::uint32_t>& word, int operation, std::uint32_t value,
-           const timespec* timeout) {
-  // Shared, not FUTEX_PRIVATE: the word is in memory of several processes.
-  return syscall(SYS_futex, reinterpret_cast<const std::uint32_t*>(&word), operation, value,
-                 timeout, nullptr, 0);
-}
 
 }  // namespace
 
@@ -188,21 +179,16 @@ void Waiter::doze(const std::atomic<std::uint32_t>& counter, std::uint32_t wante
   }
   const std::uint32_t seen = counter.load(std::memory_order_acquire);
   if (!reached(seen, wanted)) {
-    const timespec timeout{longest.count() / 1000000000, longest.count() % 1000000000};
-    futex(counter, FUTEX_WAIT, seen, &timeout);
+    futex_sleep(counter, seen, longest);
   }
   sleepers.fetch_sub(1, std::memory_order_relaxed);
-}
-
-void wake_sleepers(const std::atomic<std::uint32_t>& counter) {
-  futex(counter, FUTEX_WAKE, INT_MAX, nullptr);
 }
 
 void Waiter::wake_slowly(const std::atomic<std::uint32_t>& counter, std::uint32_t peer) const {
   if (is_remote(peer)) {
     carrier_->ring(peer);
   } else {
-    wake_sleepers(counter);
+    futex_wake(counter);
   }
 }
 

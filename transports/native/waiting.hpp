@@ -22,8 +22,6 @@ namespace transports {
 
 // On the clock that all ranks of a host share.
 std::int64_t now_ns();
-// Whoever sleeps until this counter moves, of any process.
-void wake_sleepers(const std::atomic<std::uint32_t>& counter);
 // A number of seconds as people read it.
 std::string seconds_text(double seconds);
 
