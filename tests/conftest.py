@@ -191,7 +191,7 @@ def _command(process: int) -> str:
 
 
 _OF_OTHERS = ["cuda.shm.", "mpich_shm_", "ucx_shm_"]
-"""What a GPU's driver has there, and MPICH and its UCX, which leave some of a rank that is killed."""
+"""What a GPU's driver has there, and MPICH and its UCX, which a rank that is killed leaves."""
 
 
 def _shared_files() -> set[str]:
