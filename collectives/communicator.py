@@ -120,6 +120,7 @@ class Communicator(Hosts):
         self.hosts = connection.hosts
         self._carrier = connection.carrier
         self._group = group
+        self._mpi_calls = None
         self.transport = "shm" if device is None else "cuda_ipc"
         if self._carrier is not None:
             self.transport, devices = "mpi", False
@@ -254,6 +255,7 @@ class Communicator(Hosts):
             raise
 
     def _close_carrier(self) -> None:
+        self._mpi_calls = None
         if self._carrier is not None:
             self._carrier.close()
 

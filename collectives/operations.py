@@ -7,7 +7,8 @@ Every method checks its arguments before anything is sent. Common to all:
   changed, unless it is also `out`;
 * `out` receives the result and is returned; it must have the result's shape and dtype;
 * `algorithm` is a name (`collectives algorithms` lists them) or what `@algorithm` made; left out,
-  the selection table chooses;
+  the selection table chooses; "mpi", where MPI connects the ranks, is that library's own collective
+  with only its guarantees;
 * `async_op=True` returns a `Work` at once, whose `wait()` gives the result; until then neither
   `x` nor `out` may be touched;
 * `deterministic=True` folds the ranks' values in rank order, ((x0 + x1) + x2) + ..., 16-bit floats
@@ -32,15 +33,16 @@ from collectives.arguments import (
     input_array,
 )
 from collectives.arrays import Array, Family, shape_of
+from collectives.by_mpi import NAME as MPI
 from collectives.choosing import Request
-from collectives.execution import Execution
+from collectives.execution_by_mpi import ExecutionByMpi
 from collectives.schedule import Algorithm
 from transports import _native
 
 Counts = Sequence[int]
 
 
-class Operations(Execution):
+class Operations(ExecutionByMpi):
     """Collective operations; `Communicator` adds how ranks come and go."""
 
     @_native.repeatable
@@ -72,6 +74,8 @@ class Operations(Execution):
         Returns:
             An array as `x`, or a `Work` that gives it.
         """
+        if algorithm == MPI:
+            return self._by_mpi("allreduce", x, out, op, 0, deterministic, async_op)
         family, x = input_array(x)
         return self._start(
             "allreduce", family, x, x, shape_of(x), out, async_op, timeout,
@@ -107,6 +111,8 @@ class Operations(Execution):
         Returns:
             An array as `x` on the root, None elsewhere.
         """
+        if algorithm == MPI:
+            return self._by_mpi("reduce", x, out, op, root, deterministic, async_op)
         root = check_root(root, self.size)
         family, x = input_array(x)
         shape = shape_of(x) if self.rank == root else None
@@ -144,6 +150,8 @@ class Operations(Execution):
         Returns:
             This rank's part.
         """
+        if algorithm == MPI:
+            return self._by_mpi("reduce_scatter", x, out, op, 0, deterministic, async_op, counts)
         family, x = input_array(x)
         shape, count, chunks = self._share_of(family, x, counts)
         return self._start(
@@ -176,6 +184,8 @@ class Operations(Execution):
         Returns:
             The root's values, on every rank.
         """
+        if algorithm == MPI:
+            return self._by_mpi("broadcast", x, out, None, root, False, async_op)
         root = check_root(root, self.size)
         family, x = input_array(x)
         source = x if self.rank == root else None
@@ -210,6 +220,8 @@ class Operations(Execution):
         Returns:
             On the root all of them, in rank order; None elsewhere.
         """
+        if algorithm == MPI:
+            return self._by_mpi("gather", x, out, None, root, False, async_op, counts)
         root = check_root(root, self.size)
         family, x = input_array(x)
         shape, count, chunks = self._all_of(family, x, counts)
@@ -243,6 +255,8 @@ class Operations(Execution):
         Returns:
             All of them, in rank order.
         """
+        if algorithm == MPI:
+            return self._by_mpi("allgather", x, out, None, 0, False, async_op, counts)
         family, x = input_array(x)
         shape, count, chunks = self._all_of(family, x, counts)
         return self._start(
@@ -274,6 +288,8 @@ class Operations(Execution):
         Returns:
             What the ranks sent here, in rank order.
         """
+        if algorithm == MPI:
+            return self._by_mpi("alltoall", x, out, None, 0, False, async_op, counts)
         family, x = input_array(x)
         if counts is None:
             check_leading_axis(x, self.size, "the number of ranks")
@@ -298,6 +314,8 @@ class Operations(Execution):
         timeout: float | None = None,
     ) -> Any:
         """Return once every rank has come here."""
+        if algorithm == MPI:
+            return self._mpis_own().barrier()
         call = self._calls.get(Request("barrier", "", 1, 0, algorithm=algorithm))
         if algorithm is None or isinstance(algorithm, str):
             self._engine.remember("barrier", None, None, 0, None, algorithm, False, call)

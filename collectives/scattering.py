@@ -24,6 +24,7 @@ from collectives.arguments import (
     refuse_overlap,
 )
 from collectives.arrays import NUMPY, ON_DEVICE, Array, family_of, shape_of
+from collectives.by_mpi import NAME as MPI
 from collectives.catalogue import find
 from collectives.choosing import Request
 from collectives.operations import Counts, Operations
@@ -80,6 +81,9 @@ class Scatter(Operations):
             This rank's part.
         """
         root = check_root(root, self.size)
+        if algorithm == MPI:
+            self._refuse_beside_mpi("scatter", False, async_op, counts)
+            return self._mpis_own().scatter(x, out, root)
         parts = None if counts is None else check_counts(counts, self.size)
         seconds = self.timeout if timeout is None else check_timeout(timeout)
         # Proved here, not in the job: a proof takes a call of its own.

@@ -129,7 +129,8 @@ def run_case(comm: Any, case: Case) -> str | None:
         keywords["root"] = root
     mine = None if collective == "scatter" and comm.rank != root else inputs[comm.rank].copy()
     given = as_kind(kind, mine)
-    if name and CATALOGUE[collective, name].one_sided:
+    algo = CATALOGUE.get((collective, name))  # MPI's own are in none
+    if algo is not None and algo.one_sided:
         given = as_symmetric(comm, kind, mine)
         if collective == "allreduce":  # the one that reaches into the result, too
             keywords["out"] = as_symmetric(comm, kind, np.zeros_like(mine))
