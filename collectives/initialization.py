@@ -61,7 +61,7 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
             f"{sys.platform} on {platform.machine()}"
         )
     place = settings.place_in_job()
-    group = _group(transport, place)
+    group = _group(transport, place, timeout)
     host_id = settings.host_id_override()
     if transport == "mpi":
         host_id = f"{host_identity(host_id)}/rank {place.rank}"
@@ -86,7 +86,7 @@ def init(transport: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> Communica
     )
 
 
-def _group(transport: str, place: settings.Place) -> Group | None:
+def _group(transport: str, place: settings.Place, timeout: float) -> Group | None:
     """The ranks by MPI, if they need it; None if shared memory is all they need."""
     by_mpi = place.launcher == "mpiexec"
     # Of ranks that play several hosts nobody knows yet which.
@@ -104,7 +104,7 @@ def _group(transport: str, place: settings.Place) -> Group | None:
             f"transport {transport!r} ends at the host, and the ranks may be on several: expected "
             'transport "auto" or "mpi"'
         )
-    found = world()
+    found = world(timeout, settings.silence_seconds())
     if (found.rank, found.size) != (place.rank, place.size):
         raise ValueError(
             f"the environment says rank {place.rank} of {place.size}, {found.library.name} says "

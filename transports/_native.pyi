@@ -90,6 +90,14 @@ def symmetric_file_bytes(parts: int, bytes: int) -> int: ...
 def take_huge_pages(fd: int) -> None:
     """Fills an empty file of shared memory with huge pages, as far as there are some."""
 
+class Deadline:
+    """While it lives, a call that holds the interpreter's lock and never returns ends the process.
+
+    It ends after `timeout` seconds, and what is waited for is said after `silence` (0: never).
+    """
+
+    def __init__(self, silence: float, timeout: float, what: str) -> None: ...
+
 class Carrier:
     """Carries what this rank tells ranks of other hosts, and what they tell it, by MPI.
 

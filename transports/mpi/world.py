@@ -100,15 +100,25 @@ class World:
             time.sleep(_POLL_SECONDS)
 
 
-def world() -> World:
+def world(timeout: float, silence: float = 0) -> World:
     """The one of this process.
+
+    MPI begins with a call that waits for all ranks, and cannot be called back from it: a rank that
+    has waited for longer than `timeout` seconds ends, with what it waits for on stderr. After
+    `silence` seconds it says so; 0: never.
 
     Raises:
         ModuleNotFoundError: there is no mpi4py.
         MpiError: its MPI cannot serve.
     """
     if not _WORLD:
+        deadline = _native.Deadline(
+            silence,
+            timeout,
+            "the beginning of MPI, for which every rank that mpiexec has started must call init,",
+        )
         _WORLD.append(World(load()))
+        del deadline
     return _WORLD[0]
 
 

@@ -5,6 +5,7 @@
 
 #include "bindings.hpp"
 #include "carrier.hpp"
+#include "deadline.hpp"
 
 namespace nb = nanobind;
 
@@ -44,6 +45,9 @@ MpiFunctions functions_at(const Numbers& addresses, std::uint64_t communicator, 
 }  // namespace
 
 void register_carrier(nb::module_& module) {
+  nb::class_<Deadline>(module, "Deadline")
+      .def(nb::init<double, double, std::string>(), nb::arg("silence"), nb::arg("timeout"),
+           nb::arg("what"));
   nb::class_<Carrier>(module, "Carrier")
       .def(
           "__init__",
@@ -61,7 +65,6 @@ void register_carrier(nb::module_& module) {
       // It waits for the thread, which may want nothing of Python's, but for a step to end.
       .def("stop", &Carrier::stop, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("done", &Carrier::is_done)
-      .def_prop_ro("state", &Carrier::state)
       .def_prop_ro("sent_bytes", &Carrier::sent_bytes)
       .def_prop_ro("sent_payload", &Carrier::sent_payload);
 }

@@ -204,18 +204,6 @@ void Carrier::leave() {
   }
 }
 
-std::string Carrier::state() const {
-  std::string text = "rank " + std::to_string(rank_) + " tag " + std::to_string(tag_) + " broken " +
-                     std::to_string(is_broken_) + " closing " + std::to_string(is_closing_.load()) +
-                     " said " + std::to_string(has_said_it_leaves_) + " sendings " +
-                     std::to_string(sendings_.size()) + " arrivals " +
-                     std::to_string(arrivals_.size()) + " partings " + std::to_string(partings_);
-  for (auto p : remote_)
-    text += " | " + std::to_string(p) + " left " + std::to_string(has_left(p)) + " says " +
-            std::to_string(peers_[p].says_it_has_left);
-  return text;
-}
-
 void Carrier::stop() {
   if (getpid() != process_) {  // the thread, and what MPI does, stayed behind
     thread_.forget();

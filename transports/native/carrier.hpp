@@ -75,7 +75,6 @@ class Carrier {
   void stop();
   // Bytes that have gone to ranks of other hosts, and payload among them.
   std::uint64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
-  std::string state() const;
   std::uint64_t sent_payload() const { return sent_payload_.load(std::memory_order_relaxed); }
 
  private:
