@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -43,10 +44,14 @@ SHAPED = "burst 128kb latency 20ms"
 At 1 Gbit/s TCP then has 0.955 of it in each direction, which is all but the headers.
 """
 
-_FOLDER = Path("/run/netns")
+FOLDER = Path("/run/netns")
+"""Where `ip` keeps the names."""
+
+GRACE = 5.0
+"""Seconds for processes on their way out."""
+
 _PROXY = Path(__file__).with_name("enter_host.sh")
 _SWITCH = "10.99.0.254"
-_GRACE = 5.0  # seconds for processes on their way out
 _NUMBERS = itertools.count(1)
 
 
@@ -70,13 +75,18 @@ class Network:
         """Calls `ip`, or `tc`, for a host or for the "switch"."""
         _run(f"{tool} -n {self.name}-{place} {command}")
 
+    def sent(self, host: int) -> int:
+        """Bytes that a host has sent so far, with all their headers."""
+        said = _run(f"ip -j -s -n {self.name}-switch link show port{host}")
+        return int(json.loads(said)[0]["stats64"]["rx"]["bytes"])
+
     def mpi(self, size: int, environment: dict[str, str] | None = None) -> Mpi:
         """An mpiexec that puts so many ranks on the hosts, in blocks."""
         share, more = divmod(size, self.count)
         shares = [share + (host < more) for host in range(self.count)]
         places = [f"{self.address(host)}:{each}" for host, each in enumerate(shares, 1) if each]
         return Mpi(
-            ("nsenter", f"--net={_FOLDER}/{self.name}-switch", *MPICH.mpiexec, "-launcher", "ssh",
+            ("nsenter", f"--net={FOLDER}/{self.name}-switch", *MPICH.mpiexec, "-launcher", "ssh",
              "-launcher-exec", str(_PROXY), "-localhost", _SWITCH, "-hosts", ",".join(places)),
             {"TEST_NETWORK": self.name, **MPICH.environment, **OVER_TCP, **(environment or {})},
         )  # fmt: skip
@@ -133,13 +143,13 @@ def hosts(count: int, rate: str | None = None) -> Iterator[Network]:
     try:
         try:
             _run(f"ip netns add {network.name}-switch")
-            _run(f"nsenter --net={_FOLDER}/{network.name}-switch unshare --uts --mount --ipc true")
+            _run(f"nsenter --net={FOLDER}/{network.name}-switch unshare --uts --mount --ipc true")
         except RuntimeError as error:
             pytest.skip(f"no privilege: network namespaces ({error})")
         network._connect(rate)
         yield network
     finally:
-        left = _remove(f"{network.name}-", _GRACE)
+        left = _remove(f"{network.name}-", GRACE)
     assert not left, "left on hosts of a network:\n  " + "\n  ".join(left)
 
 
@@ -152,7 +162,7 @@ def sweep() -> None:
 
 
 def _names(prefix: str = NAMES) -> list[str]:
-    return sorted(path.name for path in _FOLDER.glob(f"{prefix}*"))
+    return sorted(path.name for path in FOLDER.glob(f"{prefix}*"))
 
 
 def _remove(prefix: str, grace: float) -> list[str]:
@@ -166,12 +176,19 @@ def _remove(prefix: str, grace: float) -> list[str]:
                 try:
                     if becomes_readable(handle, max(0.0, deadline - time.monotonic())):
                         continue
-                    killed.append(f"{process} in {name}")
+                    killed.append(f"{process} in {name}: {_command(process)}")
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
                 finally:
                     os.close(handle)
         _run(f"ip netns del {name}", check=False)  # another may sweep, too
     return killed
+
+
+def _command(process: int) -> str:
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{process}/cmdline").read_bytes()
+        return words.replace(b"\0", b" ").decode(errors="replace")[:200]
+    return "ended"
 
 
 def _run(command: str, check: bool = True) -> str:
