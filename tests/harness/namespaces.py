@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,6 @@ import pytest
 from harness.under_mpi import MPICH, Mpi, mpi_spawn
 from transports.readable import becomes_readable
 
-NAMES = "collectives-"
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
 """What is called, and Debian's package of it."""
 
@@ -107,6 +107,7 @@ class Network:
         )  # fmt: skip
 
     def _connect(self, rate: str | None) -> None:
+        _run(f"ip netns add {self.name}-switch")
         self.ip("switch", "link add br0 type bridge")
         self.ip("switch", f"address add {_SWITCH}/24 dev br0")
         self.ip("switch", "link set br0 up")
@@ -139,14 +140,13 @@ def hosts(count: int, rate: str | None = None) -> Iterator[Network]:
     if lacking := sorted({package for tool, package in TOOLS.items() if not shutil.which(tool)}):
         pytest.skip(f"no privilege: network namespaces need Debian's {' and '.join(lacking)}")
     sweep()
-    network = Network(f"{NAMES}{os.getpid()}-{next(_NUMBERS)}", count)
+    network = Network(f"collectives-{os.getpid()}-{next(_NUMBERS)}", count)
     try:
         try:
-            _run(f"ip netns add {network.name}-switch")
-            _run(f"nsenter --net={FOLDER}/{network.name}-switch unshare --uts --mount --ipc true")
+            network._connect(rate)
+            _run(" ".join([*network.on(1), "true"]))
         except RuntimeError as error:
             pytest.skip(f"no privilege: network namespaces ({error})")
-        network._connect(rate)
         yield network
     finally:
         left = _remove(f"{network.name}-", GRACE)
@@ -155,21 +155,17 @@ def hosts(count: int, rate: str | None = None) -> Iterator[Network]:
 
 def sweep() -> None:
     """Removes what those have left that made networks and were killed."""
-    for name in _names():
-        maker = name.removeprefix(NAMES).split("-")[0]
-        if not Path(f"/proc/{maker}").exists():
-            _remove(name, 0)
-
-
-def _names(prefix: str = NAMES) -> list[str]:
-    return sorted(path.name for path in FOLDER.glob(f"{prefix}*"))
+    for path in FOLDER.glob("*"):
+        found = re.fullmatch(r"collectives-(\d+)-\d+-(\d+|switch)", path.name)
+        if found and not Path(f"/proc/{found[1]}").exists():
+            _remove(path.name, 0)
 
 
 def _remove(prefix: str, grace: float) -> list[str]:
     """Ends namespaces and what runs there; what did not end in time by itself."""
     deadline = time.monotonic() + grace
     killed = []
-    for name in _names(prefix):
+    for name in sorted(path.name for path in FOLDER.glob(f"{prefix}*")):
         for process in map(int, _run(f"ip netns pids {name}", check=False).split()):
             with contextlib.suppress(ProcessLookupError):
                 handle = os.pidfd_open(process)
