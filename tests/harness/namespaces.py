@@ -33,10 +33,7 @@ TOOLS = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare":
 """What is called, and Debian's package of it."""
 
 OVER_TCP = {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "eth0"}
-"""Makes MPICH use the wire: by itself its UCX finds shared memory between namespaces, too.
-
-UCX does it with UCX_TLS=tcp,self and UCX_NET_DEVICES=eth0; over OFI large messages are quicker.
-"""
+"""MPICH's way over the wire that is nearest to all of it; UCX, its own choice, takes it, too."""
 
 SHAPED = "burst 128kb latency 20ms"
 """Of the token bucket: two packets of 64 KiB, which veth does not split.
