@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from harness.conformance import record, sweep
+from harness.namespaces import hosts as hosts_on_a_network
 from harness.under_mpi import mpi_spawn
 
 from collectives.conformance import Results, write_results
@@ -23,6 +24,9 @@ SWEEPS = [
     (4, "abab", ("numpy",), (0, 1, 11, 256, 257, 1009), FEWEST),
     (6, "aabbcc", ("numpy",), (0, 11, 70001), USUAL),
 ]
+NETWORKS = [(2, 4), (3, 3)]
+"""Hosts with a network of their own between them, and ranks there."""
+
 QUICK = {(2, ""), (3, ""), (4, "abab")}
 
 
@@ -53,10 +57,26 @@ def test_every_algorithm(size, hosts, kinds, counts, environment, full, results)
         transport="auto" if hosts else "mpi", environment=environment,
         timeout=600 if full else 100,
     )  # fmt: skip
+    results[1].append(size)
+    check(ranks, size, results[0])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("hosts, size", NETWORKS)
+def test_every_algorithm_on_a_network(hosts, size, results):
+    """Hosts by their namespaces, and MPI over TCP between them."""
+    with hosts_on_a_network(hosts) as network:
+        ranks = network.spawn(
+            sweep, size, (0, 1, 11, 1009, 70001), ("numpy",), True, False, timeout=600
+        )
+    check(ranks, size, results[0])
+
+
+def check(ranks, size, found):
+    """What the ranks of a sweep have found is written down, and all is well."""
     failures = [problem for problems, _ in ranks for problem in problems]
     tallies = [tally for _, tally in ranks]
-    record(results[0], "mpi", size, tallies)
-    results[1].append(size)
+    record(found, "mpi", size, tallies)
     assert not failures, "\n".join(failures[:20])
     assert all(sum(passed for passed, _ in tally.values()) > 100 for tally in tallies)
     assert all(tally == tallies[0] for tally in tallies)
