@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Hashable
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -62,17 +63,21 @@ class Family(Protocol):
         """Whether results may be written to it."""
 
 
+@lru_cache(maxsize=1024)  # numpy takes some 5 us for it
+def _numpy_name(dtype: np.dtype[Any]) -> str:
+    if dtype.hasobject:
+        raise TypeError(
+            f"arrays of {dtype} hold Python objects; use broadcast_object or allgather_object"
+        )
+    return str(dtype)  # not its name, which calls <U1 "str32" and hides the byte order
+
+
 class _Numpy:
     name = "numpy"
     on_device = False
 
     def dtype_of(self, x: Array) -> str:
-        dtype: np.dtype[Any] = x.dtype
-        if dtype.hasobject:
-            raise TypeError(
-                f"arrays of {dtype} hold Python objects; use broadcast_object or allgather_object"
-            )
-        return str(dtype)  # not its name, which calls <U1 "str32" and hides the byte order
+        return _numpy_name(x.dtype)
 
     def kind_of(self, x: Array) -> Hashable:
         return x.dtype  # type: ignore[no-any-return]

@@ -31,6 +31,7 @@ class World:
         size: how many there are.
         numbers: of communicators of ours, those up to this one have been given.
         has_failed: the program ends with an error.
+        patience: seconds that any wait may take, at the program's end as well.
     """
 
     def __init__(self, library: Library) -> None:
@@ -40,6 +41,7 @@ class World:
         self.size: int = library.mpi.COMM_WORLD.Get_size()
         self.numbers = 0
         self.has_failed = False
+        self.patience = 0.0
         self._process = os.getpid()
         self._private: Any = None
         self._carriers: list[_native.Carrier] = []
@@ -56,7 +58,9 @@ class World:
     def communicator(self) -> Any:
         """The one that nobody else uses; made when first asked for, by all ranks."""
         if self._private is None:
+            deadline = _native.Deadline(0, self.patience, "a first message to every other rank")
             self._private = self.library.mpi.COMM_WORLD.Dup()
+            del deadline
             self._private.Set_errhandler(self.library.mpi.ERRORS_RETURN)
         return self._private
 
@@ -91,10 +95,11 @@ class World:
             for carrier in self._carriers:
                 carrier.progress()
             self._let_go()
-            if self.has_failed and time.monotonic() - began > _LEAVING_SECONDS:
+            limit = _LEAVING_SECONDS if self.has_failed else self.patience
+            if self._carriers and time.monotonic() - began > limit:
                 tell(
-                    f"other ranks have not ended {_LEAVING_SECONDS:g} s after this one has failed: "
-                    "the job is aborted"
+                    f"other ranks have not closed their communicators {limit:g} s after the end of "
+                    f"this one{', which failed' if self.has_failed else ''}: the job is aborted"
                 )
                 self.library.mpi.COMM_WORLD.Abort(1)
             time.sleep(_POLL_SECONDS)
@@ -119,6 +124,7 @@ def world(timeout: float, silence: float = 0) -> World:
         )
         _WORLD.append(World(load()))
         del deadline
+    _WORLD[0].patience = max(_WORLD[0].patience, timeout)
     return _WORLD[0]
 
 

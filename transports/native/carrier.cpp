@@ -15,7 +15,9 @@ namespace transports {
 namespace {
 
 constexpr std::size_t kRooms = 16;
-constexpr std::chrono::microseconds kLongestNap{4000};
+constexpr std::chrono::microseconds kLongestNap{1000};
+// A program that has just waited may wait again at once: the thread would only be in its way.
+constexpr std::int64_t kRecentNs = 200'000;
 
 Region attached(const Mapping& mapping, std::uint32_t rank, std::size_t ranks) {
   const Region region = Region::attach(mapping.data(), mapping.size());
@@ -113,9 +115,15 @@ void Carrier::ring(std::uint32_t peer) {
     const std::unique_lock hold(mutex_, std::try_to_lock);
     if (!hold.owns_lock()) break;  // who has it looks once more
     push(peer);
-    is_under_way = !is_idle();
+    // What is short has gone, as a rule; a long payload goes only while somebody sees to it.
+    is_under_way = partings_ != 0;
   } while (false);
   if (is_under_way && watchers_.load(std::memory_order_relaxed) == 0) thread_.nudge();
+}
+
+void Carrier::end_watch() {
+  watched_ns_.store(now_ns(), std::memory_order_relaxed);
+  watchers_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 bool Carrier::progress() {
@@ -228,7 +236,10 @@ void Carrier::stop() {
 }
 
 ProgressThread::Found Carrier::step_in_background() {
-  if (watchers_.load(std::memory_order_relaxed) != 0) return ProgressThread::Found::waiting;
+  if (watchers_.load(std::memory_order_relaxed) != 0 ||
+      now_ns() - watched_ns_.load(std::memory_order_relaxed) < kRecentNs) {
+    return ProgressThread::Found::waiting;
+  }
   if (is_done()) return ProgressThread::Found::nothing;
   if (progress()) return ProgressThread::Found::soon;
   // Relaxed reading without the lock would be a race: it is asked again soon enough.

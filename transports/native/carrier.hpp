@@ -48,18 +48,21 @@ class Carrier {
   void ring(std::uint32_t peer);
   // Moves on what can be; false: nothing could.
   bool progress();
-  // While one lives, the thread leaves it to who waits.
+  // While one lives, the thread leaves it to who waits. Of no carrier: nothing.
   class Watch {
    public:
-    explicit Watch(Carrier& carrier) : carrier_(carrier) {
-      carrier_.watchers_.fetch_add(1, std::memory_order_relaxed);
+    explicit Watch(Carrier* carrier) : carrier_(carrier) {
+      // Relaxed: a hint, nothing is ordered by it.
+      if (carrier_ != nullptr) carrier_->watchers_.fetch_add(1, std::memory_order_relaxed);
     }
-    ~Watch() { carrier_.watchers_.fetch_sub(1, std::memory_order_relaxed); }
+    ~Watch() {
+      if (carrier_ != nullptr) carrier_->end_watch();
+    }
     Watch(const Watch&) = delete;
     Watch& operator=(const Watch&) = delete;
 
    private:
-    Carrier& carrier_;
+    Carrier* carrier_;
   };
   // Whether a peer of another host has closed, and all that it had posted before is here.
   bool has_left(std::uint32_t peer) const {
@@ -121,6 +124,7 @@ class Carrier {
     std::unique_ptr<std::byte[]> bytes;
   };
 
+  void end_watch();
   // With the lock held.
   bool step();
   bool receive();
@@ -176,6 +180,7 @@ class Carrier {
   std::atomic<bool> is_done_{false};
   std::atomic<bool> is_rung_{false};
   std::atomic<std::uint32_t> watchers_{0};
+  std::atomic<std::int64_t> watched_ns_{0};  // until when, last
   std::atomic<std::uint64_t> sent_bytes_{0}, sent_payload_{0};
   ProgressThread thread_;
 };

@@ -43,6 +43,7 @@ void PointToPoint::wait(Operation& operation, double timeout_seconds, bool fatal
   check_owner(operation);
   refuse_in_child();
   const Counted waiting(waiting_);
+  const Carrier::Watch watch(waiter_.carrier());
   const Patience patience = waiter_.patience();
   const std::uint32_t before_sleep = patience.spins + patience.yields;
   std::int64_t started = 0, looked = 0;
@@ -120,10 +121,10 @@ bool PointToPoint::test(Operation& operation) {
 }
 
 bool PointToPoint::try_progress() {
-  waiter_.carry();
-  if (callers_.load(std::memory_order_relaxed) != 0) return false;
+  const bool has_come = waiter_.carry();
+  if (callers_.load(std::memory_order_relaxed) != 0) return has_come;
   const std::unique_lock lock(mutex_, std::try_to_lock);
-  return lock.owns_lock() && progress();
+  return (lock.owns_lock() && progress()) || has_come;
 }
 
 void PointToPoint::show(Operation& operation, std::optional<ShownWait>& shown) {

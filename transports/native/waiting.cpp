@@ -70,8 +70,7 @@ void Waiter::await_slowly(const std::atomic<std::uint32_t>& counter, std::uint32
     once_slow_.run(once_slow_.with);
     once_slow_ = {};
   }
-  std::optional<Carrier::Watch> watch;
-  if (carrier_ != nullptr) watch.emplace(*carrier_);
+  const Carrier::Watch watch(carrier_);
   for (std::uint32_t yield = 0; yield < patience_.yields; ++yield) {
     if (!carry()) sched_yield();
     if (reached(counter.load(std::memory_order_acquire), wanted)) return;
@@ -155,7 +154,7 @@ void Waiter::look_for_mismatch() const {
 void Waiter::sleep(const std::atomic<std::uint32_t>& counter, std::uint32_t wanted,
                    std::chrono::nanoseconds longest) const {
   if (carrier_ == nullptr) return doze(counter, wanted, longest);
-  const Carrier::Watch watch(*carrier_);
+  const Carrier::Watch watch(carrier_);
   std::chrono::nanoseconds nap = kCarryEvery;
   const std::int64_t until = now_ns() + longest.count();
   while (!reached(counter.load(std::memory_order_acquire), wanted) && now_ns() < until) {

@@ -135,6 +135,7 @@ class Waiter {
   bool is_remote(std::uint32_t peer) const {
     return carrier_ != nullptr && carrier_->is_remote(peer);
   }
+  Carrier* carrier() const { return carrier_; }
   // Moves on what goes to other hosts and comes from there; false: nothing does.
   bool carry() const { return carrier_ != nullptr && carrier_->progress(); }
   void set_interrupt(std::function<void()> check) { interrupt_ = std::move(check); }
@@ -219,7 +220,8 @@ class Waiter {
   bool is_alone() const { return describe_.alone && describe_.alone(); }
   // Whether this rank's wait, in a call or for a message, may be part of a circle; see Circle.
   bool is_circle_possible(bool in_message) const {
-    return Circle::is_possible(region_, rank_, in_message, sees_ended());
+    // What ranks of other hosts show may be old, and messages between hosts are seen by neither.
+    return carrier_ == nullptr && Circle::is_possible(region_, rank_, in_message, sees_ended());
   }
   // What that circle means, once it stands: asked again and again, with the same `circle`.
   std::optional<Failure> failure_of(Circle& circle, bool in_message) const;
