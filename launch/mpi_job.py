@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,6 @@ BEGINNING = 120.0  # seconds that all ranks have to begin: a host that is off an
 CLEANING = 5.0  # seconds that an mpiexec gets to end by itself what it has started
 
 _STREAMS = {Kind.OUT: Stream.OUT, Kind.ERR: Stream.ERR}
-_SHOWN = 400  # characters of a command
 
 
 class MpiJob:
@@ -40,12 +38,26 @@ class MpiJob:
         mpiexec: RankCommand,
         ranks: int,
         say: Callable[[Sequence[bytes]], None],
+        *,
+        shown: str,
+        hint: str = "",
         beginning: float = BEGINNING,
     ) -> None:
-        """`say` shows lines of the mpiexec; `beginning` seconds are for all ranks to begin."""
+        """A job that has not started.
+
+        Args:
+            job: its name, 16 characters.
+            mpiexec: how to start it.
+            ranks: how many it starts.
+            say: shows lines of the mpiexec.
+            shown: its command line as messages have it.
+            hint: what to do where ranks do not begin.
+            beginning: seconds that they have to begin.
+        """
         self.job = job
         self._inner = Job(job, [mpiexec])
-        self._command = mpiexec.command
+        self._shown = shown
+        self._hint = hint
         self._say = say
         self._reader = BlockReader(job)
         self._cutters = {stream: LineCutter() for stream in Stream}
@@ -101,7 +113,7 @@ class MpiJob:
             self._inner.send_signal(signal.SIGKILL)
         if self._late and now >= self._begin_by:
             missing = listed(set(self._left) - self._pids.keys())
-            self._fail(f"{missing} did not begin within {self._beginning:g} s")
+            self._fail(f"{missing} did not begin within {self._beginning:g} s{self._hint}")
             self._end_mpiexec()
         return happened
 
@@ -196,7 +208,7 @@ class MpiJob:
         if not self._asked_to_end and (self._left or code):
             absent = self._left - self._pids.keys()
             if absent:
-                what = f" before {listed(absent)} had begun"
+                what = f" before {listed(absent)} had begun{self._hint}"
             else:
                 what = f" before {listed(self._left)} had ended" if self._left else ""
             how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
@@ -206,6 +218,4 @@ class MpiJob:
         return [Ended(rank, 0) for rank in gone]
 
     def _fail(self, why: str) -> None:
-        command = shlex.join(self._command)
-        shown = command if len(command) <= _SHOWN else command[: _SHOWN - 1] + "…"
-        self.failure = self.failure or f"{why}. The command: {shown}"
+        self.failure = self.failure or f"{why}. The command: {self._shown}"

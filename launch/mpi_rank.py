@@ -24,6 +24,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import FrameType
 
@@ -80,15 +81,22 @@ class Orders:
 
 
 def share_of(place: UnderMpi, slots: Sequence[int], environment: Mapping[str, str]) -> HostShare:
-    """Where among the hosts a rank is, from what its mpiexec says and who was placed where."""
+    """Where among the hosts a rank is, from who was placed where, or else what its mpiexec says."""
+    for host, ends in enumerate(accumulate(slots)):
+        if place.rank < ends:  # ranks are placed in blocks
+            local_rank = place.rank - ends + slots[host]
+            return HostShare(
+                local_rank=local_rank, local_size=slots[host], host=host, hosts=len(slots)
+            )
     told = next((environment[name] for name in _LOCAL_RANKS if name in environment), "")
     local_size = place.local_size or place.size
     local_rank = int(told) if told.isdigit() else place.rank % local_size
-    host, hosts = place.rank // local_size, -(-place.size // local_size)
-    if slots:
-        ends = [sum(slots[: at + 1]) for at in range(len(slots))]
-        host, hosts = next(at for at, end in enumerate(ends) if place.rank < end), len(slots)
-    return HostShare(local_rank=local_rank, local_size=local_size, host=host, hosts=hosts)
+    return HostShare(
+        local_rank=local_rank,
+        local_size=local_size,
+        host=place.rank // local_size,
+        hosts=-(-place.size // local_size),
+    )
 
 
 def environment_of(

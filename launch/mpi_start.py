@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import socket
 import subprocess
@@ -134,7 +135,23 @@ class MpiStart:
             environment={**variables, **typed.environment},
             reads_stdin=identity.restart == 0 and not os.isatty(0),
         )
-        return MpiJob(identity.job, mpiexec, identity.ranks, say, self.beginning)
+        return MpiJob(
+            identity.job,
+            mpiexec,
+            identity.ranks,
+            say,
+            shown=shlex.join(typed.words[: typed.words.index(shell[0])]) + " …",
+            hint=self._hint(),
+            beginning=self.beginning,
+        )
+
+    def _hint(self) -> str:
+        """An mpiexec may end before it has shown what the remote shell said."""
+        if not self.hosts:
+            return ""
+        host = self.hosts[-1].name
+        tried = shlex.join([*(self.remote_shell or ["ssh"]), host, "true"])
+        return f"; try whether hosts are reached without a password: {tried}"
 
     @property
     def _in_slurm(self) -> bool:

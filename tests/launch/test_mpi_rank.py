@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from collectives.settings import place_in_job
-from collectives.under_mpi import UnderMpi, place_under_mpi
+from collectives.under_mpi import UnderMpi
 from launch import mpi_rank, mpi_start
 from launch.environment import HostShare
 from launch.mpi_rank import Orders, environment_of, share_of
@@ -31,24 +31,30 @@ def start(
 
 
 @pytest.mark.parametrize(
-    ("variables", "expected"),
+    ("rank", "expected"),
     [
-        ({"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "3"},
-         HostShare(local_rank=1, local_size=3, host=1, hosts=2)),
-        ({}, HostShare(local_rank=5, local_size=7, host=1, hosts=2)),
+        (0, HostShare(local_rank=0, local_size=4, host=0, hosts=2)),
+        (3, HostShare(local_rank=3, local_size=4, host=0, hosts=2)),
+        (4, HostShare(local_rank=0, local_size=3, host=1, hosts=2)),
+        (6, HostShare(local_rank=2, local_size=3, host=1, hosts=2)),
     ],
-)  # fmt: skip
-def test_a_rank_is_placed_by_its_mpiexec_and_the_hosts(variables, expected):
-    variables = {**OPEN_MPI, "PMIX_NAMESPACE": "job", **variables}
-    place = place_under_mpi(variables)
-    assert share_of(place, (4, 3), variables) == expected
+)
+def test_a_rank_is_placed_by_the_hosts(rank, expected):
+    # Of hosts with one name, a machine that plays two, an mpiexec may say what it likes.
+    variables = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+    assert share_of(UnderMpi("Open MPI", rank, 7, 1, "job"), (4, 3), variables) == expected
 
 
-def test_in_an_allocation_hosts_are_counted_by_what_each_has():
-    place = UnderMpi("hydra", 5, 8, 4, "job")
-    assert share_of(place, (), {"MPI_LOCALRANKID": "1"}) == HostShare(
-        local_rank=1, local_size=4, host=1, hosts=2
-    )
+@pytest.mark.parametrize(
+    ("local_size", "variables", "expected"),
+    [
+        (4, {"MPI_LOCALRANKID": "1"}, HostShare(local_rank=1, local_size=4, host=1, hosts=2)),
+        (4, {"SLURM_LOCALID": "3"}, HostShare(local_rank=3, local_size=4, host=1, hosts=2)),
+        (0, {}, HostShare(local_rank=5, local_size=8)),
+    ],
+)
+def test_without_hosts_a_rank_is_where_its_mpiexec_says(local_size, variables, expected):
+    assert share_of(UnderMpi("hydra", 5, 8, local_size, "job"), (), variables) == expected
 
 
 def test_a_rank_finds_torchruns_variables_and_that_it_is_of_mpi():

@@ -102,7 +102,7 @@ def started(monkeypatch, hosts=(), **variables: str) -> tuple[str, list[str]]:
     start = MpiStart(mpiexec="/m", family="MPICH", version="", hosts=hosts, environment=variables)
     job = start.job(JobIdentity(ranks=3, master_port=7), ["x"], {}, print, bind=True, threads=2)
     job.close()
-    return start.describe(3), list(job._command)
+    return start.describe(3), list(job._inner._commands[0].command)
 
 
 @pytest.mark.parametrize(
