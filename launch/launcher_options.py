@@ -6,8 +6,10 @@ import argparse
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launch.mpi_start import MpiStart, check_library, find_mpiexec, find_remote_shell
+if TYPE_CHECKING:
+    from launch.mpi_start import MpiStart
 
 WITH_VALUE = ("--launcher", "--hosts", "--hostfile", "--mpiexec", "--remote-shell", "--mpi-args")
 
@@ -65,6 +67,7 @@ def read_launcher(
                 raise ValueError(f"{option} is for --launcher mpi, found --launcher local")
         return arguments.ranks, None
     from launch.hosts import parse_hosts, read_hostfile, share_ranks
+    from launch.mpi_start import MpiStart, check_library, find_mpiexec, find_remote_shell
 
     if arguments.hosts is not None and arguments.hostfile is not None:
         raise ValueError("expected --hosts or --hostfile, found both")
