@@ -70,6 +70,10 @@ def place_in_job(environment: Mapping[str, str] | None = None) -> Place:
         ValueError: a variable is missing or makes no sense.
     """
     environment = os.environ if environment is None else environment
+    under_mpi = environment.get("COLLECTIVES_MPI_JOB", "")  # of another job than ours, an outer one
+    if under_mpi and under_mpi == environment.get("COLLECTIVES_JOB"):
+        place = _place_under_mpi(environment) or Place(job=f"alone-{os.getpid()}")
+        return replace(place, secret=environment.get("COLLECTIVES_SECRET", ""))
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
         return _place_under_mpi(environment) or Place(job=f"alone-{os.getpid()}")
     size = _whole(environment, "WORLD_SIZE", 1)

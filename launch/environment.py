@@ -61,6 +61,25 @@ class JobIdentity:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class HostShare:
+    """A rank's place on its host, and its host's among the hosts.
+
+    Attributes:
+        local_rank: the rank's number on its host.
+        local_size: how many ranks this host has.
+        host: the host's number.
+        hosts: how many there are.
+        master_address: where the others reach rank 0's host.
+    """
+
+    local_rank: int
+    local_size: int
+    host: int = 0
+    hosts: int = 1
+    master_address: str = MASTER_ADDRESS
+
+
 class ReservedPort:
     """A free port that stays ours while the job runs, so that two jobs never get the same one.
 
@@ -87,7 +106,11 @@ class ReservedPort:
 
 
 def rank_environment(
-    rank: int, identity: JobIdentity, base: Mapping[str, str], threads: int | None
+    rank: int,
+    identity: JobIdentity,
+    base: Mapping[str, str],
+    threads: int | None,
+    share: HostShare | None = None,
 ) -> dict[str, str]:
     """The whole environment of one rank.
 
@@ -96,19 +119,21 @@ def rank_environment(
         identity: of the job.
         base: the environment to add to: the launcher's own, or what the user asked for.
         threads: OMP_NUM_THREADS; None leaves what `base` says.
+        share: its place on its host; by default all ranks are on one.
     """
     size = str(identity.ranks)
+    share = share or HostShare(local_rank=rank, local_size=identity.ranks)
     variables = {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "GROUP_RANK": "0",
+        "LOCAL_RANK": str(share.local_rank),
+        "GROUP_RANK": str(share.host),
         "ROLE_RANK": str(rank),
         "ROLE_NAME": "default",
         "WORLD_SIZE": size,
-        "LOCAL_WORLD_SIZE": size,
-        "GROUP_WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": str(share.local_size),
+        "GROUP_WORLD_SIZE": str(share.hosts),
         "ROLE_WORLD_SIZE": size,
-        "MASTER_ADDR": MASTER_ADDRESS,
+        "MASTER_ADDR": share.master_address,
         "MASTER_PORT": str(identity.master_port),
         "TORCHELASTIC_RESTART_COUNT": str(identity.restart),
         "TORCHELASTIC_MAX_RESTARTS": str(identity.max_restarts),

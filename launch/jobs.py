@@ -1,4 +1,8 @@
-"""Runs one program as the ranks of a job, from start to exit code: what `collectives run` does."""
+"""Runs one program as the ranks of a job, from start to exit code: what `collectives run` does.
+
+The ranks are processes of ours on this machine, or an mpiexec's on any (`launch.mpi_job`); what is
+done with what they write, with the first failure, with signals and restarts is the same.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from launch.capacity import DESCRIPTORS_PER_RANK, INTERPRETER_BYTES, check_room
 from launch.console import Console, own_streams
 from launch.environment import JobIdentity, ReservedPort, rank_environment
 from launch.failures import Failure, first_failure
+from launch.mpi_job import MpiJob
+from launch.mpi_start import MpiStart
 from launch.processes import Job, RankCommand
 from launch.rank_shim import CANNOT_EXECUTE
 from launch.report import Report
@@ -47,6 +53,7 @@ def run_job(
     prefix: bool = True,
     all_tracebacks: bool = False,
     environment: Mapping[str, str] | None = None,
+    mpi: MpiStart | None = None,
 ) -> int:
     """Starts `ranks` processes of `command`, shows what they print, and waits for their end.
 
@@ -65,6 +72,7 @@ def run_job(
         prefix: begin every line with the rank that wrote it.
         all_tracebacks: show those of all failed ranks whole, not only what differs.
         environment: further variables for every rank.
+        mpi: how an mpiexec starts them; by default they are started here, by this process.
 
     Returns:
         0 if every rank ended with 0; otherwise the exit code of the rank that failed first, or
@@ -78,7 +86,7 @@ def run_job(
         OSError: the log folder cannot be made.
     """
     check_counts(
-        ranks,
+        1 if mpi else ranks,  # what other hosts can start is not known here
         threads,
         max_restarts,
         # A rank that is no Python may be tiny; the interpreter that starts it lives for an instant.
@@ -93,13 +101,18 @@ def run_job(
     _occupy_closed_streams()
     words = [find_program(command[0]), *command[1:]]
     base = {**os.environ, **(environment or {})}
-    if threads is None:
-        threads = rank_threads(ranks, base)
-    shares = rank_cores(ranks, bind)
+    shares: Sequence[Sequence[int]] = ()
+    if mpi is None:
+        if threads is None:
+            threads = rank_threads(ranks, base)
+        shares = rank_cores(ranks, bind)
     console = Console(*own_streams(), prefix=prefix)
     _offer_width(base, ranks if prefix else 0)
-    shown = str(threads) if threads is not None else base["OMP_NUM_THREADS"]
-    notice = f"collectives: {binding_line(shares, shown, bind)}"
+    if mpi is None:
+        shown = str(threads) if threads is not None else base["OMP_NUM_THREADS"]
+        notice = f"collectives: {binding_line(shares, shown, bind)}"
+    else:
+        notice = f"collectives: {mpi.describe(ranks)}"
     start = _Start(
         words=words,
         base=base,
@@ -110,9 +123,11 @@ def run_job(
         all_tracebacks=all_tracebacks,
         keep_going=keep_going,
         stopping=stopping,
+        bind=bind,
+        mpi=mpi,
     )
     stop = StopRequest()
-    jobs: list[Job] = []
+    jobs: list[Job | MpiJob] = []
 
     def kill() -> None:
         for job in jobs[-1:]:
@@ -144,10 +159,32 @@ class _Start:
     all_tracebacks: bool
     keep_going: bool
     stopping: float
+    bind: bool
+    mpi: MpiStart | None
+
+    def job(self, identity: JobIdentity) -> Job | MpiJob:
+        """The next job of the run, not started yet."""
+        if self.mpi is not None:
+            return self.mpi.job(
+                identity, self.words, self.base, self.console.show_text,
+                bind=self.bind, threads=self.threads,
+            )  # fmt: skip
+        commands = [
+            RankCommand(
+                command=self.words,
+                environment=rank_environment(rank, identity, self.base, self.threads),
+                cores=self.shares[rank],
+                # A terminal belongs to one session, and ranks have sessions of their own. What an
+                # earlier job has read of it, a later one would miss.
+                reads_stdin=rank == 0 and identity.restart == 0 and not os.isatty(0),
+            )
+            for rank in range(identity.ranks)
+        ]
+        return Job(identity.job, commands)
 
 
 def _run_once(
-    start: _Start, identity: JobIdentity, stop: StopRequest, jobs: list[Job], notice: str
+    start: _Start, identity: JobIdentity, stop: StopRequest, jobs: list[Job | MpiJob], notice: str
 ) -> tuple[int, bool]:
     """One job from its start to its end: its exit code, and whether a restart may do better.
 
@@ -155,18 +192,7 @@ def _run_once(
     """
     with ReservedPort() as port:
         identity = replace(identity, master_port=port.number)
-        commands = [
-            RankCommand(
-                command=start.words,
-                environment=rank_environment(rank, identity, start.base, start.threads),
-                cores=start.shares[rank],
-                # A terminal belongs to one session, and ranks have sessions of their own. What an
-                # earlier job has read of it, a later one would miss.
-                reads_stdin=rank == 0 and identity.restart == 0 and not os.isatty(0),
-            )
-            for rank in range(identity.ranks)
-        ]
-        job = Job(identity.job, commands)
+        job = start.job(identity)
         jobs.append(job)
         with Report(
             start.console,
@@ -181,7 +207,11 @@ def _run_once(
                 Watch(
                     job, report, stop, keep_going=start.keep_going, stopping=start.stopping
                 ).until_end()
-            return _conclude(report, stop)
+            code, again = _conclude(report, stop)
+            if isinstance(job, MpiJob) and job.failure and stop.signal is None:
+                report.notice(f"collectives: {job.failure}")
+                return code or job.exit_code, again and code != 0
+            return code, again
 
 
 def check_counts(

@@ -14,8 +14,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Protocol
 
-from launch.processes import Ended, Job, Output
+from launch.processes import Ended, Output
 from launch.report import Report
 from launch.tracebacks import listed
 from transports.readable import becomes_readable
@@ -25,6 +26,26 @@ ASKED = 2.0  # seconds from that until they are killed
 STOPPING = 5.0  # seconds that ranks get to end by themselves when the user stops a job
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Watched(Protocol):
+    """A job, whoever has started its ranks: see `launch.processes.Job`."""
+
+    @property
+    def running(self) -> list[int]:
+        """The ranks that have not ended."""
+
+    def watch_descriptor(self, descriptor: int) -> None:
+        """Makes `events` return when `descriptor` is readable."""
+
+    def events(self, timeout: float | None) -> list[Output | Ended]:
+        """Waits until something happens, at most `timeout` seconds, and says what."""
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to every rank that is running."""
+
+    def sweep(self) -> list[Output | Ended]:
+        """Ends what ended ranks have left behind; returns the last that was written."""
 
 
 class JobTimeout(Exception):
@@ -98,7 +119,7 @@ class Watch:
 
     def __init__(
         self,
-        job: Job,
+        job: Watched,
         report: Report,
         stop: StopRequest | None = None,
         deadline: float | None = None,

@@ -13,14 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launch.commands import CommandError
+from launch.launcher_options import WITH_VALUE, configure_launcher, read_launcher
 
-HELP = "run a script, a module or any program on several ranks of this machine"
+HELP = "run a script, a module or any program on several ranks, of this machine or of several"
 DESCRIPTION = """\
-Run a program on several ranks of this machine:
+Run a program on several ranks, of this machine or by an MPI of several:
 
     collectives run -n 4 script.py ARGUMENTS...
     collectives run -n 4 -m package.module ARGUMENTS...
     collectives run -n 4 ./program ARGUMENTS...
+    collectives run --launcher mpi --hosts a:4,b:4 script.py ARGUMENTS...
 
 Python files run in this very interpreter, as `python script.py` does. Every rank finds torchrun's
 environment variables (RANK, WORLD_SIZE, MASTER_ADDR, ...) and what `collectives.init()` needs.
@@ -28,7 +30,11 @@ The exit code is that of the rank that failed first, 128 + signal if a signal en
 
 When a rank fails, the others are ended soon after. With --keep-going they are left to themselves:
 comm.shrink() goes on with those that are left. With --max-restarts K all ranks are started anew, at
-most K times; they find in TORCHELASTIC_RESTART_COUNT how often that was. Ctrl-C ends it all."""
+most K times; they find in TORCHELASTIC_RESTART_COUNT how often that was. Ctrl-C ends it all.
+
+With --launcher mpi the MPI's own mpiexec starts the ranks; all else is as above. Every host has the
+same Python and the same folder at the same place. Inside an allocation of Slurm, which says where
+ranks go, --hosts is not needed."""
 
 
 OPTIONS_WITH_VALUE = (
@@ -39,6 +45,7 @@ OPTIONS_WITH_VALUE = (
     "--log-dir",
     "--tracebacks",
     "--inject",
+    *WITH_VALUE,
 )
 
 
@@ -46,7 +53,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options; whatever follows the program belongs to the program."""
     parser.usage = f"{parser.prog} -n N [options] (SCRIPT | -m MODULE | PROGRAM) [ARGUMENTS...]"
     parser.add_argument(
-        "-n", "--ranks", type=int, metavar="N", required=True, help="how many ranks to start"
+        "-n",
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="how many ranks to start; not needed where the hosts say it",
     )
     parser.add_argument(
         "--no-bind", action="store_true", help="let every rank use all cores instead of its share"
@@ -89,6 +100,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="first",
         help="after a failure: the first cause and what differs from it (default), or all ranks'",
     )
+    configure_launcher(parser)
 
 
 def separate(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -107,10 +119,14 @@ def execute(arguments: argparse.Namespace) -> int:
 
     command = rank_command(arguments.rest)
     try:
+        ranks, mpi = read_launcher(arguments, python=command[0] == sys.executable)
+        if ranks is None:
+            raise ValueError("expected -n N, how many ranks to start")
         return run_job(
             command,
-            arguments.ranks,
-            environment=_faults(arguments.inject, arguments.ranks),
+            ranks,
+            environment=_faults(arguments.inject, ranks),
+            mpi=mpi,
             bind=not arguments.no_bind,
             threads=arguments.threads,
             max_restarts=arguments.max_restarts,

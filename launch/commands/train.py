@@ -1,4 +1,4 @@
-"""`collectives train`: trains what a configuration says, on several ranks of this machine."""
+"""`collectives train`: trains what a configuration says, on several ranks of one or more hosts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 from launch.commands import CommandError
+from launch.launcher_options import configure_launcher, read_launcher
 
 HELP = "train a network on several ranks, as a configuration says"
 DESCRIPTION = """\
-Train what a configuration says, data-parallel on several ranks of this machine:
+Train what a configuration says, data-parallel on several ranks:
 
     collectives train configs/espcn.yaml -n 2
     collectives train configs/espcn.yaml -n 2 --set train.epochs=3 --set data.path=photographs/
     collectives train configs/espcn.yaml -n 2 --resume
+    collectives train configs/espcn.yaml --launcher mpi --hosts a:4,b:4
 
 Any setting can be given with --set; --print_config shows them all with their values. Everything a
 run leaves is in its folder (setting `run`); an earlier run there is moved aside, to FOLDER.1 and so
@@ -47,7 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def configure_ranks(parser: argparse.ArgumentParser) -> None:
     """Adds the options of every command that trains."""
-    parser.add_argument("-n", "--ranks", type=int, default=1, metavar="N", help="default 1")
+    parser.add_argument(
+        "-n", "--ranks", type=int, metavar="N", help="default 1, or what the hosts say"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -75,6 +79,7 @@ def configure_ranks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-bind", action="store_true", help="let every rank use all cores instead of its share"
     )
+    configure_launcher(parser)
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -100,14 +105,17 @@ def train_ranks(
     from trainers.errors import TrainerError
 
     try:
-        check_counts(arguments.ranks, arguments.threads, arguments.max_restarts)
+        asked, mpi = read_launcher(arguments)
+        ranks = 1 if asked is None else asked
+        # What other hosts can start is not known here.
+        check_counts(1 if mpi else ranks, arguments.threads, arguments.max_restarts)
         config = read_config(file, arguments.settings, origin)
         if arguments.print_config:
             print(as_yaml(config), end="")
             return 0
         from trainers.run import check_run
 
-        check_run(config, arguments.ranks, resume=resume)
+        check_run(config, ranks, resume=resume)
     except (TrainerError, ValueError) as error:
         raise CommandError(str(error)) from error
     words = [str(file)]
@@ -117,7 +125,8 @@ def train_ranks(
         words.append("--resume")
     code = run_job(
         module_command("trainers", words),
-        arguments.ranks,
+        ranks,
+        mpi=mpi,
         bind=not arguments.no_bind,
         threads=arguments.threads,
         max_restarts=arguments.max_restarts,

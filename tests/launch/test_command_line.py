@@ -109,7 +109,7 @@ def test_less_than_one_rank_is_refused(capsys, ranks, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["x.py"], "the following arguments are required: -n/--ranks"),
+        (["-m", "json"], "expected -n N, how many ranks to start"),
         (["-n", "two", "x.py"], "invalid int value: 'two'"),
         (["-n", "2"], "expected SCRIPT, -m MODULE or PROGRAM, found nothing"),
         (["-n", "2", "-m"], "expected a module after -m, found nothing"),

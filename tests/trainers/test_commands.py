@@ -68,6 +68,32 @@ def rank_of(job: subprocess.Popen[str], rank: int) -> psutil.Process:
     return found
 
 
+REMOTE_SHELL = """\
+#!/bin/sh
+while [ "${1#-}" != "$1" ]; do shift; done
+export COLLECTIVES_HOST_ID="$1"
+shift
+exec sh -c "$*"
+"""
+
+
+@pytest.mark.timeout(300)
+def test_ranks_of_two_hosts_train(start, file, tmp_path, settings):
+    shell = tmp_path / "remote_shell"  # which stays here, and lets ranks think that it does not
+    shell.write_text(REMOTE_SHELL)
+    shell.chmod(0o755)
+    job = start(file, "--launcher", "mpi", "--hosts", "a,b", "-n", "2", "--remote-shell", shell,
+                "--set", "train.epochs=1")  # fmt: skip
+    said, errors = job.communicate(timeout=250)
+    assert job.returncode == 0, errors
+    assert "2 ranks on a:1, b:1, by" in errors
+    assert "parameters on 2 ranks" in said
+    assert (Path(settings["run"]) / "checkpoint-00000002.safetensors").exists()
+    job = start(file, "--hosts", "a,b")
+    assert "--hosts is for --launcher mpi" in job.communicate(timeout=60)[1]
+    assert job.returncode == FAIL
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", ["diverges", "full disk"])
 def test_what_the_user_can_put_right_is_one_message(start, file, settings, fault):
