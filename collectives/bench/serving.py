@@ -42,10 +42,22 @@ class Introduced(Protocol):
 
 
 def dial(address: str) -> Line:
-    """Connects to the benchmark's socket, a name in Linux's abstract namespace."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect("\0" + address)
-    return connection.makefile("rwb")
+    """Connects to the benchmark's socket.
+
+    It is a name in Linux's abstract namespace, or of another host: "tcp HOST PORT TOKEN".
+    """
+    kind, *words = address.split(" ")
+    if kind != "tcp" or not words:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect("\0" + address)
+        return connection.makefile("rwb")
+    host, port, token = words
+    stream = socket.create_connection((host, int(port)), timeout=60)
+    stream.settimeout(None)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    line = stream.makefile("rwb")
+    say(line, token=token)
+    return line
 
 
 def say(stream: Line, **words: Any) -> None:

@@ -18,6 +18,7 @@ from collectives.bench.libraries.ours import SYMMETRIC, algorithm_of
 from collectives.bench.overlap import OVERLAP
 from collectives.bench.rates import BARRIER
 from collectives.bench.tasks import memory_bytes
+from collectives.by_mpi import NAME as MPI
 from collectives.catalogue import names
 from collectives.dtypes import OPS, reduction
 from collectives.specs import nearest
@@ -173,7 +174,7 @@ def check_variant(variant: str, collectives: Sequence[str]) -> None:
     """
     name = algorithm_of(variant)
     known = algorithm_names(collectives)
-    if name is not None and name not in known:
+    if name is not None and name not in (*known, MPI):
         valid = ("auto", *known, SYMMETRIC, f"{SYMMETRIC}:NAME")
         raise ValueError(
             f"{collectives[0] if len(collectives) == 1 else 'no collective'} has no algorithm "

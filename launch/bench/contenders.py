@@ -17,7 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Contender:
         python: which runs its ranks.
         program: what its ranks run.
         mpiexec: the command that starts them, if it is not we who do.
+        typed: how that is typed for so many ranks of a program, if it is on other hosts.
         options: what its library's `connect` wants to know.
         settings: what it is told beyond its defaults, to be shown.
         environment: further variables of its ranks.
@@ -64,6 +65,7 @@ class Contender:
     python: str = sys.executable
     program: str = str(PROGRAM)
     mpiexec: Sequence[str] = ()
+    typed: Callable[[int, Sequence[str]], list[str]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -74,6 +76,8 @@ class Contender:
         """What starts a rank, or with mpiexec all of them."""
         # -P: the program's folder is no place to import from.
         program = [self.python, "-P", "-u", self.program, options]
+        if self.typed is not None:
+            return self.typed(ranks, program)
         return [*self.mpiexec, "-n", str(ranks), *program] if self.mpiexec else program
 
 

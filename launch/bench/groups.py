@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from launch.bench.contenders import Contender
 from launch.bench.leftovers import mapped_files, remove_leftovers
+from launch.bench.places import Places
 from launch.environment import JobIdentity, ReservedPort, rank_environment
 from launch.failures import ending
 from launch.processes import Ended, Job, Output, RankCommand
@@ -51,6 +52,7 @@ class _Line:
 
     connection: socket.socket
     received: bytearray = field(default_factory=bytearray)
+    is_known: bool = True
 
     def answers(self) -> list[Answer]:
         """Those that have come whole; none after the rank has closed its end."""
@@ -73,8 +75,9 @@ class Group:
         cores: Sequence[Sequence[int]],
         threads: int,
         cache_bytes: int,
+        places: Places | None = None,
     ) -> None:
-        """Nothing is started before the `with` block begins."""
+        """Nothing is started before the `with` block begins; `places`: ranks may be elsewhere."""
         self.contender = contender
         self.ranks = ranks
         self.description: dict[str, str] = {}
@@ -82,6 +85,7 @@ class Group:
         self._cores = cores
         self._threads = threads
         self._cache_bytes = cache_bytes
+        self._places = places
         self._stack = ExitStack()
         self._job: Job | None = None
         self._lines: dict[int, _Line] = {}
@@ -92,9 +96,7 @@ class Group:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            address = f"collectives-bench-{secrets.token_hex(16)}"
-            self._server = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            self._server.bind("\0" + address)
+            address = self._listen(stack)
             self._server.listen(self.ranks)
             self._server.setblocking(False)
             port = stack.enter_context(ReservedPort())
@@ -104,6 +106,18 @@ class Group:
             self._job.watch_descriptor(self._server.fileno())
             self._stack = stack.pop_all()
         return self
+
+    def _listen(self, stack: ExitStack) -> str:
+        """Where ranks find us: a name on this host, or if they may be on others a port."""
+        if self._places is None:
+            address = f"collectives-bench-{secrets.token_hex(16)}"
+            self._server = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            self._server.bind("\0" + address)
+            return address
+        host = self._places.address
+        self._server = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        self._server.bind((host, 0))
+        return f"tcp {host} {self._server.getsockname()[1]} {self._places.token}"
 
     def __exit__(
         self,
@@ -142,6 +156,8 @@ class Group:
             self._progress(deadline, "has not started")
             for line in list(self._strangers):
                 for hello in line.answers():
+                    if not self._is_ours(line, hello):
+                        continue
                     if "failed" in hello:
                         raise self._loss(hello["failed"])
                     self._strangers.remove(line)
@@ -233,15 +249,27 @@ class Group:
                 self._admit(self._server.accept()[0])
 
     def _admit(self, connection: socket.socket) -> None:
-        """Takes a connection of our own user's, nobody else's."""
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        if int.from_bytes(credentials[4:8], "little") != os.getuid():
-            connection.close()
-            return
+        """Takes a connection of our own user's, nobody else's; over a network the token tells."""
+        if self._places is None:
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            if int.from_bytes(credentials[4:8], "little") != os.getuid():
+                connection.close()
+                return
         connection.setblocking(False)
         assert self._job is not None
         self._job.watch_descriptor(connection.fileno())
-        self._strangers.append(_Line(connection))
+        self._strangers.append(_Line(connection, is_known=self._places is None))
+
+    def _is_ours(self, line: _Line, said: Answer) -> bool:
+        """Whether it is a rank that says something, and not that it is one."""
+        if line.is_known:
+            return True
+        assert self._places is not None
+        line.is_known = secrets.compare_digest(str(said.get("token")), self._places.token)
+        if not line.is_known:
+            self._strangers.remove(line)
+            line.connection.close()
+        return False
 
     def _who(self, rank: int) -> str:
         return "mpiexec" if self.contender.mpiexec else f"rank {rank}"

@@ -30,6 +30,7 @@ from launch.bench.contenders import (
 from launch.bench.devices import CPU, CUDA
 from launch.bench.groups import Group, GroupLost
 from launch.bench.introduction import Conditions, header, introduce
+from launch.bench.places import Places
 from launch.bench.race import Race
 from launch.bench.results import Comparison, Result
 from launch.bench.table import Table
@@ -58,6 +59,7 @@ class Manner:
         limit: whether the machine's limit is measured too.
         plant: elements of our results to spoil before they are checked.
         devices: the names of those that arrays lie on; none: arrays lie in host memory.
+        places: where ranks run, if an mpiexec starts them.
     """
 
     rounds: int
@@ -67,6 +69,7 @@ class Manner:
     limit: bool
     plant: int
     devices: Sequence[str] = ()
+    places: Places | None = None
 
 
 class Session:
@@ -86,7 +89,7 @@ class Session:
         self._console = console
         self._cache_bytes = last_level_cache_bytes()
         device = CUDA if manner.devices else CPU
-        self._ours = ours_on(device)
+        self._ours = self._placed(ours_on(device))
         self._limits = limit_on_devices.METHODS if manner.devices else limit.METHODS
         self._own_rivals = [spec for spec in against if not is_foreign(spec)]
         self.absent: list[str] = []
@@ -94,15 +97,20 @@ class Session:
         for spec in against:
             if is_foreign(spec):
                 try:
-                    rivals.append(find_contender(spec, agenda.ranks, device))
+                    rivals.append(self._placed(find_contender(spec, agenda.ranks, device)))
                 except ContenderMissing as reason:
                     self.absent.append(str(reason))
         self._rivals = distinct(rivals)
         self._check_memory()
-        self._cores = rank_cores(agenda.ranks, manner.bind)
+        elsewhere = manner.places is not None and bool(manner.places.start.hosts)
+        self._cores = rank_cores(agenda.ranks, manner.bind and not elsewhere)
         self._threads = manner.threads or rank_threads(agenda.ranks, {}) or 1
         self.results: list[Result] = []
         self.lost: dict[str, str] = {}
+
+    def _placed(self, contender: Contender) -> Contender:
+        places = self._manner.places
+        return contender if places is None else places.on(contender)
 
     def run(self, record: TextIO | None) -> None:
         """Runs everything, showing rows as they come and writing lines to `record`.
@@ -171,7 +179,7 @@ class Session:
     def _start(self, stack: ExitStack) -> list[Group]:
         """Starts all groups, then waits for each; those that do not come are lost."""
         contenders = [self._ours, *self._rivals]
-        if self._manner.limit:
+        if self._manner.limit and self._manner.places is None:  # which is that of one host
             shared = os.memfd_create("collectives-limit")
             stack.callback(os.close, shared)
             os.ftruncate(shared, limit.SHARED_BYTES)
@@ -183,6 +191,7 @@ class Session:
                 cores=self._cores,
                 threads=self._threads,
                 cache_bytes=self._cache_bytes,
+                places=self._manner.places,
             )
             for contender in contenders
         ]

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.commands import CommandError
+from launch.launcher_options import configure_launcher
 
 if TYPE_CHECKING:
     from launch.bench.agenda import Agenda
+    from launch.bench.places import Places
     from launch.bench.session import Session
 
 HELP = "measure collectives, against other libraries and the machine's limit"
@@ -55,7 +57,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("what", nargs="?", help="allreduce, …, all, p2p, overlap or train")
     add("configs", nargs="*", type=Path, metavar="CONFIG", help="what to train (YAML files)")
-    add("-n", "--ranks", type=int, default=2, metavar="N", help="number of ranks (default 2)")
+    add("-n", "--ranks", type=int, metavar="N", help="number of ranks (default 2)")
+    configure_launcher(parser)
+    add("--transport", default="auto", choices=("auto", "mpi"), help="ours with --launcher mpi")
     add("--min", default="8", metavar="SIZE", help="least size in bytes (default 8)")
     add("--max", default="64M", metavar="SIZE", help="largest size (default 64M)")
     add("--factor", type=float, default=2.0, metavar="F", help="from size to size (default 2)")
@@ -94,6 +98,7 @@ def execute(arguments: argparse.Namespace) -> int:
     _check_plot(arguments.plot)
     if arguments.report:
         return _report(arguments)
+    places = _places(arguments)
     if arguments.what == "train":
         if arguments.device != "cpu":
             raise CommandError(
@@ -118,6 +123,7 @@ def execute(arguments: argparse.Namespace) -> int:
         limit=not arguments.no_limit,
         plant=arguments.plant,
         devices=devices,
+        places=places,
     )
     try:
         session = Session(agenda, against, manner, console_on_stdout())
@@ -134,6 +140,27 @@ def execute(arguments: argparse.Namespace) -> int:
         draw_results(session.results, arguments.plot)
         print(f"\nthe plot is {arguments.plot}")
     return _exit_code(session)
+
+
+def _places(arguments: argparse.Namespace) -> Places | None:
+    """Where ranks run that an mpiexec starts; how many there are then is known."""
+    from launch.bench.places import Places
+    from launch.launcher_options import read_launcher
+
+    if arguments.launcher == "local" and arguments.transport != "auto":
+        raise CommandError(f"--transport {arguments.transport} expected --launcher mpi")
+    try:
+        ranks, start = read_launcher(arguments)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    arguments.ranks = 2 if ranks is None else ranks
+    if start is None:
+        return None
+    if arguments.device != "cpu" or arguments.what == "train":
+        raise CommandError("--launcher mpi measures collectives in host memory only")
+    places = Places(start, arguments.transport)
+    print(f"collectives: {places.describe(arguments.ranks)}")
+    return places
 
 
 def _agenda(arguments: argparse.Namespace) -> tuple[Agenda, list[str]]:

@@ -15,7 +15,7 @@ namespace transports {
 namespace {
 
 constexpr std::size_t kRooms = 16;
-constexpr std::chrono::microseconds kLongestNap{1000};
+constexpr std::chrono::microseconds kLongestNap{4000};
 // A program that has just waited may wait again at once: the thread would only be in its way.
 constexpr std::int64_t kRecentNs = 200'000;
 

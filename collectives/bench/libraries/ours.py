@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from collectives.bench.cases import POINT_TO_POINT, Case
 from collectives.bench.libraries import OrdinaryMemory
+from collectives.bench.libraries.mpi import own_rank
 from collectives.bench.streams import ping_pong, stream
 from collectives.bench.tasks import Memory, Operation
+from collectives.by_mpi import NAME as MPI
 
 AUTO = "auto"
 """The variant that leaves the choice of the algorithm to the selection table."""
@@ -92,6 +95,8 @@ class Ours(OrdinaryMemory):
         """
         if case.collective in POINT_TO_POINT or not hasattr(self.comm, "explain"):
             return {}
+        if algorithm_of(variant) == MPI:  # of which no model is ours
+            return {"chosen": MPI, "predicted": None}
         if case.collective in ("reduce_scatter", "scatter", "alltoall"):
             x = x.reshape(self.size, -1)
         explanation = self.comm.explain(
@@ -104,7 +109,8 @@ class Ours(OrdinaryMemory):
         (seconds,) = (each.predicted for each in explanation.candidates if each.chosen)
         return {
             "chosen": explanation.algorithm,
-            "predicted": None if case.cold else seconds,
+            # The model is that of one host, too.
+            "predicted": None if case.cold or len(set(self.comm.hosts)) > 1 else seconds,
         }
 
     def reached(self) -> int:
@@ -132,4 +138,6 @@ def connect(options: dict[str, Any]) -> Ours:
     """Meets the other ranks of the job."""
     from collectives.initialization import init
 
-    return Ours(init(timeout=options["timeout"]))
+    if "transport" in options and (cores := options["cores"][own_rank(dict(os.environ))]):
+        os.sched_setaffinity(0, cores)  # an mpiexec has started this rank, and binds nobody
+    return Ours(init(options.get("transport", "auto"), timeout=options["timeout"]))

@@ -7,6 +7,7 @@ who needs the input again: copy, then reduce the copy.
 from __future__ import annotations
 
 import datetime
+import os
 from functools import partial
 from typing import Any
 
@@ -135,14 +136,22 @@ class TorchDistributed(OrdinaryMemory):
         return torch.from_numpy(memory.view("uint8")).view(array.dtype)
 
 
+def set_variables(address: str, port: int) -> None:
+    """Those of torchrun, for a rank that an mpiexec has started."""
+    for ours, names in (
+        ("RANK", ("OMPI_COMM_WORLD_RANK", "PMI_RANK")),
+        ("WORLD_SIZE", ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")),
+    ):
+        os.environ[ours] = next(os.environ[name] for name in names if name in os.environ)
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
+
+
 def start_group(backend: str, options: dict[str, Any]) -> str:
     """Makes the default process group and returns the device its tensors live on.
 
     Raises:
         NotCarried: they are to live on a GPU, and torch has none.
     """
-    import os
-
     import torch
     from torch import distributed
 
@@ -160,7 +169,9 @@ def start_group(backend: str, options: dict[str, Any]) -> str:
 
 
 def connect(options: dict[str, Any]) -> TorchDistributed:
-    """Meets the other ranks by the variables of torchrun."""
+    """Meets the other ranks by the variables of torchrun; those of an mpiexec are made so."""
+    if "master" in options:
+        set_variables(*options["master"])
     device = start_group(options["backend"], options)
     return TorchDistributed(options["backend"], device, options["settings"])
 
