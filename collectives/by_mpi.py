@@ -6,12 +6,12 @@ there to compare with, and for networks that an MPI library knows how to use bet
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from collectives.arguments import check_leading_axis, check_out, input_array, refuse_overlap
 from collectives.arrays import NUMPY, Array, Family, is_same_memory
+from transports import _native
 from transports.mpi.connection import Group
 
 NAME = "mpi"
@@ -29,17 +29,9 @@ _IN_PLACE = ("allreduce", "broadcast")
 """What MPI does in place on every rank alike; of the others x is copied where it is out."""
 
 _Run = Callable[[Any, Any], object]
-_MOST_KNOWN = 64
-
-
-class _Known(NamedTuple):
-    """A call that has been made, by the arrays that it was made with."""
-
-    x: weakref.ref[Any]
-    out: weakref.ref[Any]
-    dtype: Any
-    what: tuple[str, str | None, int]
-    run: _Run
+_MOST_KNOWN = 256
+_MOST_ELEMENTS = (1 << 31) - 1
+_ADDRESS = (1 << 64) - 1
 
 
 class ByMpi:
@@ -47,7 +39,8 @@ class ByMpi:
 
     def __init__(self, group: Group) -> None:
         """Of these ranks, all of which make one at the same time."""
-        self._mpi = group.world.library.mpi
+        self._library = group.world.library
+        self._mpi = self._library.mpi
         everyone = group.world.communicator()
         number = 0 if group.number is None else group.number
         ranks = everyone.Get_group().Incl(list(group.members))
@@ -55,23 +48,27 @@ class ByMpi:
         self._rank: int = self._comm.Get_rank()
         self._size: int = self._comm.Get_size()
         self._runs: dict[Any, _Run] = {}
-        self._known: dict[int, _Known] = {}
+        self._known: dict[Any, _native.MpiCall] = {}
 
-    def again(self, collective: str, x: Array, out: Array, op: str | None, root: int) -> bool:
-        """Make the call that was made last with the very array x, if this is that; quick."""
-        known = self._known.get(id(x))
-        if known is None:
-            return False
-        its_x, its_out, dtype, what, run = known
-        if (
-            x.dtype is not dtype
-            or its_x() is not x
-            or its_out() is not out
-            or what != (collective, op, root)
-        ):
-            return False
-        run(x, out)
-        return True
+    def known(self, x: Array, op: str) -> _native.MpiCall | None:
+        """An allreduce of such an array, for the engine to repeat by itself."""
+        if x.size > _MOST_ELEMENTS:
+            return None
+        key = x.dtype, x.size, op
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            library = self._library
+            found = self._known[key] = _native.MpiCall(
+                library.allreduce,
+                int(self._mpi.IN_PLACE) & _ADDRESS,
+                x.size,
+                library.handle_of(self._type(str(x.dtype), moves=False)),
+                library.handle_of(self._op(op, str(x.dtype))),
+                library.handle_of(self._comm),
+            )
+        return found
 
     def call(
         self, collective: str, x: Array, out: Array | None, op: str | None = None, root: int = 0
@@ -82,7 +79,6 @@ class ByMpi:
             TypeError, ValueError: as for any algorithm; and of types and operations that MPI does
                 not have, and arrays that are not contiguous.
         """
-        given = x
         family, x = input_array(x)
         if family.on_device or not family.is_contiguous(x):
             raise ValueError('algorithm="mpi" expected a contiguous x in host memory')
@@ -104,11 +100,6 @@ class ByMpi:
             if is_same_memory(family, x, out):
                 x = out if collective in _IN_PLACE else _copied(family, x)
         run(_memory(family, x), _memory(family, out))
-        if family is NUMPY and x is given:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            known = _Known(weakref.ref(x), weakref.ref(out), x.dtype, (collective, op, root), run)
-            self._known[id(x)] = known
         return out
 
     def scatter(self, x: Array | None, out: Array | None, root: int) -> Array:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from collectives.arguments import check_root
 from collectives.arrays import Array
 from collectives.by_mpi import ByMpi
@@ -28,13 +30,17 @@ class ExecutionByMpi(Execution):
         deterministic: bool,
         async_op: bool,
         counts: object = None,
+        named: object = None,
     ) -> Any:
         if deterministic or async_op or counts is not None:
             self._refuse_beside_mpi(collective, deterministic, async_op, counts)
-        own = self._mpi_calls
-        if own is not None and out is not None and own.again(collective, x, out, op, root):
-            return out
-        return self._mpis_own().call(collective, x, out, op, check_root(root, self.size))
+        own = self._mpis_own()
+        found = own.call(collective, x, out, op, check_root(root, self.size))
+        if named is not None and op is not None and out is not None and type(x) is np.ndarray:
+            call = own.known(x, op)
+            if call is not None:  # by the very object that named it: so it is asked for again
+                self._engine.remember(collective, x, out, root, op, named, deterministic, call)
+        return found
 
     def _refuse_beside_mpi(
         self, collective: str, deterministic: bool, async_op: bool, counts: object

@@ -75,7 +75,9 @@ class Operations(ExecutionByMpi):
             An array as `x`, or a `Work` that gives it.
         """
         if algorithm == MPI:
-            return self._by_mpi("allreduce", x, out, op, 0, deterministic, async_op)
+            return self._by_mpi(
+                "allreduce", x, out, op, 0, deterministic, async_op, named=algorithm
+            )
         family, x = input_array(x)
         return self._start(
             "allreduce", family, x, x, shape_of(x), out, async_op, timeout,

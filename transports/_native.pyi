@@ -98,6 +98,19 @@ class Deadline:
 
     def __init__(self, silence: float, timeout: float, what: str) -> None: ...
 
+class MpiCall:
+    """The MPI library's own allreduce, for `Engine.remember`."""
+
+    def __init__(
+        self,
+        allreduce: int,  # address
+        in_place: int,  # what stands for an x that is out
+        count: int,  # elements
+        type: int,  # handles
+        op: int,
+        communicator: int,
+    ) -> None: ...
+
 class Carrier:
     """Carries what this rank tells ranks of other hosts, and what they tell it, by MPI.
 
@@ -182,7 +195,7 @@ class Engine:
         op: object,
         algorithm: object,
         deterministic: object,
-        call: Call,
+        call: Call | MpiCall,
         is_told: bool = False,
     ) -> None:
         """Let a `repeatable` method find `call`; must not be given what refers to this engine.

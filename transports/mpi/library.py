@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ FUNCTIONS = (
     "MPI_Isend", "MPI_Irecv", "MPI_Recv_init", "MPI_Start", "MPI_Test", "MPI_Cancel",
     "MPI_Request_free", "MPI_Error_string",
 )  # fmt: skip
+ALLREDUCE = "MPI_Allreduce"
 """What a carrier calls, in the order it takes their addresses."""
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "SLURM_NTASKS")
@@ -34,11 +35,13 @@ class Library:
         mpi: the module `mpi4py.MPI`.
         name: what the library calls itself.
         functions: addresses of FUNCTIONS.
+        allreduce: that of MPI_Allreduce.
     """
 
     mpi: Any
     name: str
     functions: tuple[int, ...]
+    allreduce: int
 
     def handle_of(self, thing: Any) -> int:
         """What the library's functions take for a communicator or a type."""
@@ -78,7 +81,8 @@ def load(environment: Mapping[str, str] | None = None) -> Library:
             f"{name} lets only one thread call it, as it was begun; expected MPI.THREAD_MULTIPLE: "
             'leave mpi4py.rc.thread_level as it is ("multiple"), and do not begin MPI before'
         )
-    return Library(MPI, name, _addresses(MPI))
+    *functions, allreduce = _addresses(MPI, (*FUNCTIONS, ALLREDUCE))
+    return Library(MPI, name, tuple(functions), allreduce)
 
 
 def _check_world(mpi: Any, name: str, environment: Mapping[str, str]) -> None:
@@ -97,10 +101,10 @@ def _check_world(mpi: Any, name: str, environment: Mapping[str, str]) -> None:
             )
 
 
-def _addresses(mpi: Any) -> tuple[int, ...]:
+def _addresses(mpi: Any, names: Sequence[str]) -> tuple[int, ...]:
     library = ctypes.CDLL(mpi.__file__)  # with those it is linked to, already loaded
     found = []
-    for name in FUNCTIONS:
+    for name in names:
         try:
             function = getattr(library, name)
         except AttributeError:

@@ -6,6 +6,7 @@
 #include "bindings.hpp"
 #include "carrier.hpp"
 #include "deadline.hpp"
+#include "mpi_call.hpp"
 
 namespace nb = nanobind;
 
@@ -45,6 +46,20 @@ MpiFunctions functions_at(const Numbers& addresses, std::uint64_t communicator, 
 }  // namespace
 
 void register_carrier(nb::module_& module) {
+  nb::class_<MpiCall>(module, "MpiCall")
+      .def(
+          "__init__",
+          [](MpiCall* self, std::uint64_t allreduce, std::uint64_t in_place, int count,
+             std::uint64_t type, std::uint64_t op, std::uint64_t communicator) {
+            new (self) MpiCall{reinterpret_cast<decltype(MpiCall::allreduce)>(allreduce),
+                               reinterpret_cast<const void*>(in_place),
+                               count,
+                               type,
+                               op,
+                               communicator};
+          },
+          nb::arg("allreduce"), nb::arg("in_place"), nb::arg("count"), nb::arg("type"),
+          nb::arg("op"), nb::arg("communicator"));
   nb::class_<Deadline>(module, "Deadline")
       .def(nb::init<double, double, std::string>(), nb::arg("silence"), nb::arg("timeout"),
            nb::arg("what"));

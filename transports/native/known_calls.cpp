@@ -87,7 +87,7 @@ std::size_t KnownCalls::set_of(const Ask& ask, const Given& x, const Given& out)
 }
 
 bool KnownCalls::is_for(const Entry& entry, const Ask& ask, const Given& x, const Given& out) {
-  return entry.collective.ptr() == ask.collective.ptr() && entry.call != nullptr &&
+  return entry.collective.ptr() == ask.collective.ptr() && entry.holder.is_valid() &&
          entry.root.ptr() == ask.root.ptr() && entry.op.ptr() == ask.op.ptr() &&
          entry.algorithm.ptr() == ask.algorithm.ptr() &&
          entry.deterministic.ptr() == ask.deterministic.ptr() &&
@@ -101,8 +101,8 @@ std::optional<KnownCalls::Found> KnownCalls::find(const Ask& ask,
   if (!x.is_usable || !out.is_usable) return std::nullopt;
   for (const Entry& entry : sets_[set_of(ask, x, out)].entries) {
     if (!is_for(entry, ask, x, out)) continue;
-    return Found{entry.call,    entry.holder,  x.data(),       out.data(),
-                 entry.is_told, entry.x.bytes, entry.out.bytes};
+    return Found{entry.call, entry.mpis,    entry.holder,  x.data(),
+                 out.data(), entry.is_told, entry.x.bytes, entry.out.bytes};
   }
   return std::nullopt;
 }
@@ -119,6 +119,8 @@ void KnownCalls::remember(const Ask& ask, const SymmetricMemory& symmetric, nb::
     place = set.entries.begin() + static_cast<std::ptrdiff_t>(set.oldest);
     set.oldest = (set.oldest + 1) % kWays;
   }
+  const MpiCall* mpis = nullptr;
+  const bool is_mpis = nb::try_cast(call, mpis) && mpis != nullptr;
   *place = {x.described(),
             out.described(),
             nb::borrow(ask.collective),
@@ -127,7 +129,8 @@ void KnownCalls::remember(const Ask& ask, const SymmetricMemory& symmetric, nb::
             nb::borrow(ask.algorithm),
             nb::borrow(ask.deterministic),
             nb::borrow(call),
-            &nb::cast<const Call&>(call),
+            is_mpis ? nullptr : &nb::cast<const Call&>(call),
+            mpis,
             is_told};
 }
 

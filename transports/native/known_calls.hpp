@@ -16,6 +16,7 @@
 #include <optional>
 #include <vector>
 
+#include "mpi_call.hpp"
 #include "program.hpp"
 #include "symmetric.hpp"
 
@@ -35,7 +36,8 @@ class KnownCalls {
   };
   // What it is, and where.
   struct Found {
-    const Call* call;
+    const Call* call;         // or, if it is nullptr,
+    const MpiCall* mpis;      // one of MPI's own
     nanobind::handle holder;  // of the call
     const std::byte* input;
     std::byte* output;
@@ -46,10 +48,10 @@ class KnownCalls {
 
   // Whether an array lies in symmetric memory is part of what call it is made for.
   std::optional<Found> find(const Ask& ask, const SymmetricMemory& symmetric) const;
-  // `call` holds a Call. Does nothing if the arrays are not such as `find` looks at. What is held
-  // must not lead back to the owner of this table: the garbage collector does not look in here.
-  // `is_told`: another rank decides which call comes; whether it is this one shows its first
-  // message.
+  // `call` holds a Call or an MpiCall. Does nothing if the arrays are not such as `find` looks at.
+  // What is held must not lead back to the owner of this table: the garbage collector does not look
+  // in here. `is_told`: another rank decides which call comes; whether it is this one shows its
+  // first message.
   void remember(const Ask& ask, const SymmetricMemory& symmetric, nanobind::handle call,
                 bool is_told);
 
@@ -65,6 +67,7 @@ class KnownCalls {
     nanobind::object collective, root, op, algorithm, deterministic;
     nanobind::object holder;  // of the call
     const Call* call = nullptr;
+    const MpiCall* mpis = nullptr;
     bool is_told = false;
   };
   // Calls of one hash share a set, so that two of them never push each other out; in a full one a

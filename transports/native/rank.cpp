@@ -134,6 +134,7 @@ void Rank::execute(const Call& call, nb::handle input, nb::handle output, double
 bool Rank::repeat(const KnownCalls::Ask& ask) {
   if (queued_.load(std::memory_order_relaxed) != 0) return false;
   const auto found = known_.find(ask, engine_.symmetric());
+  if (found && found->call == nullptr) return repeat_mpis(*found);
   if (!found ||
       !may_run_on(*found->call, found->input, found->x_bytes, found->output, found->out_bytes)) {
     return false;
@@ -142,6 +143,19 @@ bool Rank::repeat(const KnownCalls::Ask& ask) {
   const nb::object call = nb::borrow(found->holder);
   if (found->is_told && !next_is(*found->call, timeout_)) return false;
   keeping(ask.out, [&] { run(*found->call, found->input, found->output, timeout_, false); });
+  return true;
+}
+
+bool Rank::repeat_mpis(const KnownCalls::Found& found) {
+  const bool is_apart = found.input == found.output ||
+                        found.input + found.x_bytes <= found.output ||
+                        found.output + found.out_bytes <= found.input;
+  if (!is_apart || engine_.is_closed()) return false;
+  engine_.waiter().look_at_trouble();
+  // Held while it runs: the entry may be taken over by a call of another thread.
+  const nb::object call = nb::borrow(found.holder);
+  const nb::gil_scoped_release release;
+  found.mpis->run(found.input, found.output);
   return true;
 }
 

@@ -35,6 +35,8 @@ class Rank {
   // Runs the call that was remembered for `ask`; false, and nothing was done, if there is none, or
   // the arrays are not such as the engine takes as they are, or calls wait in the queue.
   bool repeat(const KnownCalls::Ask& ask);
+  // Of one of MPI's own; only its library's guarantees.
+  bool repeat_mpis(const KnownCalls::Found& found);
   void remember(const KnownCalls::Ask& ask, nanobind::handle call, bool is_told);
   // Whether the next call of the rank that this one hears of first is `call`; waits for its
   // message.
