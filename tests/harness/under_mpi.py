@@ -30,10 +30,12 @@ class Mpi:
     Attributes:
         mpiexec: the command, with options that any run wants.
         environment: what its ranks need.
+        python: which has an mpi4py for it.
     """
 
     mpiexec: tuple[str, ...]
     environment: dict[str, str]
+    python: str = sys.executable
 
 
 MPICH = Mpi((str(Path(sys.executable).with_name("mpiexec")),), {})
@@ -100,7 +102,7 @@ def mpi_spawn(
     with tempfile.TemporaryDirectory() as folder:
         task = Path(folder) / "task"
         task.write_bytes(cloudpickle.dumps((function, args, hosts, transport)))
-        command = [sys.executable, "-m", "harness.under_mpi", str(task)]
+        command = [mpi.python, "-m", "harness.under_mpi", str(task)]
         try:
             ended = run_under(mpi, size, command, environment, timeout)
         except subprocess.TimeoutExpired as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from harness.conformance import record, sweep
 from harness.namespaces import hosts as hosts_on_a_network
+from harness.open_mpi import install_open_mpi
 from harness.under_mpi import mpi_spawn
 
 from collectives.conformance import Results, write_results
@@ -80,3 +81,23 @@ def check(ranks, size, found):
     assert not failures, "\n".join(failures[:20])
     assert all(sum(passed for passed, _ in tally.values()) > 100 for tally in tallies)
     assert all(tally == tallies[0] for tally in tallies)
+
+
+@pytest.fixture(scope="module")
+def open_mpi(tmp_path_factory):
+    return install_open_mpi(tmp_path_factory.mktemp("open_mpi"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "size, hosts", [(1, ""), (2, ""), (3, ""), (4, ""), (3, "aab"), (4, "aabb")]
+)
+def test_every_algorithm_over_open_mpi(open_mpi, size, hosts):
+    """The same build, whose handles are other things there."""
+    ranks = mpi_spawn(
+        sweep, size, (0, 1, 11, 257, 1009, 70001), ("numpy",), False, False, mpi=open_mpi,
+        hosts=hosts, transport="auto" if hosts else "mpi", timeout=600,
+    )  # fmt: skip
+    failures = [problem for problems, _ in ranks for problem in problems]
+    assert not failures, "\n".join(failures[:20])
+    assert all(sum(passed for passed, _ in tally.values()) > 100 for _, tally in ranks)
