@@ -62,10 +62,13 @@ class Programs:
     Attributes:
         of: by node.
         stands_for: how many ranks one node stands for.
+        hosts: where nodes are the ranks of one host that stands for all, how many there are: keys
+            modulo that are distances between hosts.
     """
 
     of: Sequence[Sequence[Action]]
     stands_for: int = 1
+    hosts: int = 0
 
 
 def as_programs(groups: Sequence[Group], size: int, *, uniform: bool) -> Programs:

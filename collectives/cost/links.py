@@ -59,6 +59,10 @@ class Links:
         alone = self.hosts is None or len(set(self.hosts)) <= 1
         return alone or self.between is None or self.between == self.inside
 
+    def level(self, is_between: bool) -> Link:
+        """The link of a level."""
+        return self.between if is_between and self.between is not None else self.inside
+
     def link(self, source: int, target: int) -> Link:
         """The link from one rank to another."""
         if self.hosts is None or self.between is None or self.hosts[source] == self.hosts[target]:

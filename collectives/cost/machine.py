@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 from collectives.closed_form import Number
 from collectives.cost.actions import Action, End, Kind, Programs
-from collectives.cost.links import Links
+from collectives.cost.links import Link, Links
 
 
 @dataclass(slots=True)
@@ -114,6 +114,7 @@ def run_machine(programs: Programs, links: Links, share: Number) -> list[Hop]:
 class _Machine:
     def __init__(self, programs: Programs, links: Links, share: Number) -> None:
         self._links = links
+        self._hosts = programs.hosts
         self._share = share
         self._nodes = [
             _Node(program, deque(_take(each) for each in program if each.kind is Kind.TAKE))
@@ -240,7 +241,7 @@ class _Machine:
     def _start(self, source: int, target: int, key: int) -> None:
         sender, receiver = self._nodes[source], self._nodes[target]
         post, take = sender.posts[0], receiver.takes[0]
-        link = self._links.link(source, target)
+        link = self._link(source, target, key)
         nbytes = post.chunks * self._share
         sent = self._now + link.alpha + nbytes * link.beta
         end = sent + take.action.reduces * nbytes * link.gamma
@@ -254,6 +255,11 @@ class _Machine:
         self._hops.append(hop)
         self._at(sent, self._has_left, hop)
         self._at(end, self._has_ended, hop)
+
+    def _link(self, source: int, target: int, key: int) -> Link:
+        if not self._hosts:
+            return self._links.link(source, target)
+        return self._links.level(key % self._hosts != 0)
 
     def _cause(self, sender: _Node, receiver: _Node) -> Hop | None:
         """What a message that begins now has waited for."""

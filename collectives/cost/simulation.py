@@ -17,6 +17,7 @@ from collectives.cost.actions import Kind, as_programs
 from collectives.cost.forest import finish_times
 from collectives.cost.links import Links
 from collectives.cost.machine import Hop, run_machine
+from collectives.cost.one_host import one_host_for_all
 from collectives.cost.tracing import Group, trace
 from collectives.schedule import Algorithm
 
@@ -55,7 +56,8 @@ class Simulation:
     Attributes:
         seconds: until the last rank has done all, and its last message has left.
         last: the rank that ends last; the lowest of several.
-        method: how it was found: "all ranks alike", "rank by rank", "event by event".
+        method: how it was found: "all ranks alike", "one host for all", "rank by rank", "event by
+            event".
         path: the critical path, first leg first; None where it was not traced (rank by rank).
     """
 
@@ -99,8 +101,10 @@ def run_simulation(
     links = Links() if links is None else links
     if links.hosts is not None and len(links.hosts) != size:
         raise ValueError(f"links name the hosts of {len(links.hosts)} ranks, expected {size}")
-    groups = trace(algo, size, root, links.hosts)
     share = share_of(algo, size, nbytes)
+    if links.hosts is not None and (alike := one_host_for_all(algo, size, root, links.hosts)):
+        return _result(run_machine(alike, links, share), "one host for all")
+    groups = trace(algo, size, root, links.hosts)
     if len(groups) > 1 and _actions(groups) > _FOREST_FROM:
         done = finish_times(groups, size, links, share)
         if done is not None:
