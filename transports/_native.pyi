@@ -97,6 +97,8 @@ class Deadline:
     """
 
     def __init__(self, silence: float, timeout: float, what: str) -> None: ...
+    def end(self) -> None:
+        """What was watched has ended."""
 
 class MpiCall:
     """The MPI library's own allreduce, for `Engine.remember`."""
@@ -118,6 +120,7 @@ class Carrier:
     """
 
     done: bool  # all have closed, and nothing is under way
+    broken: bool  # MPI has failed it
     sent_bytes: int  # to ranks of other hosts, what frames take included
     sent_payload: int  # of them, those of messages longer than 40 bytes
     def __init__(

@@ -79,9 +79,18 @@ def connect_over_hosts(
         connection = _connect_here(me, group, welcome, timeout, look, silence)
     except (CollectiveError, MemoryError, OSError) as error:
         problem = error
-    problems = assembly.collect(problem)
-    assembly.spread(next((each for each in problems if each is not None), None))
+    try:
+        problems = assembly.collect(problem)
+        assembly.spread(next((each for each in problems if each is not None), None))
+    except BaseException:
+        world.has_failed = True  # there is no communicator that all would close
+        if connection is not None and connection.carrier is not None:
+            connection.engine.close()
+            connection.carrier.stop()
+        raise
     assert connection is not None, "a rank that has failed has said so"
+    if connection.carrier is not None:
+        world.keep(connection.carrier)
     return connection
 
 
@@ -154,8 +163,6 @@ def _connect_here(
         engine, carrier = open_engine(
             meeting, me.rank, ranks, pidfds, silence, carry if len(here) < len(ranks) else None
         )
-    if carrier is not None:
-        world.keep(carrier)
     return Connection(
         engine=engine, ranks=ranks, settings=welcome["settings"], hosts=hosts, job=welcome["job"],
         secret=welcome["secret"], carrier=carrier,

@@ -59,8 +59,10 @@ class World:
         """The one that nobody else uses; made when first asked for, by all ranks."""
         if self._private is None:
             deadline = _native.Deadline(0, self.patience, "a first message to every other rank")
-            self._private = self.library.mpi.COMM_WORLD.Dup()
-            del deadline
+            try:
+                self._private = self.library.mpi.COMM_WORLD.Dup()
+            finally:
+                deadline.end()
             self._private.Set_errhandler(self.library.mpi.ERRORS_RETURN)
         return self._private
 
@@ -90,16 +92,19 @@ class World:
         if os.getpid() != self._process:
             return  # a forked child is no rank, and must not speak to MPI
         began = time.monotonic()
+        for carrier in self._carriers:
+            carrier.close()  # of communicators that something has kept from being closed
         self._let_go()
         while self._carriers:
             for carrier in self._carriers:
                 carrier.progress()
             self._let_go()
-            limit = _LEAVING_SECONDS if self.has_failed else self.patience
+            failed = self.has_failed or any(each.broken for each in self._carriers)
+            limit = _LEAVING_SECONDS if failed else self.patience
             if self._carriers and time.monotonic() - began > limit:
                 tell(
                     f"other ranks have not closed their communicators {limit:g} s after the end of "
-                    f"this one{', which failed' if self.has_failed else ''}: the job is aborted"
+                    f"this one{', which failed' if failed else ''}: the job is aborted"
                 )
                 self.library.mpi.COMM_WORLD.Abort(1)
             time.sleep(_POLL_SECONDS)
@@ -122,8 +127,10 @@ def world(timeout: float, silence: float = 0) -> World:
             timeout,
             "the beginning of MPI, for which every rank that mpiexec has started must call init,",
         )
-        _WORLD.append(World(load()))
-        del deadline
+        try:
+            _WORLD.append(World(load()))
+        finally:
+            deadline.end()
     _WORLD[0].patience = max(_WORLD[0].patience, timeout)
     return _WORLD[0]
 

@@ -62,7 +62,8 @@ void register_carrier(nb::module_& module) {
           nb::arg("op"), nb::arg("communicator"));
   nb::class_<Deadline>(module, "Deadline")
       .def(nb::init<double, double, std::string>(), nb::arg("silence"), nb::arg("timeout"),
-           nb::arg("what"));
+           nb::arg("what"))
+      .def("end", &Deadline::end);
   nb::class_<Carrier>(module, "Carrier")
       .def(
           "__init__",
@@ -80,6 +81,7 @@ void register_carrier(nb::module_& module) {
       // It waits for the thread, which may want nothing of Python's, but for a step to end.
       .def("stop", &Carrier::stop, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("done", &Carrier::is_done)
+      .def_prop_ro("broken", &Carrier::is_broken)
       .def_prop_ro("sent_bytes", &Carrier::sent_bytes)
       .def_prop_ro("sent_payload", &Carrier::sent_payload);
 }

@@ -4,7 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cstdio>
+#include <new>
 #include <stdexcept>
 #include <utility>
 
@@ -18,6 +19,7 @@ constexpr std::size_t kRooms = 16;
 constexpr std::chrono::microseconds kLongestNap{4000};
 // A program that has just waited may wait again at once: the thread would only be in its way.
 constexpr std::int64_t kRecentNs = 200'000;
+constexpr std::int64_t kSeenToNs = 2'000'000;
 
 Region attached(const Mapping& mapping, std::uint32_t rank, std::size_t ranks) {
   const Region region = Region::attach(mapping.data(), mapping.size());
@@ -33,8 +35,8 @@ Region attached(const Mapping& mapping, std::uint32_t rank, std::size_t ranks) {
 Carrier::Carrier(int fd, std::uint32_t rank, const MpiFunctions& mpi,
                  std::vector<std::int32_t> places, std::vector<std::uint32_t> hosts,
                  std::int32_t tag)
-    : mapping_(fd),
-      region_(attached(mapping_, rank, places.size())),
+    : mapping_(std::make_unique<Mapping>(fd)),
+      region_(attached(*mapping_, rank, places.size())),
       rank_(rank),
       mpi_(mpi),
       places_(std::move(places)),
@@ -63,7 +65,10 @@ Carrier::Carrier(int fd, std::uint32_t rank, const MpiFunctions& mpi,
           "MPI_Recv_init");
     check(mpi_.start(&room.request), "MPI_Start");
   }
-  if (is_broken_) throw std::runtime_error("MPI takes no receives");
+  if (is_broken_) {
+    let_go_of_rooms();
+    throw std::runtime_error("MPI takes no receives");
+  }
   thread_.ring();
 }
 
@@ -73,27 +78,41 @@ Carrier::~Carrier() {
 
 void Carrier::check(int code, const char* what) {
   if (code == 0 || is_broken_) return;
-  char text[1024] = "";  // the most any library's errors have
+  char text[1024];  // the most any library's errors have, and what failed
+  const int begun = std::snprintf(text, sizeof text, "%s failed: ", what);
+  char said[1024] = "";
   int length = 0;
-  mpi_.error_string(code, text, &length);
-  break_off(std::string(what) + " failed: " + text);
+  mpi_.error_string(code, said, &length);
+  std::snprintf(text + begun, sizeof text - static_cast<std::size_t>(begun), "%s", said);
+  break_off(text);
 }
 
-void Carrier::break_off(const std::string& text) {
+// Allocates nothing: a lack of memory may be why.
+void Carrier::break_off(const char* text) {
   if (is_broken_) return;
   is_broken_ = true;
-  has_told_trouble_ = true;  // or at least nothing can be told any more
-  const auto kind = static_cast<std::uint32_t>(FailureKind::peer_lost);
-  region_.trouble().publish(
-      kind, rank_,
-      "rank " + std::to_string(rank_) + " cannot reach the ranks of other hosts: " + text);
+  has_failed_.store(true, std::memory_order_relaxed);
+  char whole[1280];
+  std::snprintf(whole, sizeof whole, "rank %u cannot reach the ranks of other hosts: %s", rank_,
+                text);
+  region_.trouble().publish(static_cast<std::uint32_t>(FailureKind::peer_lost), rank_, whole);
+}
+
+template <class Work>
+bool Carrier::guarded(const Work& work) {
+  try {
+    return work();
+  } catch (const std::bad_alloc&) {
+    break_off("there is no memory for what is to be sent or has come");
+    return false;
+  }
 }
 
 bool Carrier::is_over(Request& request) {
   int flag = 0;
   MpiFunctions::Status status;
   check(mpi_.test(&request, &flag, &status), "MPI_Test");
-  return flag != 0;
+  return flag != 0 && !is_broken_;  // one that has failed has brought nothing
 }
 
 // A rank announces its sleep, then looks at the counter; the counter is moved, then we look for
@@ -110,15 +129,14 @@ void Carrier::ring(std::uint32_t peer) {
   // Release: what was posted is there for whoever takes the mark away.
   peers_[peer].is_rung.store(true, std::memory_order_release);
   is_rung_.store(true, std::memory_order_release);
-  bool is_under_way = false;
-  do {
-    const std::unique_lock hold(mutex_, std::try_to_lock);
-    if (!hold.owns_lock()) break;  // who has it looks once more
-    push(peer);
+  bool is_wanted = true;
+  if (const std::unique_lock hold(mutex_, std::try_to_lock); hold.owns_lock()) {
+    guarded([&] { return push(peer); });
     // What is short has gone, as a rule; a long payload goes only while somebody sees to it.
-    is_under_way = partings_ != 0;
-  } while (false);
-  if (is_under_way && watchers_.load(std::memory_order_relaxed) == 0) thread_.nudge();
+    is_wanted = partings_ != 0;
+    if (is_wanted) is_under_way_.store(true, std::memory_order_relaxed);
+  }  // else who has it may look no more
+  if (is_wanted && watchers_.load(std::memory_order_relaxed) == 0) thread_.nudge();
 }
 
 void Carrier::end_watch() {
@@ -131,7 +149,7 @@ bool Carrier::progress() {
   do {
     const std::unique_lock hold(mutex_, std::try_to_lock);
     if (!hold.owns_lock()) return moved;
-    moved |= step();
+    moved |= guarded([this] { return step(); });
     // Somebody may have rung meanwhile, and gone away as we had the lock: with a fence on both
     // sides one of us sees the other.
   } while (is_rung_.load(std::memory_order_seq_cst) && !is_done());
@@ -139,8 +157,8 @@ bool Carrier::progress() {
 }
 
 bool Carrier::step() {
+  is_rung_.store(false, std::memory_order_seq_cst);  // first: else progress() asks for ever
   if (is_broken_ || is_done()) return false;
-  is_rung_.store(false, std::memory_order_seq_cst);
   bool moved = receive();
   moved |= finish();
   const std::int64_t now = now_ns();
@@ -152,6 +170,8 @@ bool Carrier::step() {
   push_trouble();
   if (now >= news_due_) push_news(now);
   if (is_closing_.load(std::memory_order_acquire)) leave();
+  is_under_way_.store(!is_idle() || untold_, std::memory_order_relaxed);
+  stepped_ns_.store(now, std::memory_order_relaxed);
   return moved;
 }
 
@@ -183,7 +203,9 @@ bool Carrier::finish() {
       if (parted) show_releases(from, is_packet);
       moved |= parted;
     }
-    if (peer.says_it_has_left && peer.arrivals == 0 && !has_left(from)) {
+    // What it has said of our messages may be held back until MPI lets go of them.
+    if (peer.says_it_has_left && peer.arrivals == 0 && peer.messages.partings.empty() &&
+        peer.packets.partings.empty() && !has_left(from)) {
       region_.standing(from).life.store(static_cast<std::uint32_t>(Life::closed),
                                         std::memory_order_release);
       peer.has_left.store(true, std::memory_order_release);
@@ -220,6 +242,14 @@ void Carrier::stop() {
   thread_.stop();
   const std::scoped_lock hold(mutex_);
   is_done_.store(true, std::memory_order_release);
+  let_go_of_rooms();
+  // What MPI has not done with must stay where it is.
+  for (Sending& sending : sendings_) sending.bytes.release();
+  sendings_.clear();
+  if (partings_ != 0 || !arrivals_.empty()) mapping_.release();
+}
+
+void Carrier::let_go_of_rooms() {
   for (Room& room : rooms_) {
     // Nobody sends here any more; where a library cannot cancel, the room must stay.
     int flag = 0;
@@ -236,16 +266,17 @@ void Carrier::stop() {
 }
 
 ProgressThread::Found Carrier::step_in_background() {
-  if (watchers_.load(std::memory_order_relaxed) != 0 ||
-      now_ns() - watched_ns_.load(std::memory_order_relaxed) < kRecentNs) {
-    return ProgressThread::Found::waiting;
-  }
   if (is_done()) return ProgressThread::Found::nothing;
-  if (progress()) return ProgressThread::Found::soon;
-  // Relaxed reading without the lock would be a race: it is asked again soon enough.
-  const std::unique_lock hold(mutex_, std::try_to_lock);
-  const bool is_under_way = hold.owns_lock() && (!is_idle() || untold_);
-  return is_under_way ? ProgressThread::Found::soon : ProgressThread::Found::waiting;
+  const auto soon = [this] {
+    return is_under_way_.load(std::memory_order_relaxed) ? ProgressThread::Found::soon
+                                                         : ProgressThread::Found::waiting;
+  };
+  // Who waits sees to it, unless he has to wait for Python meanwhile.
+  const std::int64_t now = now_ns();
+  const bool is_seen_to = watchers_.load(std::memory_order_relaxed) != 0 ||
+                          now - watched_ns_.load(std::memory_order_relaxed) < kRecentNs;
+  if (is_seen_to && now - stepped_ns_.load(std::memory_order_relaxed) < kSeenToNs) return soon();
+  return progress() ? ProgressThread::Found::soon : soon();
 }
 
 }  // namespace transports

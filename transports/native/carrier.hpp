@@ -70,10 +70,17 @@ class Carrier {
     return peers_[peer].has_left.load(std::memory_order_acquire);
   }
 
+  // Of one that has: the number of the last call it has completed.
+  std::uint64_t completed_by(std::uint32_t peer) const {
+    return peers_[peer].completed.load(std::memory_order_relaxed);  // ordered by has_left()
+  }
+
   // This rank has closed: what it has posted is sent, then the others hear of it. Waits for nobody.
   void close();
   // Once all have: nothing will come any more, or go.
   bool is_done() const { return is_done_.load(std::memory_order_acquire); }
+  // MPI has failed it: it moves nothing any more.
+  bool is_broken() const { return has_failed_.load(std::memory_order_relaxed); }
   // Ends the thread; of requests that are under way nothing is known any more.
   void stop();
   // Bytes that have gone to ranks of other hosts, and payload among them.
@@ -109,6 +116,7 @@ class Carrier {
     std::uint32_t arrivals = 0;
     bool says_it_has_left = false;
     std::atomic<bool> has_left{false};
+    std::atomic<std::uint64_t> completed{0};
     std::atomic<bool> is_rung{false};
     Channel messages, packets;
     std::uint32_t lane_place = 0, lane_arrived_place = 0;  // counts modulo the slots of a lane
@@ -127,6 +135,9 @@ class Carrier {
   void end_watch();
   // With the lock held.
   bool step();
+  // What `work` says; a lack of memory breaks the carrier.
+  template <class Work>
+  bool guarded(const Work& work);
   bool receive();
   bool finish();
   void act(const Frame& frame, const std::byte* payload);
@@ -149,12 +160,13 @@ class Carrier {
   void send(std::uint32_t to, const Frame& frame, const std::byte* payload);
   bool is_over(Request& request);
   void check(int code, const char* what);
-  void break_off(const std::string& text);
+  void break_off(const char* text);
+  void let_go_of_rooms();
   void wake_self(const std::atomic<std::uint32_t>& counter) const;
   bool is_idle() const { return sendings_.empty() && arrivals_.empty() && partings_ == 0; }
   ProgressThread::Found step_in_background();
 
-  Mapping mapping_;
+  std::unique_ptr<Mapping> mapping_;
   Region region_;
   std::uint32_t rank_;
   MpiFunctions mpi_;
@@ -173,9 +185,13 @@ class Carrier {
   StandingImage told_{};
   std::int64_t news_due_ = 0;
   bool has_told_trouble_ = false;
+  bool has_heard_trouble_ = false;  // of another host, which tells all
   bool has_said_it_leaves_ = false;
   bool is_broken_ = false;
-  bool untold_ = false;  // releases
+  bool untold_ = false;                      // releases
+  std::atomic<bool> has_failed_{false};      // is_broken_, for whoever asks
+  std::atomic<bool> is_under_way_{false};    // something goes on only while somebody sees to it
+  std::atomic<std::int64_t> stepped_ns_{0};  // when somebody last did
   std::atomic<bool> is_closing_{false};
   std::atomic<bool> is_done_{false};
   std::atomic<bool> is_rung_{false};

@@ -59,6 +59,7 @@ Frame Carrier::frame_for(std::uint32_t to, FrameKind kind) {
 }
 
 void Carrier::send(std::uint32_t to, const Frame& frame, const std::byte* payload) {
+  if (is_broken_) return;
   const std::size_t bytes = sizeof frame + (frame.is_apart ? 0 : frame.bytes);
   Sending sending{{}, std::make_unique_for_overwrite<std::byte[]>(bytes)};
   std::memcpy(sending.bytes.get(), &frame, sizeof frame);
@@ -92,7 +93,7 @@ void Carrier::push_payload(std::uint32_t to, Frame& frame, Channel& channel,
 bool Carrier::push(std::uint32_t to) {
   bool moved = false;
   if (is_broken_ || has_said_it_leaves_) return moved;
-  while (push_message(to) || push_packet(to)) moved = true;
+  while (!is_broken_ && (push_message(to) || push_packet(to))) moved = true;
   return moved;
 }
 
@@ -170,11 +171,15 @@ void Carrier::push_news(std::int64_t now) {
 
 void Carrier::push_trouble() {
   auto& board = region_.trouble();
-  if (has_told_trouble_ || board.state.load(std::memory_order_acquire) != TroubleBoard::published) {
+  if (has_told_trouble_ || has_said_it_leaves_ ||
+      board.state.load(std::memory_order_acquire) != TroubleBoard::published) {
     return;
   }
+  // The reporter's own carrier tells all. So does each that leaves: what has made it leave must not
+  // come after that it has.
+  const bool is_ours = board.reporter.load(std::memory_order_relaxed) == rank_;
+  if (!is_ours && (has_heard_trouble_ || !is_closing_.load(std::memory_order_relaxed))) return;
   has_told_trouble_ = true;
-  if (board.reporter.load(std::memory_order_relaxed) != rank_) return;  // its own carrier tells
   char text[sizeof board.text];
   const std::size_t length = board.text.get(text);
   for (const auto peer : remote_) {
@@ -222,15 +227,18 @@ void Carrier::act(const Frame& frame, const std::byte* payload) {
       StandingImage image;
       std::memcpy(&image, payload, sizeof image);
       image.show(region_.standing(from));
-      if (frame.kind == FrameKind::leave) peers_[from].says_it_has_left = true;
+      if (frame.kind == FrameKind::leave) {
+        peers_[from].completed.store(image.completed, std::memory_order_relaxed);
+        peers_[from].says_it_has_left = true;
+      }
       return;
     case FrameKind::trouble:
       region_.trouble().publish(frame.detail, from,
                                 {reinterpret_cast<const char*>(payload), frame.bytes});
-      has_told_trouble_ = true;
+      has_heard_trouble_ = true;
       return;
   }
-  break_off("rank " + std::to_string(from) + " sent a damaged frame");
+  break_off("a rank sent a damaged frame");
 }
 
 std::byte* Carrier::room_for(const Frame& frame, bool is_packet) {
@@ -254,7 +262,7 @@ void Carrier::arrive(const Frame& frame, const std::byte* payload, bool is_packe
   Peer& peer = peers_[from];
   std::byte* const room = room_for(frame, is_packet);
   if (room == nullptr && frame.bytes != 0) {
-    return break_off("rank " + std::to_string(from) + " sent a damaged message");
+    return break_off("a rank sent a damaged message");
   }
   const std::uint32_t index = is_packet ? peer.lane_arrived_place : peer.messages.arrived;
   if (is_packet) {
@@ -265,12 +273,15 @@ void Carrier::arrive(const Frame& frame, const std::byte* payload, bool is_packe
     // It is in this call by now; where its text has changed, that has come before.
     auto& standing = region_.standing(from);
     const auto number = named<MessageWords>(frame.words).number;
-    const auto shown = standing.entered.load(std::memory_order_relaxed);
-    if (!reached(static_cast<std::uint32_t>(shown), number)) {
+    auto shown = standing.entered.load(std::memory_order_relaxed);
+    while (!reached(static_cast<std::uint32_t>(shown), number)) {
       const auto entered =
           shown + static_cast<std::uint32_t>(number - static_cast<std::uint32_t>(shown));
       standing.stamps[entered % 2].store(0, std::memory_order_relaxed);  // not known
-      standing.entered.store(entered, std::memory_order_release);
+      if (standing.entered.compare_exchange_weak(shown, entered, std::memory_order_release,
+                                                 std::memory_order_relaxed)) {
+        break;
+      }
     }
   }
   std::uint32_t words[kFrameWords];
@@ -323,7 +334,8 @@ void Carrier::show_releases(std::uint32_t from, bool is_packet) {
   }
   const std::uint32_t shown = acks.released.load(std::memory_order_relaxed);
   if (count == shown || !reached(count, shown)) return;
-  acks.release(count);
+  // One by one: who reads it between its count and its check knows that of the next one only.
+  for (std::uint32_t each = shown; each != count;) acks.release(++each);
   wake_self(acks.released);
 }
 

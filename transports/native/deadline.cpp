@@ -13,7 +13,8 @@ Deadline::Deadline(double silence, double timeout, std::string what) : what_(std
   thread_ = std::thread([this, silence, timeout] { watch(silence, timeout); });
 }
 
-Deadline::~Deadline() {
+void Deadline::end() {
+  if (!thread_.joinable()) return;
   {
     const std::scoped_lock hold(mutex_);
     is_over_ = true;

@@ -14,7 +14,9 @@ namespace transports {
 class Deadline {
  public:
   Deadline(double silence, double timeout, std::string what);
-  ~Deadline();
+  ~Deadline() { end(); }
+  // What was watched has ended; twice does nothing.
+  void end();
   Deadline(const Deadline&) = delete;
   Deadline& operator=(const Deadline&) = delete;
 

@@ -23,7 +23,11 @@ StandingImage StandingImage::of(const Standing& standing) {
   // Acquire, the last first: with a number come the text and the stamp of its call.
   image.completed = standing.completed.load(std::memory_order_acquire);
   image.entered = standing.entered.load(std::memory_order_acquire);
-  for (std::size_t i = 0; i < 2; ++i) image.stamps[i] = standing.stamps[i].load(relaxed);
+  for (std::size_t i = 0; i < 2; ++i) {
+    image.stamps[i] = standing.stamps[i].load(std::memory_order_acquire);
+  }
+  // A stamp is of the number before it only while that still stands.
+  if (standing.entered.load(relaxed) != image.entered) image.stamps[0] = image.stamps[1] = 0;
   image.call_changes = standing.call_changes.load(relaxed);
   copy_out(standing.call, image.call);
   copy_out(standing.in_message.what, image.message);
@@ -37,10 +41,18 @@ StandingImage StandingImage::of(const Standing& standing) {
 }
 
 void StandingImage::show(Standing& standing) const {
-  // Several ranks of a host may be told the same at once: they write the same.
-  if (entered < standing.entered.load(relaxed) || completed < standing.completed.load(relaxed)) {
-    return;
-  }
+  // Several ranks of a host may be told at once, and of different moments. Who comes second leaves
+  // it: another image comes soon, or what matters of it is kept by who was told.
+  if (standing.is_written.exchange(1, std::memory_order_acquire) != 0) return;
+  const bool is_later =
+      entered >= standing.entered.load(relaxed) && completed >= standing.completed.load(relaxed);
+  if (is_later) write(standing);
+  standing.is_written.store(0, std::memory_order_release);
+}
+
+void StandingImage::write(Standing& standing) const {
+  // No stamp stands beside a number that it is not of.
+  for (auto& stamp : standing.stamps) stamp.store(0, relaxed);
   copy_in(call, standing.call);
   copy_in(message, standing.in_message.what);
   standing.is_background.store(is_background, relaxed);
@@ -50,9 +62,11 @@ void StandingImage::show(Standing& standing) const {
   standing.in_call.whom.store(whom_in_call, relaxed);
   standing.in_message.whom.store(whom_in_message, relaxed);
   standing.call_changes.store(call_changes, relaxed);
-  for (std::size_t i = 0; i < 2; ++i) standing.stamps[i].store(stamps[i], relaxed);
-  // Release: text and stamps are there for whoever sees the numbers.
+  // Release: the text is there, and no older stamp, for whoever sees the number.
   standing.entered.store(entered, std::memory_order_release);
+  for (std::size_t i = 0; i < 2; ++i) {
+    standing.stamps[i].store(stamps[i], std::memory_order_release);
+  }
   standing.completed.store(completed, std::memory_order_release);
 }
 

@@ -64,8 +64,11 @@ struct StandingImage {
   std::uint32_t whom_in_call, whom_in_message;
 
   static StandingImage of(const Standing& standing);
-  // Shows it, unless a later one is shown already.
+  // Shows it, unless a later one is shown already, or just being written.
   void show(Standing& standing) const;
+
+ private:
+  void write(Standing& standing) const;
 };
 static_assert(sizeof(StandingImage) <= kFramePayload);
 

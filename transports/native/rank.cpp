@@ -154,7 +154,7 @@ bool Rank::repeat_mpis(const KnownCalls::Found& found) {
   engine_.waiter().look_at_trouble();
   // Held while it runs: the entry may be taken over by a call of another thread.
   const nb::object call = nb::borrow(found.holder);
-  const nb::gil_scoped_release release;
+  const Outside outside;
   found.mpis->run(found.input, found.output);
   return true;
 }

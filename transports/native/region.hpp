@@ -28,7 +28,7 @@ inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
 inline constexpr std::uint32_t kLentSlot = 0xfffffffeu;
-inline constexpr std::uint32_t kLayoutVersion = 9;
+inline constexpr std::uint32_t kLayoutVersion = 10;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -157,6 +157,7 @@ struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> is_background;  // whether a thread other than the caller's runs it
   SharedText<24> call;                       // what the entered call is
   std::atomic<std::uint32_t> call_changes;   // of that text
+  std::atomic<std::uint32_t> is_written;     // of a rank of another host: by one of those it tells
   Whereabouts input, output;                 // of a one-sided call
   Waits in_call, in_message;                 // what long waits of it are for
   std::atomic<std::uint32_t> in_queue;       // its program waits for an asynchronous call

@@ -121,7 +121,10 @@ void Waiter::look_for_lost() const {
     if (peer == rank_ || !has_ended(peer)) continue;
     // Looked at after its end was seen. The rank that is waited for may be late for the call, and
     // so not know yet what it will never get.
-    if (region_.standing(peer).completed.load(std::memory_order_acquire) < call) {
+    const auto completed = is_remote(peer)
+                               ? carrier_->completed_by(peer)
+                               : region_.standing(peer).completed.load(std::memory_order_acquire);
+    if (completed < call) {
       fail(FailureKind::peer_lost, name_of(peer) + ended_text(peer) + " before it completed " +
                                        call_of(rank_) + "; its own last call was " + call_of(peer));
     }
@@ -137,17 +140,21 @@ void Waiter::look_for_mismatch() const {
   if (stamp == 0) return;
   for (std::uint32_t peer = 0; peer < region_.geometry().ranks; ++peer) {
     const auto& other = region_.standing(peer);
-    if (other.entered.load(std::memory_order_acquire) != number) continue;
-    // The place of this stamp is written again only after the next number: if the number is the
-    // same still, the stamp was of this call. Acquire keeps the second look behind the stamp.
+    const auto theirs = other.entered.load(std::memory_order_acquire);
+    // One that is in the next call already has left the stamp of this one where it was.
+    if (theirs != number && theirs != number + 1) continue;
+    // The place of this stamp is written again only after the number after that: if the number is
+    // the same still, the stamp was of this call. Acquire keeps the second look behind the stamp.
     const auto found = other.stamps[number % 2].load(std::memory_order_acquire);
-    if (found == 0 || found == stamp || other.entered.load(std::memory_order_acquire) != number) {
+    if (found == 0 || found == stamp || other.entered.load(std::memory_order_acquire) != theirs) {
       continue;
     }
+    const bool is_past = theirs != number;
     fail(FailureKind::mismatch, "ranks are in different calls: rank " + std::to_string(rank_) +
                                     " has " + placed_call_of(rank_, number) + ", rank " +
-                                    std::to_string(peer) + " has " + placed_call_of(peer, number) +
-                                    where_arrays_differ(peer));
+                                    std::to_string(peer) + " has " + placed_call_of(peer, theirs) +
+                                    (is_past ? " and had another call #" + std::to_string(number)
+                                             : where_arrays_differ(peer)));
   }
 }
 
