@@ -94,7 +94,7 @@ class Describe:
     def _ask(self, rank: int) -> Found:
         who = self._ranks[rank]
         if not _shares_numbers(who):
-            return Found("runs in another container or on another machine")
+            return Found("runs in another container, or on another machine")
         try:
             ready = Readiness(who.stack_signal, who.stack_descriptor, who.stack_file)
             return ask(who.pid, ready)
@@ -113,4 +113,5 @@ class Describe:
 
 def _shares_numbers(who: Introduction) -> bool:
     """Whether a process's number means here what it means there."""
-    return who.pid_namespace == pid_namespace() and who.machine == machine_identity()
+    here = who.machine in ("", machine_identity())  # it may not have said
+    return here and who.pid_namespace == pid_namespace()

@@ -226,7 +226,8 @@ def test_what_cannot_be_asked_is_said():
     seen = [(rank, f"rank {rank}", "is away", True) for rank in range(3)]
     said = [line for line in words.wait("A wait", seen, False).splitlines() if line[:4] == "    "]
     assert said == [
-        "    it is a thread of this process", "    it runs in another container",
+        "    it is a thread of this process",
+        "    it runs in another container, or on another machine",
         "    it has ended",
     ]  # fmt: skip
     assert words.place(1) == ""
