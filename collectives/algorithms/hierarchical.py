@@ -143,7 +143,7 @@ def _neighbours(at: Layout, host: int, number: int) -> tuple[int, int]:
     messages="2(n-1)",
     volume="2(n-1)/n s",
     wire="2(h-1)/h s",
-    source="Jia et al. 2018 (hierarchical all-reduce), with a ring a lane",
+    source="Jia et al. 2018 (hierarchical all-reduce)",
 )
 def hierarchical_allreduce(rank: int, size: int, hosts: tuple[int, ...]) -> Steps:
     """Add up within each host, round a ring of hosts in every lane, and spread within each host.

@@ -126,7 +126,7 @@ def test_without_an_algorithm_they_are_listed(said, collective):
 def test_the_list_for_an_explanation_says_what_each_is_for(said):
     text = said("explain", "allreduce")
     assert "Reduce-scatter round the ring, then allgather round the ring." in text
-    assert "ring       another name of chain" in said("explain", "reduce")
+    assert "ring another name of chain" in " ".join(said("explain", "reduce").split())
 
 
 def test_own_parameters_are_not_nominal(said):
