@@ -11,20 +11,13 @@ from typing import Any
 
 from collectives.arguments import check_leading_axis, check_out, input_array, refuse_overlap
 from collectives.arrays import NUMPY, Array, Family, is_same_memory
+from collectives.mpi_names import OPS, TYPES
 from transports import _native
 from transports.mpi.connection import Group
 
 NAME = "mpi"
 """What `algorithm` names."""
 
-_OPS = {
-    "sum": "SUM", "prod": "PROD", "min": "MIN", "max": "MAX", "band": "BAND", "bor": "BOR",
-    "bxor": "BXOR", "land": "LAND", "lor": "LOR", "lxor": "LXOR",
-}  # fmt: skip
-_TYPES = {"float32": "FLOAT", "float64": "DOUBLE", "bool": "C_BOOL"} | {
-    name: f"{name.upper()}_T"
-    for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-}
 _IN_PLACE = ("allreduce", "broadcast")
 """What MPI does in place on every rank alike; of the others x is copied where it is out."""
 
@@ -110,7 +103,7 @@ class ByMpi:
             check_leading_axis(x, self._size, "one entry a rank")
             told = family.name, x[:0].numpy() if family is not NUMPY else x[:0]
         name, like = self._comm.bcast(told, root)
-        family, like = input_array(like if name == NUMPY.name else as_tensor(like))
+        family, like = input_array(like if name == NUMPY.name else _as_tensor(like))
         if self._rank != root:
             x = family.empty((self._size, *like.shape[1:]), like)
         found = self.call("scatter", x, out, None, root)
@@ -157,22 +150,22 @@ class ByMpi:
     def _type(self, dtype: str, moves: bool) -> Any:
         if moves:
             return self._mpi.BYTE
-        if dtype not in _TYPES:
+        if dtype not in TYPES:
             raise TypeError(
-                f'algorithm="mpi": MPI reduces {", ".join(_TYPES)}, found {dtype}; expected '
+                f'algorithm="mpi": MPI reduces {", ".join(TYPES)}, found {dtype}; expected '
                 "another algorithm"
             )
-        return getattr(self._mpi, _TYPES[dtype])
+        return getattr(self._mpi, TYPES[dtype])
 
     def _op(self, op: str | None, dtype: str) -> Any:
         if op is None:
             return None
-        if op not in _OPS:
-            raise ValueError(f'algorithm="mpi": MPI has {", ".join(_OPS)}, found op {op!r}')
+        if op not in OPS:
+            raise ValueError(f'algorithm="mpi": MPI has {", ".join(OPS)}, found op {op!r}')
         is_logical = op in ("land", "lor", "lxor")
         if (dtype == "bool") != is_logical and (dtype == "bool" or dtype.startswith("float")):
             raise TypeError(f'algorithm="mpi": MPI has no {op} of {dtype}; expected another one')
-        return getattr(self._mpi, _OPS[op])
+        return getattr(self._mpi, OPS[op])
 
 
 def _have_own_memory(family: Family, x: Array, out: Array) -> bool:
@@ -184,7 +177,7 @@ def _copied(family: Family, x: Array) -> Array:
     return x.copy() if family is NUMPY else x.clone()
 
 
-def as_tensor(x: Any) -> Any:
+def _as_tensor(x: Any) -> Any:
     """A numpy array as a torch tensor."""
     import torch
 

@@ -27,27 +27,23 @@ class ExecutionByMpi(Execution):
         out: Array | None,
         op: str | None,
         root: int,
-        deterministic: bool,
-        async_op: bool,
-        counts: object = None,
-        named: object = None,
+        named: object,
+        **others: object,
     ) -> Any:
-        if deterministic or async_op or counts is not None:
-            self._refuse_beside_mpi(collective, deterministic, async_op, counts)
+        """By the name it was given, `named`; of the other arguments it takes none."""
+        self._refuse_beside_mpi(collective, **others)
         own = self._mpis_own()
         found = own.call(collective, x, out, op, check_root(root, self.size))
-        if named is not None and op is not None and out is not None and type(x) is np.ndarray:
+        is_array = out is not None and type(x) is np.ndarray
+        if collective == "allreduce" and op is not None and is_array:
             call = own.known(x, op)
             if call is not None:  # by the very object that named it: so it is asked for again
-                self._engine.remember(collective, x, out, root, op, named, deterministic, call)
+                self._engine.remember(collective, x, out, root, op, named, False, call)
         return found
 
-    def _refuse_beside_mpi(
-        self, collective: str, deterministic: bool, async_op: bool, counts: object
-    ) -> None:
-        if deterministic or async_op or counts is not None:
-            given = {"deterministic": deterministic, "async_op": async_op, "counts": counts}
-            names = [f"{name}=" for name, value in given.items() if value]
+    def _refuse_beside_mpi(self, collective: str, **given: object) -> None:
+        names = [f"{name}=" for name, value in given.items() if value not in (None, False)]
+        if names:
             raise ValueError(
                 f'{collective}: algorithm="mpi" does not take {", ".join(names)}; expected another '
                 "algorithm"

@@ -76,8 +76,9 @@ class Operations(ExecutionByMpi):
         """
         if algorithm == MPI:
             return self._by_mpi(
-                "allreduce", x, out, op, 0, deterministic, async_op, named=algorithm
-            )
+                "allreduce", x, out, op, 0, algorithm,
+                deterministic=deterministic, async_op=async_op, timeout=timeout,
+            )  # fmt: skip
         family, x = input_array(x)
         return self._start(
             "allreduce", family, x, x, shape_of(x), out, async_op, timeout,
@@ -114,7 +115,10 @@ class Operations(ExecutionByMpi):
             An array as `x` on the root, None elsewhere.
         """
         if algorithm == MPI:
-            return self._by_mpi("reduce", x, out, op, root, deterministic, async_op)
+            return self._by_mpi(
+                "reduce", x, out, op, root, algorithm,
+                deterministic=deterministic, async_op=async_op, timeout=timeout,
+            )  # fmt: skip
         root = check_root(root, self.size)
         family, x = input_array(x)
         shape = shape_of(x) if self.rank == root else None
@@ -153,7 +157,10 @@ class Operations(ExecutionByMpi):
             This rank's part.
         """
         if algorithm == MPI:
-            return self._by_mpi("reduce_scatter", x, out, op, 0, deterministic, async_op, counts)
+            return self._by_mpi(
+                "reduce_scatter", x, out, op, 0, algorithm,
+                deterministic=deterministic, async_op=async_op, counts=counts, timeout=timeout,
+            )  # fmt: skip
         family, x = input_array(x)
         shape, count, chunks = self._share_of(family, x, counts)
         return self._start(
@@ -187,7 +194,10 @@ class Operations(ExecutionByMpi):
             The root's values, on every rank.
         """
         if algorithm == MPI:
-            return self._by_mpi("broadcast", x, out, None, root, False, async_op)
+            return self._by_mpi(
+                "broadcast", x, out, None, root, algorithm,
+                async_op=async_op, timeout=timeout,
+            )  # fmt: skip
         root = check_root(root, self.size)
         family, x = input_array(x)
         source = x if self.rank == root else None
@@ -223,7 +233,10 @@ class Operations(ExecutionByMpi):
             On the root all of them, in rank order; None elsewhere.
         """
         if algorithm == MPI:
-            return self._by_mpi("gather", x, out, None, root, False, async_op, counts)
+            return self._by_mpi(
+                "gather", x, out, None, root, algorithm,
+                async_op=async_op, counts=counts, timeout=timeout,
+            )  # fmt: skip
         root = check_root(root, self.size)
         family, x = input_array(x)
         shape, count, chunks = self._all_of(family, x, counts)
@@ -258,7 +271,10 @@ class Operations(ExecutionByMpi):
             All of them, in rank order.
         """
         if algorithm == MPI:
-            return self._by_mpi("allgather", x, out, None, 0, False, async_op, counts)
+            return self._by_mpi(
+                "allgather", x, out, None, 0, algorithm,
+                async_op=async_op, counts=counts, timeout=timeout,
+            )  # fmt: skip
         family, x = input_array(x)
         shape, count, chunks = self._all_of(family, x, counts)
         return self._start(
@@ -291,7 +307,10 @@ class Operations(ExecutionByMpi):
             What the ranks sent here, in rank order.
         """
         if algorithm == MPI:
-            return self._by_mpi("alltoall", x, out, None, 0, False, async_op, counts)
+            return self._by_mpi(
+                "alltoall", x, out, None, 0, algorithm,
+                async_op=async_op, counts=counts, timeout=timeout,
+            )  # fmt: skip
         family, x = input_array(x)
         if counts is None:
             check_leading_axis(x, self.size, "the number of ranks")
@@ -317,6 +336,7 @@ class Operations(ExecutionByMpi):
     ) -> Any:
         """Return once every rank has come here."""
         if algorithm == MPI:
+            self._refuse_beside_mpi("barrier", timeout=timeout)
             return self._mpis_own().barrier()
         call = self._calls.get(Request("barrier", "", 1, 0, algorithm=algorithm))
         if algorithm is None or isinstance(algorithm, str):

@@ -82,7 +82,7 @@ class Scatter(Operations):
         """
         root = check_root(root, self.size)
         if algorithm == MPI:
-            self._refuse_beside_mpi("scatter", False, async_op, counts)
+            self._refuse_beside_mpi("scatter", async_op=async_op, counts=counts, timeout=timeout)
             return self._mpis_own().scatter(x, out, root)
         parts = None if counts is None else check_counts(counts, self.size)
         seconds = self.timeout if timeout is None else check_timeout(timeout)

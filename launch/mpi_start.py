@@ -14,13 +14,13 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.environment import MASTER_ADDRESS, JobIdentity
 from launch.hosts import Host, first_of_nodes
-from launch.mpi_command import FAMILIES, Request, forwarded_names, type_command
+from launch.mpi_command import FAMILIES, Request, Typed, forwarded_names, type_command
 from launch.mpi_job import BEGINNING, MpiJob
 from launch.mpi_library import PROBE, mpi_family, mpiexec_beside
 from launch.mpi_rank import REFUSED, Orders
@@ -95,7 +95,7 @@ class MpiStart:
             bind: share each host's cores out among its ranks.
             threads: OMP_NUM_THREADS of each.
         """
-        address, here = self._master()
+        address, here = self.master()
         orders = Orders(
             job=identity.job,
             run=identity.run or identity.job,
@@ -103,7 +103,7 @@ class MpiStart:
             max_restarts=identity.max_restarts,
             slots=[host.slots for host in self.hosts],
             master_address=address,
-            master_port=identity.master_port if here else random.choice(_PORTS),
+            master_port=identity.master_port if here else drawn_port(),
             folder=str(Path.cwd()),
             bind=bind,
             threads=threads,
@@ -115,21 +115,7 @@ class MpiStart:
             "COLLECTIVES_SECRET": identity.secret,
         }
         shell = ["/bin/sh", "-c", LOOK, "sh", sys.executable, "-I", "-S", _FILE, orders.text()]
-        typed = type_command(
-            self.family,
-            Request(
-                mpiexec=self.mpiexec,
-                ranks=identity.ranks,
-                hosts=self.hosts,
-                remote_shell=self.remote_shell,
-                extra=self.extra,
-                in_slurm=self._in_slurm,
-                as_root=os.getuid() == 0,
-                forwarded=forwarded_names(variables),
-            ),
-            [*shell, *command],
-            self.version,
-        )
+        typed = self.typed(identity.ranks, [*shell, *command], variables)
         mpiexec = RankCommand(
             command=typed.words,
             environment={**variables, **typed.environment},
@@ -145,6 +131,20 @@ class MpiStart:
             beginning=self.beginning,
         )
 
+    def typed(self, ranks: int, command: Sequence[str], variables: Iterable[str]) -> Typed:
+        """The command line that starts `command` as so many ranks, which need these variables."""
+        request = Request(
+            mpiexec=self.mpiexec,
+            ranks=ranks,
+            hosts=self.hosts,
+            remote_shell=self.remote_shell,
+            extra=self.extra,
+            in_slurm=self._in_slurm,
+            as_root=os.getuid() == 0,
+            forwarded=forwarded_names(variables),
+        )
+        return type_command(self.family, request, command, self.version)
+
     def _hint(self) -> str:
         """An mpiexec may end before it has shown what the remote shell said."""
         if not self.hosts:
@@ -157,7 +157,7 @@ class MpiStart:
     def _in_slurm(self) -> bool:
         return "SLURM_JOB_NODELIST" in self.environment
 
-    def _master(self) -> tuple[str, bool]:
+    def master(self) -> tuple[str, bool]:
         """Where others reach rank 0's host, and whether that is this machine."""
         own = {"localhost", MASTER_ADDRESS, socket.gethostname(), socket.getfqdn()}
         if len(self.hosts) > 1:
@@ -168,6 +168,11 @@ class MpiStart:
             first = first_of_nodes(self.environment["SLURM_JOB_NODELIST"])
         loops = first in ("localhost", MASTER_ADDRESS)
         return socket.gethostname() if loops else first, first in own
+
+
+def drawn_port() -> int:
+    """One of a host where we cannot ask which are free."""
+    return random.choice(_PORTS)
 
 
 def find_mpiexec(named: str | None, python: str = sys.executable) -> tuple[str, str, str]:

@@ -121,8 +121,7 @@ class Carrier:
 
     done: bool  # all have closed, and nothing is under way
     broken: bool  # MPI has failed it
-    sent_bytes: int  # to ranks of other hosts, what frames take included
-    sent_payload: int  # of them, those of messages longer than 40 bytes
+    sent_payload: int  # bytes to ranks of other hosts, of messages longer than 40
     def __init__(
         self,
         fd: int,  # a region that `format_region` has written

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from launch.bench.contenders import Contender, ContenderMissing
-from launch.mpi_command import Request, forwarded_names, type_command
-from launch.mpi_library import mpi_family
-from launch.mpi_start import MpiStart, find_mpiexec
+from launch.mpi_start import MpiStart, drawn_port, find_mpiexec
 
-_PORTS = range(20000, 30000)  # below those that systems give out by themselves
+_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 @dataclass(frozen=True)
@@ -50,39 +47,29 @@ class Places:
         if contender.library == "deepspeed":
             raise ContenderMissing(f"{contender.name}: is measured on one host only")
         start = self.start
-        mpiexec, family, version = start.mpiexec, start.family, start.version
-        if contender.library == "mpi":
-            mpiexec, family, version = find_mpiexec(None, contender.python)
         options = dict(contender.options)
         environment, settings = dict(contender.environment), dict(contender.settings)
         if contender.library == "ours":
             options["transport"] = self.transport
-        if contender.library == "torch_distributed":
-            first = start.hosts[0].name.rpartition("@")[2] if start.hosts else "127.0.0.1"
-            options["master"] = [first, random.choice(_PORTS)]
-            for name in ("GLOO_SOCKET_IFNAME",):
-                chosen = os.environ.get(name)
-                if start.hosts:
-                    environment.pop(name, None)
-                    settings.pop(name, None)
-                if chosen:
-                    environment[name] = settings[name] = chosen
+        elif contender.library == "mpi":  # its mpiexec is typed for these places, too
+            mpiexec, family, version = find_mpiexec(None, contender.python)
+            extra = start.extra if family == start.family else ()
+            start = replace(start, mpiexec=mpiexec, family=family, version=version, extra=extra)
+            settings.pop("mpiexec", None)
+            options["settings"] = settings
+        elif contender.library == "torch_distributed":
+            options["master"] = [start.master()[0], drawn_port()]
+            if start.hosts and settings.get(_INTERFACE) == "lo":
+                del environment[_INTERFACE], settings[_INTERFACE]
+            if _INTERFACE in os.environ:
+                environment[_INTERFACE] = settings[_INTERFACE] = os.environ[_INTERFACE]
 
         def typed(ranks: int, program: Sequence[str]) -> list[str]:
-            request = Request(
-                mpiexec=mpiexec,
-                ranks=ranks,
-                hosts=start.hosts,
-                remote_shell=start.remote_shell,
-                extra=start.extra if family == mpi_family(start.version) else (),
-                as_root=os.getuid() == 0,
-                forwarded=forwarded_names([*os.environ, *environment]),
-            )
-            words, more = type_command(family, request, program, version)
+            words, more = start.typed(ranks, program, [*os.environ, *environment])
             environment.update(more)
             return words
 
         return replace(
-            contender, mpiexec=[mpiexec], typed=typed, options=options, environment=environment,
-            settings=settings,
+            contender, mpiexec=[start.mpiexec], typed=typed, options=options, settings=settings,
+            environment=environment,
         )  # fmt: skip

@@ -74,6 +74,7 @@ def refusals(comm):
     for words, keywords in (
         (["does not take async_op="], {"async_op": True}),
         (["does not take deterministic="], {"deterministic": True}),
+        (["does not take timeout="], {"timeout": 5}),
         (["MPI has sum", "'avg'"], {"op": "avg"}),
         (["expected a contiguous out"], {"out": np.ones((4, comm.size), np.float32).T}),
         (["x and out overlap"], {"out": np.ones(9 * comm.size, np.float32)}),

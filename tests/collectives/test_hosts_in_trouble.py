@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
+import numpy as np
 import pytest
-from harness.under_mpi import MPICH, run_under
+from harness.under_mpi import MPICH, mpi_spawn, run_under
+
+import launch
 
 PROGRAM = """
 import os, pathlib, signal, sys, time
@@ -106,6 +110,27 @@ def test_what_was_sent_arrives_though_its_sender_has_left(run):
     ended, said = run("sends and leaves")
     assert ended.code == 0, ended.stderr
     assert said == dict.fromkeys((1, 2, 3), "fine")
+
+
+def late_in_turn(comm):
+    """Whoever waits long compares calls: these fit, though ranks hear of others only now and then."""
+    x = np.arange(5, dtype=np.float32)
+    for turn in range(12):
+        if comm.rank == turn % comm.size:
+            time.sleep(0.25)
+        root = (turn + 1) % comm.size
+        if turn % 3:
+            comm.broadcast(x, root=root, algorithm="linear")
+        else:
+            comm.reduce(x, root=root, algorithm="linear")
+        if turn % 4 == 3:
+            comm.allreduce(x)
+
+
+@pytest.mark.parametrize("hosts", ["abc", "aab"])
+def test_no_rank_is_blamed_for_calls_that_fit(hosts):
+    mpi_spawn(late_in_turn, 3, hosts=hosts)
+    launch.spawn(late_in_turn, 3)
 
 
 ALONE = "import collectives; collectives.init('mpi')"

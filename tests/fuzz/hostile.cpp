@@ -71,7 +71,7 @@ std::uint32_t Hostile::counter(std::uint32_t expected) {
 std::uint64_t Hostile::likely_fingerprint(std::uint64_t bytes) const {
   // As Engine::fingerprint_of, from the stamp that the victim shows to all.
   const Standing& standing = region_.standing(victim_);
-  const auto stamp = standing.stamps[standing.entered.load(kRelaxed) % 2].load(kRelaxed);
+  const auto stamp = standing.stamp_of(standing.entered.load(kRelaxed)).load(kRelaxed);
   return stamp ^ (bytes * 0xff51afd7ed558ccdu);
 }
 
@@ -156,8 +156,8 @@ void Hostile::write_standing() {
       standing.completed.store(counter(number), kRelaxed);
       break;
     case 5:
-      standing.stamps[number % 2].store(bytes_.below(2) ? likely_fingerprint(0)
-                                                        : bytes_.next<std::uint64_t>());
+      standing.stamp_of(number).store(bytes_.below(2) ? likely_fingerprint(0)
+                                                      : bytes_.next<std::uint64_t>());
       break;
     case 6:
       waits.whom.store(counter(bytes_.below(2) ? victim_ + 1 : Waits::kAnybody), kRelaxed);

@@ -82,7 +82,6 @@ void register_carrier(nb::module_& module) {
       .def("stop", &Carrier::stop, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("done", &Carrier::is_done)
       .def_prop_ro("broken", &Carrier::is_broken)
-      .def_prop_ro("sent_bytes", &Carrier::sent_bytes)
       .def_prop_ro("sent_payload", &Carrier::sent_payload);
 }
 

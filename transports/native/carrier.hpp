@@ -83,8 +83,7 @@ class Carrier {
   bool is_broken() const { return has_failed_.load(std::memory_order_relaxed); }
   // Ends the thread; of requests that are under way nothing is known any more.
   void stop();
-  // Bytes that have gone to ranks of other hosts, and payload among them.
-  std::uint64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
+  // Bytes of messages, those in descriptors aside, that have gone to ranks of other hosts.
   std::uint64_t sent_payload() const { return sent_payload_.load(std::memory_order_relaxed); }
 
  private:
@@ -197,7 +196,7 @@ class Carrier {
   std::atomic<bool> is_rung_{false};
   std::atomic<std::uint32_t> watchers_{0};
   std::atomic<std::int64_t> watched_ns_{0};  // until when, last
-  std::atomic<std::uint64_t> sent_bytes_{0}, sent_payload_{0};
+  std::atomic<std::uint64_t> sent_payload_{0};
   ProgressThread thread_;
 };
 

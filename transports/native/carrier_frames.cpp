@@ -70,7 +70,6 @@ void Carrier::send(std::uint32_t to, const Frame& frame, const std::byte* payloa
                    mpi_.communicator, &sending.request),
         "MPI_Isend");
   if (is_broken_) return;
-  sent_bytes_.fetch_add(bytes, std::memory_order_relaxed);
   if (!is_over(sending.request)) sendings_.push_back(std::move(sending));
 }
 
@@ -84,7 +83,6 @@ void Carrier::push_payload(std::uint32_t to, Frame& frame, Channel& channel,
   if (!frame.is_apart || is_broken_) return;
   Parting& parting = channel.partings.emplace_back(Parting{{}, index});
   ++partings_;
-  sent_bytes_.fetch_add(bytes, std::memory_order_relaxed);
   check(mpi_.isend(payload, static_cast<int>(bytes), mpi_.byte, places_[to], tag_ + 1,
                    mpi_.communicator, &parting.request),
         "MPI_Isend");
@@ -277,7 +275,11 @@ void Carrier::arrive(const Frame& frame, const std::byte* payload, bool is_packe
     while (!reached(static_cast<std::uint32_t>(shown), number)) {
       const auto entered =
           shown + static_cast<std::uint32_t>(number - static_cast<std::uint32_t>(shown));
-      standing.stamps[entered % 2].store(0, std::memory_order_relaxed);  // not known
+      // Of what it has not shown nothing is known, of calls that it was in meanwhile neither.
+      for (auto skipped = shown + 1; skipped != entered + 1; ++skipped) {
+        standing.stamp_of(skipped).store(0, std::memory_order_relaxed);
+        if (skipped - shown == kStamps) break;
+      }
       if (standing.entered.compare_exchange_weak(shown, entered, std::memory_order_release,
                                                  std::memory_order_relaxed)) {
         break;

@@ -216,7 +216,7 @@ void Engine::enter(const Call& call, std::uint64_t number, std::uint64_t stamp) 
     standing.call_changes.fetch_add(1, std::memory_order_relaxed);
     shown_ = call.fingerprint();
   }
-  standing.stamps[number % 2].store(stamp, std::memory_order_relaxed);
+  standing.stamp_of(number).store(stamp, std::memory_order_relaxed);
   // Release: text and stamp are there for whoever sees the number.
   standing.entered.store(number, std::memory_order_release);
 }

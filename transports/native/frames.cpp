@@ -1,5 +1,7 @@
 #include "frames.hpp"
 
+#include <algorithm>
+
 namespace transports {
 namespace {
 
@@ -23,11 +25,11 @@ StandingImage StandingImage::of(const Standing& standing) {
   // Acquire, the last first: with a number come the text and the stamp of its call.
   image.completed = standing.completed.load(std::memory_order_acquire);
   image.entered = standing.entered.load(std::memory_order_acquire);
-  for (std::size_t i = 0; i < 2; ++i) {
+  for (std::size_t i = 0; i < kStamps; ++i) {
     image.stamps[i] = standing.stamps[i].load(std::memory_order_acquire);
   }
-  // A stamp is of the number before it only while that still stands.
-  if (standing.entered.load(relaxed) != image.entered) image.stamps[0] = image.stamps[1] = 0;
+  // Stamps are of the calls up to a number only while that stands.
+  if (standing.entered.load(relaxed) != image.entered) std::fill_n(image.stamps, kStamps, 0);
   image.call_changes = standing.call_changes.load(relaxed);
   copy_out(standing.call, image.call);
   copy_out(standing.in_message.what, image.message);
@@ -64,7 +66,7 @@ void StandingImage::write(Standing& standing) const {
   standing.call_changes.store(call_changes, relaxed);
   // Release: the text is there, and no older stamp, for whoever sees the number.
   standing.entered.store(entered, std::memory_order_release);
-  for (std::size_t i = 0; i < 2; ++i) {
+  for (std::size_t i = 0; i < kStamps; ++i) {
     standing.stamps[i].store(stamps[i], std::memory_order_release);
   }
   standing.completed.store(completed, std::memory_order_release);

@@ -57,7 +57,7 @@ inline void store_words(const std::uint32_t (&from)[kFrameWords], void* to) {
 
 // What ranks of other hosts are shown of a Standing.
 struct StandingImage {
-  std::uint64_t entered, completed, stamps[2];
+  std::uint64_t entered, completed, stamps[kStamps];
   std::uint64_t call[24];
   std::uint64_t message[12];
   std::uint32_t call_changes, life, is_background, in_queue, queued, is_moving;

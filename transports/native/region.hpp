@@ -28,7 +28,7 @@ inline constexpr std::size_t kPage = 4096;
 inline constexpr std::size_t kInlineBytes = 40;
 inline constexpr std::uint32_t kInlineSlot = 0xffffffffu;
 inline constexpr std::uint32_t kLentSlot = 0xfffffffeu;
-inline constexpr std::uint32_t kLayoutVersion = 10;
+inline constexpr std::uint32_t kLayoutVersion = 11;
 
 inline constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
   return (bytes + to - 1) / to * to;
@@ -145,6 +145,8 @@ struct Trial {
 };
 inline constexpr std::size_t kTrialPlaces = 64, kTrialWays = 4;
 
+inline constexpr std::size_t kStamps = 4;
+
 struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> life;
   std::atomic<std::uint32_t> pid;
@@ -153,10 +155,10 @@ struct alignas(kLine) Standing {
   alignas(kLine) std::atomic<std::uint32_t> sleepers;  // threads of this rank in a futex wait
   alignas(kLine) std::atomic<std::uint64_t> entered;   // number of the call it last entered
   std::atomic<std::uint64_t> completed;                // ... and last completed
-  std::atomic<std::uint64_t> stamps[2];  // of entered calls, by the number's last bit; 0: not known
-  std::atomic<std::uint32_t> is_background;  // whether a thread other than the caller's runs it
-  SharedText<24> call;                       // what the entered call is
-  std::atomic<std::uint32_t> call_changes;   // of that text
+  std::atomic<std::uint64_t> stamps[kStamps];  // of entered calls, see stamp_of; 0: not known
+  std::atomic<std::uint32_t> is_background;    // whether a thread other than the caller's runs it
+  SharedText<24> call;                         // what the entered call is
+  std::atomic<std::uint32_t> call_changes;     // of that text
   std::atomic<std::uint32_t> is_written;     // of a rank of another host: by one of those it tells
   Whereabouts input, output;                 // of a one-sided call
   Waits in_call, in_message;                 // what long waits of it are for
@@ -171,6 +173,13 @@ struct alignas(kLine) Standing {
   std::atomic<std::uint32_t> writes_to;  // whose array it is having copied to: a rank, plus one
   // See lending.hpp: of calls that lend, then of those that reach.
   Trial trials[2 * kTrialPlaces];
+
+  // It is written before `entered` comes to the number. So where that stands at n, the stamps of n
+  // and of the two calls before it are their own; what stands in the fourth place may be n + 1's.
+  std::atomic<std::uint64_t>& stamp_of(std::uint64_t number) { return stamps[number % kStamps]; }
+  const std::atomic<std::uint64_t>& stamp_of(std::uint64_t number) const {
+    return stamps[number % kStamps];
+  }
 };
 
 // Where the first trouble is written, for every rank to raise.

@@ -136,16 +136,15 @@ void Waiter::look_for_mismatch() const {
   // of each other's call.
   const auto& mine = region_.standing(rank_);
   const auto number = mine.entered.load(std::memory_order_relaxed);
-  const auto stamp = mine.stamps[number % 2].load(std::memory_order_relaxed);
+  const auto stamp = mine.stamp_of(number).load(std::memory_order_relaxed);
   if (stamp == 0) return;
   for (std::uint32_t peer = 0; peer < region_.geometry().ranks; ++peer) {
     const auto& other = region_.standing(peer);
     const auto theirs = other.entered.load(std::memory_order_acquire);
     // One that is in the next call already has left the stamp of this one where it was.
     if (theirs != number && theirs != number + 1) continue;
-    // The place of this stamp is written again only after the number after that: if the number is
-    // the same still, the stamp was of this call. Acquire keeps the second look behind the stamp.
-    const auto found = other.stamps[number % 2].load(std::memory_order_acquire);
+    // Acquire keeps the second look behind the stamp: while the number stands, it was of this call.
+    const auto found = other.stamp_of(number).load(std::memory_order_acquire);
     if (found == 0 || found == stamp || other.entered.load(std::memory_order_acquire) != theirs) {
       continue;
     }

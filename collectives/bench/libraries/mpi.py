@@ -10,22 +10,10 @@ from collectives.bench.cases import POINT_TO_POINT, Case, NotCarried
 from collectives.bench.libraries import OrdinaryMemory
 from collectives.bench.streams import ping_pong, stream
 from collectives.bench.tasks import Operation
+from collectives.mpi_names import OPS, TYPES
 
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 """Where MPI libraries say which rank a process is before MPI has begun."""
-
-_OPS = {
-    "sum": "SUM",
-    "prod": "PROD",
-    "min": "MIN",
-    "max": "MAX",
-    "band": "BAND",
-    "bor": "BOR",
-    "bxor": "BXOR",
-    "land": "LAND",
-    "lor": "LOR",
-    "lxor": "LXOR",
-}
 
 
 class Mpi(OrdinaryMemory):
@@ -87,17 +75,14 @@ class Mpi(OrdinaryMemory):
         return partial(self._comm.Iallreduce, [x, kind], [out, kind], self._op(case))
 
     def _op(self, case: Case) -> Any:
-        if case.op not in _OPS:
+        if case.op not in OPS:
             raise NotCarried(f"MPI has no {case.op}")
-        return getattr(self._mpi, _OPS[case.op])
+        return getattr(self._mpi, OPS[case.op])
 
     def _datatype(self, dtype: str) -> Any:
-        if dtype in ("bfloat16", "float16"):
+        if dtype not in TYPES:
             raise NotCarried(f"MPI has no {dtype} that every library can reduce")
-        if dtype == "bool":
-            return self._mpi.C_BOOL
-        words = {"float32": "FLOAT", "float64": "DOUBLE"}
-        return getattr(self._mpi, words.get(dtype, f"{dtype.upper()}_T"))
+        return getattr(self._mpi, TYPES[dtype])
 
 
 def own_rank(environment: dict[str, str]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from collectives.bench.cases import POINT_TO_POINT, Case, NotCarried
 from collectives.bench.libraries import OrdinaryMemory
+from collectives.bench.libraries.mpi import own_rank
 from collectives.bench.streams import ping_pong, stream
 from collectives.bench.tasks import Memory, Operation
 
@@ -136,13 +137,9 @@ class TorchDistributed(OrdinaryMemory):
         return torch.from_numpy(memory.view("uint8")).view(array.dtype)
 
 
-def set_variables(address: str, port: int) -> None:
-    """Those of torchrun, for a rank that an mpiexec has started."""
-    for ours, names in (
-        ("RANK", ("OMPI_COMM_WORLD_RANK", "PMI_RANK")),
-        ("WORLD_SIZE", ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")),
-    ):
-        os.environ[ours] = next(os.environ[name] for name in names if name in os.environ)
+def set_variables(address: str, port: int, ranks: int) -> None:
+    """Those of torchrun, for one of so many ranks that an mpiexec has started."""
+    os.environ |= {"RANK": str(own_rank(dict(os.environ))), "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port), "LOCAL_RANK": "0"}
 
 
@@ -171,7 +168,8 @@ def start_group(backend: str, options: dict[str, Any]) -> str:
 def connect(options: dict[str, Any]) -> TorchDistributed:
     """Meets the other ranks by the variables of torchrun; those of an mpiexec are made so."""
     if "master" in options:
-        set_variables(*options["master"])
+        address, port = options["master"]
+        set_variables(address, port, len(options["cores"]))
     device = start_group(options["backend"], options)
     return TorchDistributed(options["backend"], device, options["settings"])
 
