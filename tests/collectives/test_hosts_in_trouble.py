@@ -26,7 +26,14 @@ def say(text):
 
 if what == "never comes" and rank == 3:
     time.sleep(30)
-short = what in ("never comes", "is late")
+if what == "never meets" and rank == 3:
+    from mpi4py import MPI
+    time.sleep(4)
+    sys.exit(0)
+if what == "is another version" and rank == 3:
+    import collectives.communicator
+    collectives.communicator.__version__ = "0.0.1"
+short = what in ("never comes", "never meets", "is late")
 with collectives.init(timeout=2 if short else 60) as comm:
     if rank == 3 and what == "raises":
         raise RuntimeError("bad luck")
@@ -106,6 +113,19 @@ def test_a_rank_that_never_comes_to_init(run):
     assert ended.code != 0
 
 
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("never meets", "rank 0 has waited 2 s for rank 3 of 4 to come to the rendezvous over MPI"),
+        ("is another version", "runs version 0.0.1 of this package, rank 0"),
+    ],
+)
+def test_who_does_not_belong_ends_the_meeting(run, what, words):
+    ended, said = run(what)
+    assert words in ended.stderr and not said
+    assert ended.code != 0
+
+
 def test_what_was_sent_arrives_though_its_sender_has_left(run):
     ended, said = run("sends and leaves")
     assert ended.code == 0, ended.stderr
@@ -113,7 +133,7 @@ def test_what_was_sent_arrives_though_its_sender_has_left(run):
 
 
 def late_in_turn(comm):
-    """Whoever waits long compares calls: these fit, though ranks hear of others only now and then."""
+    """Whoever waits long compares calls: these fit, though what ranks hear of others is old."""
     x = np.arange(5, dtype=np.float32)
     for turn in range(12):
         if comm.rank == turn % comm.size:

@@ -77,8 +77,10 @@ def test_every_rank_is_typed_for_its_host():
     assert words[:1] == ["/m/mpiexec"] and "127.0.0.1:2,b:1" in words and "{}" in words
     assert places.on(OURS).options["transport"] == "auto"
     assert places.address == "127.0.0.1"
-    gloo = places.on(Contender(name="gloo", library="torch_distributed",
-                               environment={"GLOO_SOCKET_IFNAME": "lo"}))  # fmt: skip
+    loops = {"GLOO_SOCKET_IFNAME": "lo"}  # as it is where all ranks are on this host
+    gloo = places.on(
+        Contender(name="gloo", library="torch_distributed", environment=loops, settings=loops)
+    )
     assert gloo.options["master"][0] == socket.gethostname()  # others reach it by that
     assert "GLOO_SOCKET_IFNAME" not in gloo.environment
 

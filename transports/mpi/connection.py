@@ -109,11 +109,6 @@ def _welcome(
                 f"{who} runs version {other.version} of this package, "
                 f"rank 0 (on {ranks[0].host}) runs {ranks[0].version}"
             )
-        if other.rank != rank or other.size != len(ranks):
-            return MismatchError(
-                f"{who} expects to be rank {other.rank} of {other.size}, MPI has it as {rank} of "
-                f"{len(ranks)}"
-            )
     return {
         "ranks": [note["me"] for note in notes],
         "number": number or 1 + max(note["numbers"] for note in notes),

@@ -14,8 +14,9 @@ FUNCTIONS = (
     "MPI_Isend", "MPI_Irecv", "MPI_Recv_init", "MPI_Start", "MPI_Test", "MPI_Cancel",
     "MPI_Request_free", "MPI_Error_string",
 )  # fmt: skip
-ALLREDUCE = "MPI_Allreduce"
 """What a carrier calls, in the order it takes their addresses."""
+
+ALLREDUCE = "MPI_Allreduce"
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "SLURM_NTASKS")
 """Where those that start ranks of MPI say how many they have started."""
