@@ -35,9 +35,9 @@ class ByMpi:
         self._library = group.world.library
         self._mpi = self._library.mpi
         everyone = group.world.communicator()
-        number = 0 if group.number is None else group.number
+        assert group.number is not None, "the number of a communicator that is connected"
         ranks = everyone.Get_group().Incl(list(group.members))
-        self._comm: Any = everyone.Create_group(ranks, group.world.tag_of(number) + 3)
+        self._comm: Any = everyone.Create_group(ranks, group.world.tag_of(group.number) + 3)
         self._rank: int = self._comm.Get_rank()
         self._size: int = self._comm.Get_size()
         self._runs: dict[Any, _Run] = {}

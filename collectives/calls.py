@@ -18,7 +18,7 @@ from collectives.choosing import Chooser, Request
 from collectives.cost.work import Room
 from collectives.lowering import lower
 from collectives.schedule import Algorithm
-from collectives.selection import SelectionTable, device_table
+from collectives.selection import SelectionTable, device_table, hosts_table
 from collectives.specs import spec_named
 from transports import _native
 from transports.plan import split_evenly
@@ -68,7 +68,9 @@ class Calls:
         if not request.on_devices:
             return self.chooser
         if self._on_devices is None:
-            self._on_devices = Chooser(self._rank, self._size, self._hosts, device_table())
+            several = len(set(self._hosts)) > 1
+            table = hosts_table() if several else device_table()
+            self._on_devices = Chooser(self._rank, self._size, self._hosts, table)
         return self._on_devices
 
     def get(self, request: Request) -> _native.Call:

@@ -10,6 +10,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -119,11 +120,13 @@ class Communicator(Hosts):
         self.size = size
         self.hosts = connection.hosts
         self._carrier = connection.carrier
+        if group is not None and group.number is None:
+            group = replace(group, number=group.world.numbers)  # that they have agreed on
         self._group = group
         self._mpi_calls = None
         self.transport = "shm" if device is None else "cuda_ipc"
         if self._carrier is not None:
-            self.transport, devices = "mpi", False
+            self.transport = "mpi"
         self._job = connection.job
         self._descent = descent or Descent(connection.job, tuple(range(size)))
         self._secret = connection.secret

@@ -71,7 +71,7 @@ class DeviceSymmetric(Symmetric):
 
     def _new_device_block(self, connected: Connected, nbytes: int, what: str) -> DeviceBlock:
         memory = map_together(
-            connected.device, self.rank, nbytes, f"empty: {what}", self.allgather_object
+            connected.device, self.rank, self.hosts, nbytes, f"empty: {what}", self.allgather_object
         )
         block = DeviceBlock(self._next_block_name(), memory)
         self._device_pool.own.append(block)

@@ -46,7 +46,11 @@ class Hosts(Proving):
         40 bytes in it. Summed over the ranks of a host, and divided by calls, it is what a closed
         form says with `wire`.
         """
-        return 0 if self._carrier is None else self._carrier.sent_payload
+        sent = 0 if self._carrier is None else self._carrier.sent_payload
+        connected = self._connected
+        if connected is not None and connected.engine.carrier is not None:
+            sent += connected.engine.carrier.sent_payload
+        return sent
 
     def _part(self, name: str, color: int) -> Communicator:
         found = self._by_host.get(name)

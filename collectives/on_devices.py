@@ -18,22 +18,18 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from collectives import settings
 from collectives.arguments import check_out, check_timeout, refuse_overlap
 from collectives.arrays import Array, is_same_memory, shape_of
 from collectives.choosing import Request
 from collectives.device_arrays import FAMILIES, DeviceFamily
 from collectives.device_calls import DeviceCall
-from collectives.device_closing import DeviceClosing
+from collectives.device_connecting import DeviceConnecting
 from collectives.device_work import DeviceWork
 from collectives.which_device import check_carried, device_for, is_capturing
 from collectives.work import Work
-from transports.cuda_ipc.connection import Connected, connect_devices
+from transports.cuda_ipc.connection import Connected
 from transports.cuda_ipc.device import Device, DeviceError
-from transports.cuda_ipc.kernels import MOST_OPERANDS
 from transports.cuda_ipc.program import of_peer
 from transports.cuda_ipc.watching import Watch
 from transports.errors import CollectiveError, MismatchError
@@ -48,10 +44,9 @@ class OnStream(NamedTuple):
     stream: int | None
 
 
-class OnDevices(DeviceClosing):
+class OnDevices(DeviceConnecting):
     """Adds arrays on devices to a communicator."""
 
-    hosts: tuple[int, ...]
     transport: str
     close: Callable[[], None]  # of Communicator, as
     abort: Callable[[BaseException], None]
@@ -220,6 +215,11 @@ class OnDevices(DeviceClosing):
                 f"{call.agreement.text}: {device.name} has no stream memory operations, so the "
                 "host waits in their place, and nothing can be captured in a graph"
             )
+        if self._connected is not None and self._connected.engine.carrier is not None:
+            raise CollectiveError(
+                f"{call.agreement.text}: the ranks are on several hosts, which move what goes "
+                "between them call by call, so nothing can be captured in a graph"
+            )
         if not call.has_run:
             raise CollectiveError(
                 f"{call.agreement.text}: expected a call that has been made before, since this one "
@@ -329,40 +329,7 @@ class OnDevices(DeviceClosing):
                 f"{name}: expected an array on device {expected} as x, found one on device {found}"
             )
 
-    def _connect_devices(self, device: Device) -> tuple[Connected, Watch]:
-        if self.size > MOST_OPERANDS:
-            raise ValueError(
-                f"expected at most {MOST_OPERANDS} ranks with arrays on devices, found {self.size}"
-            )
-        with self._calling("connecting devices"):
-            slots, slot_bytes = self.allgather_object(settings.device_slots())[0]
-            connected = connect_devices(
-                device, self.rank, self.size, slots, slot_bytes,
-                self.allgather_object, self._share_host_memory,
-            )  # fmt: skip
-        name = f"device-watch-{self._job}-{self.rank}"
-        watch = Watch(connected.engine, self._engine, self.size, name, connected.has_left)
-        self._connected, self._watch = connected, watch
-        if self.rank == 0 and not connected.all_reach_all and "/" not in self._job:
-            tell(f"not all devices reach each other's memory: {_apart(connected)} go by the host's")
-        return connected, watch
-
-    def _share_host_memory(self, nbytes: int, what: str) -> tuple[npt.NDArray[np.uint8], ...]:
-        block = self._new_block(nbytes, what)
-        kept = block.memory.keep()
-        return tuple(block.memory.part(rank, kept) for rank in range(self.size))
-
 
 @cache
 def _has_cupy() -> bool:
     return importlib.util.find_spec("cupy") is not None
-
-
-def _apart(connected: Connected) -> str:
-    pairs = {
-        tuple(sorted((one, other)))
-        for one, row in enumerate(connected.reach)
-        for other, reaches in enumerate(row)
-        if not reaches
-    }
-    return "messages between ranks " + ", ".join(f"{a} and {b}" for a, b in sorted(pairs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ class Place:
     launcher: str = "none"
 
 
+_SLOT_OF_A_HOST, _SLOT_BETWEEN_HOSTS = 32 << 20, 4 << 20  # bytes of a slot on a device
 _MOST_BYTES = 1 << 30  # what the engine takes for a slot
 _MOST_SLOTS = 1 << 23  # and for their number; so that all ranks' together can be counted
 _MOST_CACHE = (1 << 63) - 1
@@ -136,20 +137,42 @@ def geometry(
     return found
 
 
-def device_slots(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
+def device_slots(
+    several_hosts: bool = False, environment: Mapping[str, str] | None = None
+) -> tuple[int, int]:
     """Slots of a rank's outbox on its device, and their bytes.
 
-    COLLECTIVES_DEVICE_SLOTS and COLLECTIVES_DEVICE_SLOT_BYTES override them; rank 0's count.
+    COLLECTIVES_DEVICE_SLOTS and COLLECTIVES_DEVICE_SLOT_BYTES override them; rank 0's count. Where
+    ranks are on several hosts slots are shorter, so that a message's parts follow each other over
+    the wire and through the memory of both hosts.
 
     Raises:
         ValueError: a value is no integer, or not one that an engine can use.
     """
     environment = os.environ if environment is None else environment
     slots = _whole(environment, "COLLECTIVES_DEVICE_SLOTS", 2, 4, 64)
-    size = _whole(environment, "COLLECTIVES_DEVICE_SLOT_BYTES", 64, 32 << 20, 1 << 34)
+    usual = _SLOT_BETWEEN_HOSTS if several_hosts else _SLOT_OF_A_HOST
+    size = _whole(environment, "COLLECTIVES_DEVICE_SLOT_BYTES", 64, usual, 1 << 34)
     if size % 64:
         raise ValueError(f"COLLECTIVES_DEVICE_SLOT_BYTES must be a multiple of 64, found {size}")
     return slots, size
+
+
+def mpi_reaches_devices(
+    ask: Callable[[], bool], environment: Mapping[str, str] | None = None
+) -> bool:
+    """Whether MPI sends from and receives in memory of devices by itself.
+
+    COLLECTIVES_MPI_REACHES_DEVICES is 1 or 0; where it says nothing the library is asked.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    environment = os.environ if environment is None else environment
+    told = environment.get("COLLECTIVES_MPI_REACHES_DEVICES", "")
+    if told not in ("", "0", "1"):
+        raise ValueError(f"COLLECTIVES_MPI_REACHES_DEVICES must be 0 or 1, found {told!r}")
+    return told == "1" if told else ask()
 
 
 def local_rank(environment: Mapping[str, str] | None = None) -> int:

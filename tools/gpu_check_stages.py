@@ -113,11 +113,13 @@ def kernels() -> dict[str, Any]:
     return {"found": f"{len(pairs)} for {architecture}"}
 
 
-def _conform(comm: Any, counts: tuple[int, ...], kinds: tuple[str, ...]) -> Any:
+def _conform(
+    comm: Any, counts: tuple[int, ...], kinds: tuple[str, ...], one_sided: bool = True
+) -> Any:
     from harness.conformance import sweep
 
     comm.timeout = PATIENCE
-    return sweep(comm, counts, kinds, full=False)
+    return sweep(comm, counts, kinds, full=False, one_sided=one_sided)
 
 
 def conformance() -> dict[str, Any]:
@@ -139,6 +141,50 @@ def conformance() -> dict[str, Any]:
         found["found"] = f"{sum(row['failed'] for row in rows)} failed"
         leave(found)
     return found | {"failed": any(row["failed"] for row in rows)}
+
+
+def _between_hosts(comm: Any, counts: tuple[int, ...]) -> tuple[Any, dict[int, float]]:
+    """What the suite finds, and seconds of an allreduce of so many bytes."""
+    from harness import device_arrays as arrays
+
+    found = _conform(comm, counts, (KIND,), one_sided=False)
+    seconds = {}
+    for nbytes in (1 << 20, 1 << 26) if not EMULATED else (1 << 16,):
+        x = arrays.to_device(np.ones(nbytes // 4, np.float32), KIND)
+        rounds = []
+        for _ in range(5):
+            arrays.finish(KIND)
+            comm.barrier()
+            begun = time.perf_counter()
+            comm.allreduce(x, out=x, op="max")
+            arrays.finish(KIND)
+            rounds.append(time.perf_counter() - begun)
+        seconds[nbytes] = min(rounds)
+    return found, seconds
+
+
+def hosts() -> dict[str, Any]:
+    """Two "hosts" of two ranks, all on this machine's devices: memory in a host, MPI across."""
+    try:
+        from harness.under_mpi import mpi_spawn
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        return {"failed": True, "found": f"no MPI to carry them: {error}"}
+    counts = (11, 70001) if not EMULATED else (11, 300)
+    ranks = mpi_spawn(_between_hosts, 4, counts, hosts="aabb", timeout=left())
+    failures = [problem for (problems, _), _ in ranks for problem in problems]
+    passed = sum(good for (_, tally), _ in ranks for good, _ in tally.values())
+    print(*failures[:10], sep="\n", flush=True)
+    rows = [
+        {"bytes": nbytes, "allreduce ms": round(1e3 * max(each[nbytes] for _, each in ranks), 3)}
+        for nbytes in ranks[0][1]
+    ]
+    library = MPI.Get_library_version().split("\n")[0].strip()
+    return {
+        "found": f"{passed} passed, {len(failures)} failed, over {library}",
+        "table": rows,
+        "failed": bool(failures),
+    }
 
 
 def contract() -> dict[str, Any]:
@@ -256,8 +302,8 @@ def probe() -> dict[str, Any]:
 STAGES = {
     stage.__name__.replace("_", " "): stage
     for stage in (
-        environment, first_call, kernels, conformance, probe, sweep, training, contract, stress,
-        shared_memory,
+        environment, first_call, kernels, conformance, hosts, probe, sweep, training, contract,
+        stress, shared_memory,
     )
 }  # fmt: skip
 

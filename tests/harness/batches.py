@@ -20,6 +20,8 @@ from typing import Any
 
 import cloudpickle
 
+from harness.under_mpi import mpi_spawn
+
 Check = Callable[[Any], None]
 PATIENCE = 30.0  # seconds a wait may take in a check; none should
 
@@ -27,8 +29,10 @@ PATIENCE = 30.0  # seconds a wait may take in a check; none should
 class Batch:
     """Collects checks, and runs those of a size when the first of them is asked for."""
 
-    def __init__(self, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, environment: dict[str, str] | None = None, hosts: str = "") -> None:
+        """`hosts`: of ranks that mpiexec starts, by `harness.under_mpi`; "": they are on one."""
         self._environment = environment or {}
+        self._hosts = hosts
         self._checks: dict[int, list[Check]] = {}
         self.reports = cache(self._run)
 
@@ -59,9 +63,14 @@ class Batch:
         module = sys.modules[checks[0].__module__]
         cloudpickle.register_pickle_by_value(module)
         try:
-            found = launch.spawn(
-                run_checks, size, checks, environment=self._environment, timeout=100
-            )
+            if self._hosts:
+                found = mpi_spawn(
+                    run_checks, size, checks, hosts=self._hosts, environment=self._environment
+                )
+            else:
+                found = launch.spawn(
+                    run_checks, size, checks, environment=self._environment, timeout=100
+                )
         finally:
             cloudpickle.unregister_pickle_by_value(module)
         return {

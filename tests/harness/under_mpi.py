@@ -38,8 +38,8 @@ class Mpi:
     python: str = sys.executable
 
 
-MPICH = Mpi((str(Path(sys.executable).with_name("mpiexec")),), {})
-"""The one of our own environment."""
+MPICH = Mpi((os.environ.get("MPIEXEC", str(Path(sys.executable).with_name("mpiexec"))),), {})
+"""The one of our own environment, or that of a machine without one."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,14 @@ def test_a_dry_run(tmp_path):
     assert len(list(tmp_path.iterdir())) <= 8
 
 
+@pytest.mark.full
+def test_a_dry_run_between_hosts(tmp_path):
+    done = check(tmp_path, "--only", "hosts")
+    assert done.returncode == 0, done.stdout + done.stderr
+    stage = json.loads((tmp_path / "results.json").read_text())["stages"]["hosts"]
+    assert ", 0 failed, over" in stage["found"] and stage["table"][0]["allreduce ms"] > 0
+
+
 @pytest.mark.full  # the quick tests train on devices elsewhere
 def test_a_dry_run_of_training(tmp_path):
     done = check(tmp_path, "--only", "training")

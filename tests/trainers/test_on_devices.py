@@ -40,6 +40,7 @@ MACHINE = environment("devices=2,seed=5")
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 ranks = Batch({"OMP_NUM_THREADS": "1", **MACHINE})
+over_hosts = Batch({"OMP_NUM_THREADS": "1", **MACHINE}, hosts="aab")
 
 
 def device_of(comm):
@@ -122,6 +123,11 @@ def _times(factor, tolerance):
 @ranks(1, 3)
 def test_gradients_are_those_of_the_global_batch(comm):
     check_gradients(comm)
+
+
+@over_hosts(3)
+def test_gradients_over_hosts(comm):
+    check_gradients(comm, bucket_bytes=200)
 
 
 @ranks(2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 from harness.conformance import record, sweep
+from harness.under_mpi import mpi_spawn
 
 import launch
 from collectives.conformance import Results
@@ -48,5 +49,31 @@ def test_every_algorithm(size, machine, counts, kind, seed, full):
     )
     failures = [problem for problems, _ in ranks for problem in problems]
     record(Results(), "cuda_ipc", size, [tally for _, tally in ranks])
+    assert not failures, "\n".join(failures[:20])
+    assert all(sum(passed for passed, _ in tally.values()) > 100 for _, tally in ranks)
+
+
+@pytest.mark.parametrize(
+    "hosts, machine, kind, reaches",
+    [
+        ("aab", APART, PLAIN, "0"),
+        pytest.param("ab", TOGETHER, TORCH, "0", marks=pytest.mark.full),
+        pytest.param("abab", APART, PLAIN, "1", marks=pytest.mark.full),
+        pytest.param("aabb", EACH, PLAIN, "0", marks=pytest.mark.full),
+        pytest.param("abcc", EACH, TORCH, "1", marks=pytest.mark.full),
+    ],
+)
+def test_every_algorithm_over_hosts(hosts, machine, kind, reaches, full):
+    """Between hosts MPI, that reaches memory of devices or does not."""
+    environment = SLOTS | {
+        "COLLECTIVES_EMULATED_DEVICES": machine.format(seed=1),
+        "COLLECTIVES_MPI_REACHES_DEVICES": reaches,
+    }
+    counts = (0, 1, 11, 300) if full else (11, 300)
+    ranks = mpi_spawn(
+        sweep, len(hosts), counts, (kind,), full, False, hosts=hosts, environment=environment,
+        timeout=600,
+    )  # fmt: skip
+    failures = [problem for problems, _ in ranks for problem in problems]
     assert not failures, "\n".join(failures[:20])
     assert all(sum(passed for passed, _ in tally.values()) > 100 for _, tally in ranks)

@@ -6,7 +6,7 @@ the same calls here whatever goes wrong on it: what one could not do, all hear.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from transports.cuda_ipc.device import Device, DeviceError
-from transports.cuda_ipc.engine import DeviceEngine
-from transports.cuda_ipc.flags import FlagTable
+from transports.cuda_ipc.engine import Carrier, DeviceEngine
+from transports.cuda_ipc.flags import WORD_BYTES, FlagTable
+from transports.cuda_ipc.inboxes import Inboxes
 from transports.errors import CollectiveError
 
 _PAGE = 1 << 21  # bytes, in whose multiples a driver hands out memory of its own to each
@@ -24,7 +25,13 @@ Talk: TypeAlias = Callable[[Any], list[Any]]
 """Gives everyone's, by rank."""
 
 Shared: TypeAlias = Callable[[int, str], tuple[npt.NDArray[np.uint8], ...]]
-"""Host memory of so many bytes a rank, for what; every rank's part."""
+"""Host memory of so many bytes for each rank of this host, for what; their parts, in order."""
+
+Carry: TypeAlias = Callable[
+    [npt.NDArray[np.uint32], Callable[[int], int], int, int, Callable[[int], int]], Carrier
+]
+"""A carrier of flags; which of them is at an address; the one of a release; the bytes of a slot;
+what an address that streams know is for MPI."""
 
 
 @dataclass(eq=False)
@@ -62,6 +69,7 @@ class Connected:
         engine: runs programs on it.
         identities: of every rank's device.
         reach: `reach[a][b]`: whether the device of rank a reaches the memory of that of rank b.
+        here: the ranks of this host.
         gone: ranks that had ended when this one closed, whose mappings have ended with them.
     """
 
@@ -72,6 +80,8 @@ class Connected:
     words: npt.NDArray[np.uint32]
     table: FlagTable
     outbox: Mapped
+    here: tuple[int, ...]
+    inboxes: Inboxes
     registered: list[int] = field(default_factory=list)
     gone: frozenset[int] = frozenset()
 
@@ -80,12 +90,20 @@ class Connected:
         """Whether every device reaches the memory of every other."""
         return all(map(all, self.reach))
 
+    @property
+    def carries_nothing(self) -> bool:
+        """Whether no carrier uses memory of the device or the host any more."""
+        return self.engine.carrier is None or self.engine.carrier.idle
+
     def leave(self) -> None:
         """Say that this rank reaches into the memory of others no more."""
         self.words[self.table.left(self.engine.rank) // 4] = 1
+        if self.engine.carrier is not None:
+            self.engine.carrier.close()
 
     def unregister(self) -> None:
         """Streams reach the flags no more."""
+        self.inboxes.close(gives_back=self.carries_nothing)
         for address in self.registered:
             self.device.unregister(address)
         self.registered.clear()
@@ -109,14 +127,16 @@ _TO_BE_FREED: list[tuple[Connected, Mapped]] = []
 
 def _free_what_is_left() -> None:
     for connected, memory in list(_TO_BE_FREED):
-        ranks = range(connected.table.size)
-        if all(rank in connected.gone or connected.has_left(rank) for rank in ranks):
+        nobody = all(rank in connected.gone or connected.has_left(rank) for rank in connected.here)
+        if nobody and connected.carries_nothing:
             _TO_BE_FREED.remove((connected, memory))
             memory.free()
 
 
-def map_together(device: Device, rank: int, nbytes: int, what: str, talk: Talk) -> Mapped:
-    """An allocation of `nbytes` on every rank, mapped by those that reach it.
+def map_together(
+    device: Device, rank: int, hosts: Sequence[int], nbytes: int, what: str, talk: Talk
+) -> Mapped:
+    """An allocation of `nbytes` on every rank, mapped by those of its host that reach it.
 
     Raises:
         MemoryError: some rank has not as much memory; the text names it.
@@ -140,7 +160,9 @@ def map_together(device: Device, rank: int, nbytes: int, what: str, talk: Talk) 
         _raise_first([failed for _, failed in everyone], what, nbytes)
         try:
             for peer, ((identity, handle), _) in enumerate(everyone):
-                if peer != rank and device.can_reach(identity):
+                if peer == rank or hosts[peer] != hosts[rank]:
+                    continue
+                if device.can_reach(identity):
                     addresses[peer] = device.open(handle)
         except DeviceError as error:
             failure = CollectiveError, str(error)
@@ -161,27 +183,50 @@ def _raise_first(failures: list[Any], what: str, nbytes: int) -> None:
 
 
 def connect_devices(
-    device: Device, rank: int, size: int, slots: int, slot_bytes: int, talk: Talk, share: Shared
+    device: Device,
+    rank: int,
+    hosts: Sequence[int],
+    slots: int,
+    slot_bytes: int,
+    talk: Talk,
+    share: Shared,
+    carry: Carry | None = None,
+    direct: bool = False,
 ) -> Connected:
     """Connect; every rank of the communicator calls it.
+
+    Args:
+        device: this rank's.
+        rank: this one.
+        hosts: of every rank.
+        slots: of an outbox.
+        slot_bytes: of each.
+        talk: among all ranks.
+        share: among those of this host.
+        carry: makes what moves messages between hosts, where there are several.
+        direct: whether that reaches the device's memory by itself.
 
     Raises:
         MemoryError: some rank has no memory for its outbox.
         CollectiveError: the machine does not let devices share memory.
     """
     _free_what_is_left()
+    size = len(hosts)
+    here = tuple(peer for peer in range(size) if hosts[peer] == hosts[rank])
     table = FlagTable(size, slots)
-    outbox = map_together(device, rank, slots * slot_bytes, "the outbox of a device", talk)
+    outbox = map_together(device, rank, hosts, slots * slot_bytes, "the outbox of a device", talk)
     everyone = talk((device.identity, [address != 0 for address in outbox.addresses]))
     reach = tuple(tuple(row) for _, row in everyone)
     words = share(table.nbytes, "flags")[0].view(np.uint32)
-    if rank == 0:
+    if rank == here[0]:
         table.begin(words)
     places = [(int(words.ctypes.data), words.nbytes)]
     begins: list[int] = []
+    own: npt.NDArray[np.uint8] | None = None  # kept as long as a carrier may use it
     if not all(map(all, reach)):
         parts = share(slots * slot_bytes, "an outbox on the host")
-        begins = [int(part.ctypes.data) for part in parts]
+        own = parts[here.index(rank)]
+        begins = [int(part.ctypes.data) for part in parts]  # by the order of the ranks here
         # All at once: parts share pages, and a page cannot be registered twice.
         places.append((min(begins), max(begins) + slots * slot_bytes - min(begins)))
     found: list[int] = []
@@ -201,13 +246,35 @@ def connect_devices(
         outbox.free()
         raise
     flags_at = found[0]
-    staged = [found[1] + begin - min(begins) for begin in begins]
+    staged = {
+        peer: found[1] + begin - min(begins) for peer, begin in zip(here, begins, strict=False)
+    }
+    registered = [address for address, _ in places]
+    inboxes = Inboxes(device, slots * slot_bytes, direct, registered)
 
     def outbox_of(owner: int, targets: tuple[int, ...]) -> int:
-        on_device = all(reach[target][owner] for target in targets)
-        return outbox.addresses[owner] if on_device else staged[owner]
+        if owner not in here:
+            return inboxes.of(owner)
+        near = [target for target in targets if target in here]
+        on_device = all(reach[target][owner] for target in near)
+        if on_device and (direct or len(near) == len(targets)):
+            return outbox.addresses[owner]
+        return staged[owner]
 
-    engine = DeviceEngine(device, rank, table, words, flags_at, outbox_of, slot_bytes)
+    def place_of(address: int) -> int:
+        at = address - staged[rank]
+        if own is not None and 0 <= at < slots * slot_bytes:
+            return int(own.ctypes.data) + at
+        return inboxes.place_of(address)
+
+    carrier = None
+    if carry is not None:
+        carrier = carry(
+            words, lambda flag: (flag - flags_at) // WORD_BYTES, table.released // WORD_BYTES,
+            slot_bytes, place_of,
+        )  # fmt: skip
+    engine = DeviceEngine(device, rank, table, words, flags_at, outbox_of, slot_bytes, carrier)
     identities = tuple(identity for identity, _ in everyone)
-    registered = [address for address, _ in places]
-    return Connected(device, engine, identities, reach, words, table, outbox, registered)
+    return Connected(
+        device, engine, identities, reach, words, table, outbox, here, inboxes, registered
+    )

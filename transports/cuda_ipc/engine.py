@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from transports.cuda_ipc.device import Device, DeviceError, Mark, State, Stream
 from transports.cuda_ipc.flags import WORD_BYTES, FlagTable
-from transports.cuda_ipc.program import Program, Wiring
+from transports.cuda_ipc.program import Program, Transfer, Wiring
 from transports.plan import Space
 
 _SCRATCH_STEP = 1 << 21  # bytes; scratch grows in steps of a device's large pages
@@ -26,6 +27,42 @@ _RELEASE_SECONDS = 5.0  # that a device is given to run out once its flags are r
 Words = npt.NDArray[np.uint32]
 
 
+class Carrier(Protocol):
+    """What moves messages between hosts; see transports/mpi/device_carrier.py."""
+
+    failure: BaseException | None
+    sent_payload: int
+
+    @property
+    def idle(self) -> bool:
+        """Whether MPI has no message of it."""
+        ...
+
+    def expect(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
+        """The messages of a call that is about to be put on the stream."""
+        ...
+
+    def carries_for(self, peer: int) -> bool:
+        """Whether that rank is on another host."""
+        ...
+
+    def waits_for(self, peer: int) -> bool:
+        """Whether a message of that rank has still to come."""
+        ...
+
+    def unconfirmed(self) -> list[int]:
+        """The ranks that have not said that they have all that was sent to them."""
+        ...
+
+    def release(self) -> None:
+        """What is under way has failed."""
+        ...
+
+    def close(self) -> None:
+        """Move nothing more."""
+        ...
+
+
 class DeviceEngine:
     """Runs programs of one rank on one device.
 
@@ -33,6 +70,7 @@ class DeviceEngine:
         wiring: what programs are compiled for.
         stream: on which they run.
         put: how many calls have been put on the stream.
+        carrier: moves messages between hosts, if there are several.
     """
 
     def __init__(
@@ -44,8 +82,12 @@ class DeviceEngine:
         flags_at: int,
         outbox: Callable[[int, tuple[int, ...]], int],
         slot_bytes: int,
+        carrier: Carrier | None = None,
     ) -> None:
-        """Of flags that lie in `words` here and at `flags_at` for streams."""
+        """Of flags that lie in `words` here and at `flags_at` for streams.
+
+        `carrier` moves messages between hosts, if there are several.
+        """
         self.device = device
         self.rank = rank
         self._table = table
@@ -59,7 +101,11 @@ class DeviceEngine:
             outbox=outbox,
             slot_flag=lambda owner, slot, target: flags_at + table.slot(owner, slot, target),
             note_flag=lambda source, target: flags_at + table.note(source, target),
+            far=frozenset(
+                peer for peer in range(table.size) if carrier and carrier.carries_for(peer)
+            ),
         )
+        self.carrier = carrier
         self.stream: Stream = device.new_stream()
         self.put = 0
         self._scratches: list[int] = []
@@ -84,6 +130,8 @@ class DeviceEngine:
         with device.activated():
             device.follow(self.stream, device.mark(after))
             scratch = self._scratch_of(program.scratch_bytes) if program.scratch_bytes else 0
+            if self.carrier is not None:
+                self.carrier.expect(program.sends, program.receives)
             program.run(device, self.stream, {**bases, Space.SCRATCH.name: scratch})
             if number:
                 self.put = number
@@ -94,8 +142,11 @@ class DeviceEngine:
     def done(self, rank: int, number: int) -> bool:
         """Whether a rank's stream has done its call `number`; of other ranks, too.
 
-        What was done after a release is rubbish: `is_released` is to be asked afterwards.
+        Of a rank of another host: whether it has done all that this one needs of it. What was done
+        after a release is rubbish: `is_released` is to be asked afterwards.
         """
+        if self.carrier is not None and self.carrier.carries_for(rank):
+            return not self.carrier.waits_for(rank)
         word = int(self._words[self._table.counter(rank) // WORD_BYTES])
         return (word - number) % (1 << 32) < 1 << 31
 
@@ -108,7 +159,9 @@ class DeviceEngine:
         return bool(self._words[self._table.released // WORD_BYTES])
 
     def release(self) -> None:
-        """Let go all that wait, here and on peers: the call has failed."""
+        """Let go all that wait, here and on peers of this host: the call has failed."""
+        if self.carrier is not None:
+            self.carrier.release()
         self._table.release(self._words)
 
     def run_out(self) -> bool:
@@ -127,13 +180,17 @@ class DeviceEngine:
     def untaken(self) -> Sequence[int]:
         """The ranks that have still to take what this one has sent."""
         flags = self._table
+        late = [] if self.carrier is None else self.carrier.unconfirmed()
         return [
             peer
             for peer in range(flags.size)
             if peer != self.rank
-            and any(
-                self._words[flags.slot(self.rank, slot, peer) // WORD_BYTES] == State.FULL
-                for slot in range(flags.slots)
+            and (
+                peer in late
+                or any(
+                    self._words[flags.slot(self.rank, slot, peer) // WORD_BYTES] == State.FULL
+                    for slot in range(flags.slots)
+                )
             )
         ]
 

@@ -63,6 +63,22 @@ class Divide(NamedTuple):
 Operation: TypeAlias = Order | Fold | Divide
 
 
+class Transfer(NamedTuple):
+    """A message from or to a rank of another host, which a carrier moves.
+
+    Attributes:
+        peer: that rank.
+        flag: the address, for streams, of the flag that is FULL on both hosts while it is there.
+        address: of its bytes, likewise; 0: a notify, that has none.
+        nbytes: how many.
+    """
+
+    peer: int
+    flag: int
+    address: int
+    nbytes: int
+
+
 @dataclass(frozen=True)
 class Reduction:
     """How values are folded; numbers of transports/native/kernels.hpp."""
@@ -84,6 +100,7 @@ class Wiring:
         outbox: (owner, targets) -> where its outbox begins for this rank.
         slot_flag: (owner, slot, target) -> address of that flag for streams.
         note_flag: (source, target) -> likewise.
+        far: ranks of other hosts, whose messages carriers move.
     """
 
     rank: int
@@ -93,6 +110,7 @@ class Wiring:
     outbox: Callable[[int, tuple[int, ...]], int]
     slot_flag: Callable[[int, int, int], int]
     note_flag: Callable[[int, int], int]
+    far: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,8 @@ class Program:
         output_bytes: of its output.
         scratch_bytes: of its scratch.
         item_bytes: of what counts count.
+        sends: messages to other hosts, in order.
+        receives: messages from there.
     """
 
     operations: tuple[Operation, ...]
@@ -114,6 +134,8 @@ class Program:
     output_bytes: int
     scratch_bytes: int
     item_bytes: int
+    sends: tuple[Transfer, ...] = ()
+    receives: tuple[Transfer, ...] = ()
 
     def run(self, device: Device, stream: Stream, bases: dict[str, int]) -> None:
         """Put all of it on a stream."""
@@ -184,6 +206,8 @@ def compile_program(
         layout.output_elements * item_bytes,
         layout.scratch_elements * item_bytes,
         item_bytes,
+        tuple(compiling.sends),
+        tuple(compiling.receives),
     )
 
 
@@ -196,6 +220,8 @@ class _Compiling:
         self._item = item_bytes
         self._wiring = wiring
         self._posted = 0
+        self.sends: list[Transfer] = []
+        self.receives: list[Transfer] = []
         # (slot, where its outbox begins) of the messages a peer has for this rank, in order
         self._coming: dict[int, deque[tuple[int, int]]] = {}
 
@@ -222,6 +248,8 @@ class _Compiling:
         if _silent(self._layout, instruction, turn):
             return
         me, slot, room = wiring.rank, 0, 0
+        extents = (self._layout.extent(chunk, turn) for chunk in instruction.chunks)
+        nbytes = sum(extents) * self._item
         if instruction.targets and instruction.chunks:
             slot = self._posted % wiring.slots
             self._posted += 1
@@ -241,15 +269,23 @@ class _Compiling:
                 payloads.append(begin + theirs * wiring.slot_bytes)
             else:
                 taken.append(wiring.note_flag(peer, me))
+            if peer in wiring.far:
+                payload = payloads[-1] if instruction.chunks else 0
+                self.receives.append(Transfer(peer, taken[-1], payload, nbytes))
         if taken:
             yield _waits(taken, State.FULL)
         yield from self._folds(instruction, turn, payloads, room)
         if instruction.targets and instruction.chunks:
             flags = tuple(wiring.slot_flag(me, slot, peer) for peer in instruction.targets)
-            yield _sets(flags, State.FULL)
         elif instruction.targets:
             flags = tuple(wiring.note_flag(me, peer) for peer in instruction.targets)
+        if instruction.targets:
             yield _sets(flags, State.FULL)
+            self.sends += [
+                Transfer(peer, flag, room, nbytes)
+                for peer, flag in zip(instruction.targets, flags, strict=True)
+                if peer in wiring.far
+            ]
         if taken:
             yield _sets(taken, State.EMPTY)
 

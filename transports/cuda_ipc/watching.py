@@ -267,6 +267,11 @@ class Watch:
         """Raise why a call that is not done never will be."""
         self._host.check((), heard=False)
         rank = self._engine.rank
+        carrier = self._engine.carrier
+        if carrier is not None and carrier.failure is not None:
+            text = f"{call.text}: between hosts: {carrier.failure}"
+            self._host.abort(f"rank {rank}: {text}")
+            raise CollectiveError(text)
         # A rank that has ended after it had done its part of the call is none that is lost.
         missing = [peer for peer in range(self._size) if not self._engine.done(peer, call.number)]
         if self._engine.is_released():  # by a rank that has told why, or ended before it could

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from transports import _native
 from transports.mpi.library import Library, MpiError, load
@@ -16,10 +16,39 @@ from transports.telling import tell
 
 _POLL_SECONDS = 0.001
 _LEAVING_SECONDS = 10.0  # for the others to leave, too, where something has failed
-TAGS = 4
-"""Tags of a communicator: frames, payloads that go by themselves, and its rendezvous."""
+TAGS = 6
+"""Tags of a communicator: frames, payloads that go by themselves, its rendezvous, that of its
+communicator for MPI's own collectives, and those of its devices."""
+TAG_OF_DEVICES, TAG_OF_NEWS = 4, 5
+"""Messages of devices, and what their carriers tell each other."""
 
 _WORLD: list[World] = []
+
+
+class Carrier(Protocol):
+    """What moves messages of one communicator."""
+
+    @property
+    def done(self) -> bool:
+        """Whether all others have closed theirs, too, and nothing is on its way."""
+        ...
+
+    @property
+    def broken(self) -> bool:
+        """Whether something has failed, so that others may not come to the end."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more is sent; may be called again."""
+        ...
+
+    def progress(self) -> object:
+        """Once closed: a step towards `done`."""
+        ...
+
+    def stop(self) -> None:
+        """It is done: what it holds can go."""
+        ...
 
 
 class World:
@@ -44,7 +73,7 @@ class World:
         self.patience = 0.0
         self._process = os.getpid()
         self._private: Any = None
-        self._carriers: list[_native.Carrier] = []
+        self._carriers: list[Carrier] = []
 
     @property
     def place_to_meet(self) -> tuple[Any, int]:
@@ -77,7 +106,7 @@ class World:
             raise MpiError(f"communicator {number} would need tags beyond {most}, the most here")
         return TAGS * number
 
-    def keep(self, carrier: _native.Carrier) -> None:
+    def keep(self, carrier: Carrier) -> None:
         """Until all ranks have closed their communicators."""
         self._let_go()
         self._carriers.append(carrier)

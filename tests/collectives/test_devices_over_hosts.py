@@ -1,0 +1,257 @@
+"""Arrays of devices between hosts, by carriers of their own; on emulated devices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from harness.batches import Batch
+from harness.device_arrays import Captured, environment, given, on_device, total
+from harness.errors import raising
+from harness.under_mpi import MPICH, run_under
+
+import collectives
+from transports.cuda_ipc.device import DeviceError
+from transports.cuda_ipc.inboxes import Inboxes
+
+FEW = {"COLLECTIVES_DEVICE_SLOTS": "2", "COLLECTIVES_DEVICE_SLOT_BYTES": "1024"}
+DEVICES = environment("devices=2,seed=1") | FEW
+DIRECT = DEVICES | {"COLLECTIVES_MPI_REACHES_DEVICES": "1"}
+ranks = Batch(DEVICES, hosts="aabb")
+direct = Batch(DIRECT, hosts="aab")
+
+
+def carrier_of(comm):
+    return comm._connected.engine.carrier
+
+
+def many_calls(comm):
+    works = [
+        comm.allreduce(on_device(given(comm.rank + turn)), async_op=True, algorithm=algorithm)
+        for turn in range(10)
+        for algorithm in ("hierarchical", "ring", "one_shot", None)
+    ]
+    for number, work in enumerate(works):
+        wanted = sum(given(rank + number // 4) for rank in range(comm.size))
+        assert np.array_equal(work.wait().get(), wanted), number
+
+
+@ranks(4)
+def test_many_calls_in_a_row(comm):
+    """Slots and flags are used again and again, on the wire as well; nobody waits between."""
+    many_calls(comm)
+
+
+@direct(3)
+def test_many_calls_where_mpi_reaches_devices(comm):
+    many_calls(comm)
+
+
+@ranks(4)
+def test_what_leaves_a_host_is_as_stated(comm):
+    x = on_device(given(comm.rank, 1 << 14))
+    comm.allreduce(x).get()  # connects
+    before = comm.wire_bytes
+    for _ in range(3):
+        found = comm.allreduce(x, algorithm="hierarchical")
+    assert np.array_equal(found.get(), total(comm, 1 << 14))
+    sent = comm.allgather_object(comm.wire_bytes - before)
+    told = 3 * 96 * 100  # at most, of what hosts agree on meanwhile
+    for host in (0, 1):
+        payload = sum(sent[2 * host : 2 * host + 2])
+        assert 0 <= payload - 3 * 4 * (1 << 14) < told
+
+
+@ranks(4)
+def test_host_and_device_take_turns(comm):
+    for turn in range(10):
+        x = on_device(given(comm.rank + turn))
+        y = comm.allreduce(x, async_op=True)
+        assert comm.allreduce(np.ones(3))[0] == comm.size
+        assert np.array_equal(y.wait().get(), sum(given(turn + r) for r in range(comm.size)))
+
+
+@ranks(4)
+def test_parts_of_a_communicator(comm):
+    """Those of a host share memory; those between hosts have carriers of their own."""
+    x = on_device(given(comm.rank))
+    assert np.array_equal(comm.allreduce(x).get(), total(comm))
+    here = comm.local.allreduce(x)
+    assert np.array_equal(here.get(), given(comm.rank) + given(comm.rank ^ 1))
+    assert comm.local.transport == "shm" and carrier_of(comm.local) is None
+    there = comm.cross.allreduce(here)
+    assert np.array_equal(there.get(), total(comm))
+    assert carrier_of(comm.cross) is not None
+
+
+@ranks(4)
+def test_memory_for_it_is_ordinary(comm):
+    x = comm.empty(1 << 16, np.float32, device="cuda")
+    x.set(given(comm.rank, 1 << 16))
+    assert comm.allreduce(x, out=x) is x
+    assert np.array_equal(x.get(), total(comm, 1 << 16))
+    assert comm.explain("allreduce", x).algorithm == "hierarchical"
+    with raising(ValueError, "expected x and out from comm.empty"):
+        comm.allreduce(x, algorithm="one_sided")
+
+
+@ranks(4)
+def test_uneven_counts_and_roots(comm):
+    counts = [3, 0, 700, 1]
+    x = on_device(np.full((counts[comm.rank], 2), comm.rank + 1.0))
+    wanted = np.concatenate([np.full((n, 2), r + 1.0) for r, n in enumerate(counts)])
+    assert np.array_equal(comm.allgather(x, counts=counts).get(), wanted)
+    sent = [100 * comm.rank + 10 * peer + 1 for peer in range(comm.size)]
+    taken = [100 * peer + 10 * comm.rank + 1 for peer in range(comm.size)]
+    x = on_device(np.repeat(np.arange(comm.size) + 10 * comm.rank, sent))
+    wanted = np.repeat(10 * np.arange(comm.size) + comm.rank, taken)
+    assert np.array_equal(comm.alltoall(x, counts=(sent, taken)).get(), wanted)
+    rows = np.stack([given(rank, 6) for rank in range(comm.size)])
+    mine = comm.scatter(on_device(rows) if comm.rank == 3 else None, root=3)
+    assert np.array_equal(mine.get(), given(comm.rank, 6))
+
+
+@ranks(4)
+def test_nothing_is_captured(comm):
+    x = on_device(given(comm.rank))
+    comm.allreduce(x, out=x)
+    with raising(collectives.CollectiveError, "several hosts", "captured in a graph"), Captured():
+        comm.allreduce(x, out=x)
+
+
+@ranks(4)
+def test_what_mpi_refuses(comm):
+    """It ends the call on all ranks, with what MPI has said."""
+    x = on_device(given(comm.rank))
+    comm.allreduce(x).get()
+    comm.barrier()
+
+    class Refusing:
+        def __getattr__(self, name):
+            raise OSError("no buffers")
+
+    if comm.rank == 2:
+        carrier_of(comm)._comm = Refusing()
+    with raising(collectives.CollectiveError, "between hosts: no buffers"):
+        comm.allreduce(x).get()
+        while True:
+            comm.allreduce(x)
+            time.sleep(0.01)
+    if comm.rank == 2:
+        carrier_of(comm)._comm = comm._group.world.communicator()
+
+
+PROGRAM = """
+import os, pathlib, sys, time
+import numpy as np
+rank, what, said = int(os.environ["PMI_RANK"]), sys.argv[1], pathlib.Path(sys.argv[2])
+os.environ["COLLECTIVES_HOST_ID"] = "ab"[rank // 2]
+import collectives
+from harness.device_arrays import on_device
+
+def say(text):
+    (said / str(rank)).write_text(text)
+
+with collectives.init(timeout=2 if what == "is late" else 60) as comm:
+    x = on_device(np.ones(4, np.float32))
+    long = on_device(np.arange(100_000, dtype=np.float32))
+    comm.allreduce(x).get()
+    began = time.monotonic()
+    try:
+        if rank == 3:
+            if what == "raises":
+                raise RuntimeError("bad luck")
+            if what == "is late":
+                time.sleep(3)
+            if what == "leaves":
+                sys.exit(0)
+            if what == "differs":
+                x = on_device(np.ones(5, np.float32))
+            if what == "is awaited":
+                time.sleep(0.5)
+        if what == "is awaited":
+            mine = long if rank == 0 else on_device(np.zeros(100_000, np.float32))
+            work = comm.broadcast(mine, algorithm="linear", async_op=True)
+            if rank == 0:
+                sys.exit(0)  # once all have what it has sent
+            time.sleep(0.2)
+            assert work.wait().get()[-1] == 99_999
+            say("fine")
+            sys.exit(0)
+        while True:
+            comm.allreduce(long if rank < 3 else x if what == "differs" else long).get()
+            time.sleep(0.01)
+    except collectives.CollectiveError as error:
+        text = " ".join(str(error).split())
+        say(f"{time.monotonic() - began:.1f} {type(error).__name__}: {text}")
+        raise
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trouble") / "program.py"
+    path.write_text(textwrap.dedent(PROGRAM))
+    return str(path)
+
+
+@pytest.fixture
+def run(program, tmp_path):
+    def started(what):
+        command = [sys.executable, program, what, str(tmp_path)]
+        ended = run_under(MPICH, 4, command, DEVICES, timeout=60)
+        return ended, {int(each.name): each.read_text() for each in tmp_path.iterdir()}
+
+    return started
+
+
+@pytest.mark.parametrize(
+    "what, kind, words, heard",
+    [
+        ("raises", "AbortedError", ["rank 3 raised RuntimeError", "bad luck"], (0, 1, 2)),
+        ("leaves", "PeerLostError", ["rank 3 (pid", "closed its communicator"], (0, 1, 2)),
+        ("is late", "", ["not done on the device after 2 s", "waits for rank"], (0, 1, 2, 3)),
+        ("differs", "MismatchError", ["float32[100000]", "float32[5]"], (0, 1, 2, 3)),
+    ],
+)
+def test_all_ranks_hear_of_it(run, what, kind, words, heard):
+    ended, said = run(what)
+    assert sorted(said) == list(heard), ended.stderr
+    for text in said.values():
+        assert kind in text and all(word in text for word in words), text
+        assert float(text.split()[0]) < 12  # two seconds of time-out, and a second ten times
+    assert ended.code != 0
+
+
+def test_a_rank_leaves_once_others_have_what_it_has_sent(run):
+    ended, said = run("is awaited")
+    assert ended.code == 0, ended.stderr
+    assert said == dict.fromkeys((1, 2, 3), "fine")
+
+
+class Refusing:
+    def allocate(self, nbytes):
+        raise MemoryError("none left")
+
+    def register(self, address, nbytes):
+        raise DeviceError("not permitted")
+
+
+@pytest.mark.parametrize("reaches, words", [(True, "none left"), (False, "not permitted")])
+def test_no_room_for_what_comes(reaches, words):
+    inboxes = Inboxes(Refusing(), 4096, reaches, [])
+    with raising(collectives.CollectiveError, "4096 bytes for messages of rank 3", words):
+        inboxes.of(3)
+
+
+def test_a_setting_that_is_none():
+    ended = subprocess.run(
+        [sys.executable, "-c", "from collectives.settings import mpi_reaches_devices\n"
+         "mpi_reaches_devices(lambda: True, {'COLLECTIVES_MPI_REACHES_DEVICES': 'yes'})"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "COLLECTIVES_MPI_REACHES_DEVICES must be 0 or 1, found 'yes'" in ended.stderr
