@@ -49,6 +49,7 @@ Carrier::Carrier(int fd, std::uint32_t rank, const MpiFunctions& mpi,
     if (hosts[peer] == hosts[rank]) continue;
     remote_.push_back(peer);
     peers_[peer].is_remote = true;
+    peers_[peer].places = std::make_unique<Place[]>(region_.geometry().depth);
     peers_[peer].is_leader =
         std::find(hosts.begin(), hosts.begin() + peer, hosts[peer]) == hosts.begin() + peer;
     auto& standing = region_.standing(peer);
@@ -201,6 +202,7 @@ bool Carrier::finish() {
         parted = true;
       }
       if (parted) show_releases(from, is_packet);
+      if (parted && !is_packet) show_gone(from);
       moved |= parted;
     }
     // What it has said of our messages may be held back until MPI lets go of them.

@@ -75,6 +75,19 @@ class Carrier {
     return peers_[peer].completed.load(std::memory_order_relaxed);  // ordered by has_left()
   }
 
+  // Shorter payloads go with what says so, from a copy.
+  static constexpr std::uint64_t kLeastApart = kFramePayload + 1;
+  // The payload of message `index` to that peer, which is about to be posted, lies there, and not
+  // in its slot, until gone_to() has come to `index` + 1.
+  void send_from(std::uint32_t peer, std::uint32_t index, const std::byte* place,
+                 std::uint64_t bytes) {
+    // Relaxed: posting it releases.
+    place_of(peer, index).bytes.store(bytes, std::memory_order_relaxed);
+    place_of(peer, index).begin.store(place, std::memory_order_relaxed);
+  }
+  // How many of the messages to a peer of another host MPI has done with.
+  const std::atomic<std::uint32_t>& gone_to(std::uint32_t peer) const { return peers_[peer].gone; }
+
   // This rank has closed: what it has posted is sent, then the others hear of it. Waits for nobody.
   void close();
   // Once all have: nothing will come any more, or go.
@@ -101,6 +114,11 @@ class Carrier {
     std::uint32_t index;
     std::uint32_t words[kFrameWords];
   };
+  // Of a payload in no slot. Not in the region, where others could write.
+  struct Place {
+    std::atomic<const std::byte*> begin{nullptr};
+    std::atomic<std::uint64_t> bytes{0};
+  };
   // Of one kind of channel, to and from a peer.
   struct Channel {
     std::uint32_t sent = 0;     // messages of ours that were carried
@@ -117,6 +135,9 @@ class Carrier {
     std::atomic<bool> has_left{false};
     std::atomic<std::uint64_t> completed{0};
     std::atomic<bool> is_rung{false};
+    std::atomic<std::uint32_t> gone{0};
+    // Where payloads lie that are in no slot, by the place of the message's descriptor.
+    std::unique_ptr<Place[]> places;
     Channel messages, packets;
     std::uint32_t lane_place = 0, lane_arrived_place = 0;  // counts modulo the slots of a lane
     std::uint32_t call_told = 0;                           // which text of a call it knows
@@ -131,6 +152,14 @@ class Carrier {
     std::unique_ptr<std::byte[]> bytes;
   };
 
+  Place& place_of(std::uint32_t peer, std::uint32_t index) {
+    return peers_[peer].places[index & (region_.geometry().depth - 1)];
+  }
+  void show_gone(std::uint32_t to);
+  bool is_within(const SlotPlace& place, std::uint64_t bytes) const {
+    const auto& geometry = region_.geometry();
+    return place.index < geometry.slots && place.shift < kLine && bytes <= geometry.slot_bytes;
+  }
   void end_watch();
   // With the lock held.
   bool step();

@@ -107,10 +107,34 @@ bool Carrier::push_message(std::uint32_t to) {
   load_words(&descriptor, frame.words);
   const auto words = named<MessageWords>(frame.words);
   const bool has_slot = words.slot != kInlineSlot && words.slot != kLentSlot;
-  push_payload(to, frame, channel,
-               has_slot ? region_.slot(rank_, SlotPlace::unpacked(words.slot)) : nullptr,
-               has_slot ? words.length : 0);
+  Place& place = place_of(to, channel.sent);
+  const std::byte* payload = place.begin.exchange(nullptr, std::memory_order_relaxed);
+  std::uint64_t bytes = has_slot ? words.length : 0;
+  if (payload != nullptr) {
+    bytes = place.bytes.load(std::memory_order_relaxed);
+  } else if (has_slot) {
+    const auto slot = SlotPlace::unpacked(words.slot);
+    if (!is_within(slot, bytes)) {
+      break_off("its own message was damaged");
+      return false;
+    }
+    payload = region_.slot(rank_, slot);
+  }
+  push_payload(to, frame, channel, payload, bytes);
+  show_gone(to);
   return true;
+}
+
+// In order, as the engine counts: those behind one that MPI still has are not gone either.
+void Carrier::show_gone(std::uint32_t to) {
+  Peer& peer = peers_[to];
+  const auto& messages = peer.messages;
+  const std::uint32_t gone =
+      messages.partings.empty() ? messages.sent : messages.partings.front().index;
+  if (gone == peer.gone.load(std::memory_order_relaxed) || is_broken_) return;
+  // Release: MPI has read what lies where it was sent from.
+  peer.gone.store(gone, std::memory_order_release);
+  wake_self(peer.gone);
 }
 
 bool Carrier::push_packet(std::uint32_t to) {
@@ -248,8 +272,7 @@ std::byte* Carrier::room_for(const Frame& frame, bool is_packet) {
   }
   const auto words = named<MessageWords>(frame.words);
   const auto place = SlotPlace::unpacked(words.slot);
-  if (words.slot == kInlineSlot || words.length != frame.bytes || place.shift >= kLine ||
-      place.index >= geometry.slots || frame.bytes > geometry.slot_bytes) {
+  if (words.slot == kInlineSlot || words.length != frame.bytes || !is_within(place, frame.bytes)) {
     return nullptr;
   }
   return region_.slot(frame.from, place);

@@ -186,6 +186,7 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
     } else {
       run(call, input, output);
     }
+    if (!carried_.empty()) await_carried();
     if (steps_to_fault_ != 0) [[unlikely]] {  // it had fewer steps than it might have had
       steps_to_fault_ = 0;
       meet_fault();

@@ -123,7 +123,7 @@ class Engine {
   // When long messages stay where they are for others to have them copied.
   Lend lend() const { return lend_; }
   void set_lend(Lend lend);
-  // Messages of this rank that were.
+  // Messages of this rank that were, or were sent to other hosts from where they are.
   std::uint64_t lent() const { return lent_count_; }
   // Calls in which ranks had the kernel copy from and to each other's arrays.
   std::uint64_t reaching_calls() const { return reached_count_; }
@@ -134,8 +134,8 @@ class Engine {
   // so that nobody has anything copied to where something else has written an address.
   void set_seal(std::uint64_t key) { seal_ = key; }
   // Of a call that has failed: whether a rank that was stopped in the midst of a copy may still
-  // write to its output. Once: what lies there is to be kept for ever.
-  bool take_may_be_written() { return std::exchange(may_be_written_, false); }
+  // write to its output, or MPI has not done with its arrays. Once: they are to be kept for ever.
+  bool take_may_be_used() { return std::exchange(may_be_used_, false); }
   // In the middle of the next call sends this process a signal, or, if that is 0, ends it with a
   // code: for faults on purpose.
   void signal_in_middle(int number, int code) { fault_ = {true, number, code}; }
@@ -174,8 +174,9 @@ class Engine {
     const Call::Step* step;
     std::uint64_t bytes;  // of its message
     std::uint64_t fingerprint;
-    std::byte* outgoing;    // where its message is written; nullptr: it sends none, or lends it
-    const std::byte* lent;  // ... from here
+    std::byte* outgoing;    // where its message is written; nullptr: it sends none, or it stays
+    const std::byte* lent;  // ... here
+    bool is_carried;        // ... until the carrier has sent it, not until receivers have copied it
     SlotPlace place;
     const std::byte** operands;  // what it has taken, and at own_at room for the own operand
   };
@@ -283,6 +284,10 @@ class Engine {
   // Whether everybody whom a step sends to can have what lies at `from` copied.
   bool may_lend(const Call& call, const Call::Step& step, bool in_place, const std::byte* from,
                 std::uint64_t bytes);
+  // Whether a message may be sent to other hosts from where it is: all of its receivers are there.
+  bool may_stay(const Call& call, const Call::Step& step, bool in_place, std::uint64_t bytes) const;
+  // Until MPI has what was.
+  void await_carried();
   // Of a call that has failed: what it lent may still be copied, by ranks that then see that it
   // has; nobody writes to its arrays any more. False: as close_arrays.
   bool end_copies();
@@ -336,11 +341,13 @@ class Engine {
   CopiedMemory copied_;
   bool lends_ = false;    // in the running call
   bool is_open_ = false;  // its arrays, to others
-  bool may_be_written_ = false;
+  bool may_be_used_ = false;
   bool may_reach_ = true;  // all ranks, as far as this one knows
   std::uint64_t seal_ = 0;
   std::uint64_t reached_count_ = 0;
-  std::vector<Message> lent_;  // in the running call
+  std::vector<Message> lent_;     // in the running call
+  std::vector<Message> carried_;  // ... from where they are
+  std::uint64_t least_carried_ = kCarriedBytes;
   // For each peer and step of a wave, once it has lent.
   std::vector<std::unique_ptr<std::byte[]>> pulled_;
   std::vector<std::unique_ptr<std::byte[]>> rooms_;  // for pieces of a reaching call

@@ -1,6 +1,7 @@
 // Messages that stay where they are until the receiver has had them copied.
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <limits>
 
@@ -21,6 +22,9 @@ void Engine::set_lend(Lend lend) {
   least_lent_ = lend == Lend::never    ? std::numeric_limits<std::uint64_t>::max()
                 : lend == Lend::always ? kInlineBytes + 1
                                        : kLentBytes;
+  least_carried_ = lend == Lend::never    ? std::numeric_limits<std::uint64_t>::max()
+                   : lend == Lend::always ? Carrier::kLeastApart
+                                          : kCarriedBytes;
 }
 
 void Engine::run_lending(const Call& call, const std::byte* input, std::byte* output) {
@@ -35,7 +39,29 @@ void Engine::run_lending(const Call& call, const std::byte* input, std::byte* ou
   lends_ = false;
 }
 
+bool Engine::may_stay(const Call& call, const Call::Step& step, bool in_place,
+                      std::uint64_t bytes) const {
+  return bytes >= least_carried_ && step.stays && !(step.lends_apart && in_place) &&
+         std::all_of(call.peers() + step.targets_begin, call.peers() + step.targets_end,
+                     [this](std::uint32_t peer) { return waiter_.is_remote(peer); });
+}
+
+void Engine::await_carried() {
+  for (const auto& message : carried_) {
+    waiter_.await(waiter_.carrier()->gone_to(message.peer), message.index + 1, message.peer,
+                  "release by");
+  }
+  lent_count_ += carried_.size();
+  carried_.clear();
+}
+
 bool Engine::end_copies() {
+  for (const auto& message : carried_) {
+    // Acquire: MPI has read what it has.
+    const auto gone = waiter_.carrier()->gone_to(message.peer).load(std::memory_order_acquire);
+    may_be_used_ |= !reached(gone, message.index + 1);
+  }
+  carried_.clear();
   if (!lent_.empty()) {
     // Whoever copies what the program writes to its arrays from here on sees the trouble, too.
     std::atomic_thread_fence(std::memory_order_seq_cst);

@@ -302,7 +302,7 @@ bool Engine::close_arrays() {
     while (peer != rank() && writes_to.load(std::memory_order_acquire) == rank() + 1) {
       if (waiter_.has_ended_process(peer)) break;  // one that has only closed may still write
       if (std::chrono::steady_clock::now() - began > kWriting) {
-        may_be_written_ = true;
+        may_be_used_ = true;
         return false;
       }
       sched_yield();

@@ -144,7 +144,7 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
                                                           std::byte* output) {
   if (steps_to_fault_ != 0 && --steps_to_fault_ == 0) [[unlikely]]
     meet_fault();
-  Begun begun{&step, bytes, fingerprint_of(stamp_, step), nullptr, nullptr, {}, operands};
+  Begun begun{&step, bytes, fingerprint_of(stamp_, step), nullptr, nullptr, false, {}, operands};
   const std::uint32_t target_count = step.targets_end - step.targets_begin;
   // The slot first, then the messages: see _fuse in collectives/lowering.py.
   if (target_count != 0) {
@@ -171,9 +171,16 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
       if (bytes >= kFarBytes) {
         begun.place.is_past_caches = is_any_far(call.peers() + step.targets_begin, target_count);
       }
+      if (waiter_.carrier() != nullptr && may_stay(call, step, input == output, bytes)) {
+        begun.lent = step.lends_kept
+                         ? kept_at(*item, segment_at, output, scratch_.get())
+                         : own_operand(*item, segment_at, input, output, scratch_.get());
+        begun.is_carried = begun.lent != nullptr;
+      }
       begun.outgoing =
           take_slot(call.peers() + step.targets_begin, target_count, bytes, begun.place.shift);
       begun.place.index = slot_;
+      if (begun.is_carried) begun.outgoing = nullptr;  // it has the slot on the other hosts
     }
   }
   for (std::uint32_t i = 0; i < step.sources_end - step.sources_begin; ++i) {
@@ -308,7 +315,10 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
     descriptor.number = static_cast<std::uint32_t>(number_);
     descriptor.slot = is_inline ? kInlineSlot : begun.place.packed();
     if (is_inline) std::memcpy(descriptor.payload, inline_, begun.bytes);
-    if (begun.lent != nullptr) [[unlikely]] {
+    if (begun.is_carried) {
+      waiter_.carrier()->send_from(peer, index, begun.lent, begun.bytes);
+      carried_.push_back({peer, index});
+    } else if (begun.lent != nullptr) [[unlikely]] {
       descriptor.slot = kLentSlot;
       const auto address = reinterpret_cast<std::uint64_t>(begun.lent);
       std::memcpy(descriptor.payload, &address, sizeof address);
@@ -364,7 +374,8 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
 
 void Engine::post_inline(std::uint32_t peer, const void* words, std::size_t bytes,
                          std::uint64_t fingerprint) {
-  Begun begun{nullptr, bytes, fingerprint, take_slot(&peer, 1, bytes, 0), nullptr, {}, nullptr};
+  Begun begun{nullptr, bytes, fingerprint, take_slot(&peer, 1, bytes, 0),
+              nullptr, false, {},          nullptr};
   std::memcpy(begun.outgoing, words, bytes);
   post(&peer, 1, begun);
   wake(nullptr, 0, &peer, 1);

@@ -15,6 +15,9 @@ namespace transports {
 
 // From here on a message may be lent: a call of the kernel takes as long as copying a few KiB.
 inline constexpr std::uint64_t kLentBytes = 32 * 1024;
+// From here on it may be sent to another host from where it is. The call ends once MPI has it,
+// which for shorter ones it has when they are copied.
+inline constexpr std::uint64_t kCarriedBytes = 64 * 1024;
 
 // When long messages are lent.
 enum class Lend : std::uint32_t { never = 0, when_quicker, always };

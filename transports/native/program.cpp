@@ -326,18 +326,18 @@ void Call::find_lenders(std::uint32_t in_flight) {
                     [&](std::uint32_t peer) {
                       return std::count(silent_peers_.begin(), silent_peers_.end(), peer) == 0;
                     });
-    if (!are_awaited) continue;
     if (space != Space::input && space != Space::output) continue;
     // What average divides at the end is written once more.
-    step.lends = divide_ == nullptr || space == Space::input;
-    step.lends_apart = step.lends && divide_ != nullptr && in_place_;
-    for (std::size_t j = i + 1; step.lends && j < steps_.size(); ++j) {
+    step.stays = divide_ == nullptr || space == Space::input;
+    step.lends_apart = step.stays && divide_ != nullptr && in_place_;
+    for (std::size_t j = i + 1; step.stays && j < steps_.size(); ++j) {
       for (auto k = steps_[j].items_begin; k < steps_[j].items_end; ++k) {
         if (items_[k].write != Space::output || items_[k].write_at != at) continue;
-        if (space == Space::output) step.lends = false;
+        if (space == Space::output) step.stays = false;
         if (in_place_) step.lends_apart = true;
       }
     }
+    step.lends = step.stays && are_awaited;
   }
 }
 

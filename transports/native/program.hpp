@@ -97,7 +97,8 @@ class Call {
     std::uint32_t peeks_begin, pokes_begin, reaches_end;
     std::uint32_t own_at;
     std::uint32_t delay;  // in wave w it is run for pass w - delay
-    bool lends;           // its message may stay in the array it is sent from
+    bool stays;           // its message may be taken from the array it is sent from
+    bool lends;           // ... by its receivers, who are in the call anyway
     bool lends_kept;      // ... which is where it keeps it; else where the own operand is
     bool lends_apart;     // ... if input and output are not the same memory
     std::uint64_t bytes;  // of its message, all passes together

@@ -113,11 +113,14 @@ void Rank::run(const Call& call, const std::byte* input, std::byte* output, doub
 }
 
 template <class Work>
-void Rank::keeping(nb::handle owner, const Work& work) {
+void Rank::keeping(nb::handle input, nb::handle owner, const Work& work) {
   try {
     work();
   } catch (...) {
-    if (engine_.take_may_be_written()) owner.inc_ref();  // never let go
+    if (engine_.take_may_be_used()) {  // never let go
+      input.inc_ref();
+      owner.inc_ref();
+    }
     throw;
   }
 }
@@ -127,7 +130,7 @@ void Rank::execute(const Call& call, nb::handle input, nb::handle output, double
   const Buffer from(input, call.input_bytes(), Buffer::Access::read, "input");
   const Buffer to(output, call.output_bytes(), Buffer::Access::write, "output");
   refuse_overlap(call, from.data(), to.data());
-  keeping(owner.is_none() ? output : owner,
+  keeping(input, owner.is_none() ? output : owner,
           [&] { run(call, from.data(), to.data(), timeout, background); });
 }
 
@@ -142,7 +145,7 @@ bool Rank::repeat(const KnownCalls::Ask& ask) {
   // Held while it runs: the entry may be taken over by a call of another thread.
   const nb::object call = nb::borrow(found->holder);
   if (found->is_told && !next_is(*found->call, timeout_)) return false;
-  keeping(ask.out, [&] { run(*found->call, found->input, found->output, timeout_, false); });
+  keeping(ask.x, ask.out, [&] { run(*found->call, found->input, found->output, timeout_, false); });
   return true;
 }
 

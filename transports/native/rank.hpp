@@ -62,7 +62,7 @@ class Rank {
   // Keeps what the result's memory lives with for ever if `work` fails while others may still write
   // there.
   template <class Work>
-  void keeping(nanobind::handle owner, const Work& work);
+  void keeping(nanobind::handle input, nanobind::handle owner, const Work& work);
 
   Mapping mapping_;
   std::shared_ptr<Carrier> carrier_;
