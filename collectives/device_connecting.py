@@ -12,6 +12,7 @@ from collectives import settings
 from collectives.device_closing import DeviceClosing
 from transports.cuda_ipc.connection import Carry, Connected, connect_devices
 from transports.cuda_ipc.device import Device
+from transports.cuda_ipc.engine import Carrier
 from transports.cuda_ipc.kernels import MOST_OPERANDS
 from transports.cuda_ipc.watching import Watch
 from transports.mpi.connection import Group
@@ -27,6 +28,7 @@ class DeviceConnecting(DeviceClosing):
 
     hosts: tuple[int, ...]
     _group: Group | None
+    _device_carrier: Carrier | None = None
     if TYPE_CHECKING:
 
         @property
@@ -40,23 +42,28 @@ class DeviceConnecting(DeviceClosing):
             )
         with self._calling("connecting devices"):
             several = len(set(self.hosts)) > 1
-            slots, slot_bytes = self.allgather_object(settings.device_slots(several))[0]
+            asked = settings.device_slots(several), settings.mpi_reaches_devices()
+            everyone = self.allgather_object(asked)
+            slots, slot_bytes = everyone[0][0]
             here = self.local if several else self
-            carry, direct = self._by_carrier() if several else (None, False)
             connected = connect_devices(
                 device, self.rank, self.hosts, slots, slot_bytes, self.allgather_object,
-                here._share_host_memory, carry, direct,
+                here._share_host_memory, self._by_carrier() if several else None,
+                all(reaches for _, reaches in everyone),  # else ranks would look elsewhere
             )  # fmt: skip
         name = f"device-watch-{self._job}-{self.rank}"
         watch = Watch(connected.engine, self._engine, self.size, name, connected.has_left)
+        self._device_carrier = connected.engine.carrier
+        if connected.engine.carrier is not None:
+            connected.engine.carrier.on_failure = watch.fail_between_hosts
         self._connected, self._watch = connected, watch
         apart = _apart(connected, self.hosts)
         if self.rank == 0 and apart and "/" not in self._job:
             tell(f"not all devices reach each other's memory: {apart} go by the host's")
         return connected, watch
 
-    def _by_carrier(self) -> tuple[Carry, bool]:
-        """What moves messages between hosts, and whether it reaches devices by itself."""
+    def _by_carrier(self) -> Carry:
+        """What moves messages between hosts."""
         group = self._group
         assert group is not None, "several hosts that nothing connects"
 
@@ -65,7 +72,7 @@ class DeviceConnecting(DeviceClosing):
             group.world.keep(found)
             return found
 
-        return carry, settings.mpi_reaches_devices(group.world.library.reaches_devices)
+        return carry
 
     def _share_host_memory(self, nbytes: int, what: str) -> tuple[npt.NDArray[np.uint8], ...]:
         block = self._new_block(nbytes, what)

@@ -46,11 +46,8 @@ class Hosts(Proving):
         40 bytes in it. Summed over the ranks of a host, and divided by calls, it is what a closed
         form says with `wire`.
         """
-        sent = 0 if self._carrier is None else self._carrier.sent_payload
-        connected = self._connected
-        if connected is not None and connected.engine.carrier is not None:
-            sent += connected.engine.carrier.sent_payload
-        return sent
+        carriers = (self._carrier, self._device_carrier)
+        return sum(each.sent_payload for each in carriers if each is not None)
 
     def _part(self, name: str, color: int) -> Communicator:
         found = self._by_host.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -152,27 +152,27 @@ def device_slots(
     environment = os.environ if environment is None else environment
     slots = _whole(environment, "COLLECTIVES_DEVICE_SLOTS", 2, 4, 64)
     usual = _SLOT_BETWEEN_HOSTS if several_hosts else _SLOT_OF_A_HOST
-    size = _whole(environment, "COLLECTIVES_DEVICE_SLOT_BYTES", 64, usual, 1 << 34)
+    most = (1 << 31) - 64 if several_hosts else 1 << 34  # what any MPI counts
+    size = _whole(environment, "COLLECTIVES_DEVICE_SLOT_BYTES", 64, usual, most)
     if size % 64:
         raise ValueError(f"COLLECTIVES_DEVICE_SLOT_BYTES must be a multiple of 64, found {size}")
     return slots, size
 
 
-def mpi_reaches_devices(
-    ask: Callable[[], bool], environment: Mapping[str, str] | None = None
-) -> bool:
-    """Whether MPI sends from and receives in memory of devices by itself.
+def mpi_reaches_devices(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether MPI is to send from and receive in memory of devices by itself, on every rank.
 
-    COLLECTIVES_MPI_REACHES_DEVICES is 1 or 0; where it says nothing the library is asked.
+    COLLECTIVES_MPI_REACHES_DEVICES is 1 or 0. A library that says it can is not believed without:
+    a stream that waits already must see what a network card writes to its device.
 
     Raises:
         ValueError: it is neither.
     """
     environment = os.environ if environment is None else environment
-    told = environment.get("COLLECTIVES_MPI_REACHES_DEVICES", "")
-    if told not in ("", "0", "1"):
+    told = environment.get("COLLECTIVES_MPI_REACHES_DEVICES", "0")
+    if told not in ("0", "1"):
         raise ValueError(f"COLLECTIVES_MPI_REACHES_DEVICES must be 0 or 1, found {told!r}")
-    return told == "1" if told else ask()
+    return told == "1"
 
 
 def local_rank(environment: Mapping[str, str] | None = None) -> int:

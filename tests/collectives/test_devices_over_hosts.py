@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 import time
@@ -11,7 +12,7 @@ import pytest
 from harness.batches import Batch
 from harness.device_arrays import Captured, environment, given, on_device, total
 from harness.errors import raising
-from harness.under_mpi import MPICH, run_under
+from harness.under_mpi import MPICH, mpi_spawn, run_under
 
 import collectives
 from collectives.settings import mpi_reaches_devices
@@ -136,7 +137,7 @@ def test_what_mpi_refuses(comm):
 
     if comm.rank == 2:
         carrier_of(comm)._comm = Refusing()
-    with raising(collectives.CollectiveError, "between hosts: no buffers"):
+    with raising(collectives.CollectiveError, "messages of devices between hosts: no buffers"):
         comm.allreduce(x).get()
         while True:
             comm.allreduce(x)
@@ -233,6 +234,141 @@ def test_a_rank_leaves_once_others_have_what_it_has_sent(run):
     assert said == dict.fromkeys((1, 2, 3), "fine")
 
 
+def some_are_told_that_mpi_reaches_devices(comm):
+    """Only where every rank is does it: else ranks would look where nothing was put."""
+    os.environ["COLLECTIVES_MPI_REACHES_DEVICES"] = "1" if comm.rank == 0 else "0"
+    for algorithm in ("one_shot", "ring", "recursive_doubling"):
+        found = comm.allreduce(on_device(given(comm.rank)), algorithm=algorithm)
+        assert np.array_equal(found.get(), total(comm))
+
+
+def test_some_are_told_that_mpi_reaches_devices():
+    mpi_spawn(some_are_told_that_mpi_reaches_devices, 3, hosts="aab", environment=DEVICES)
+
+
+def one_call_less(comm):
+    """Rank 1 closes when others have what it has sent, though rank 0 waits for more."""
+    x = on_device(given(comm.rank))
+    comm.allreduce(x).get()
+    comm.barrier()
+    began = time.monotonic()
+    if comm.rank == 1:
+        time.sleep(0.5)
+        comm.allreduce(x)
+        comm.close()
+        return time.monotonic() - began
+    works = [comm.allreduce(x, async_op=True) for _ in range(2)]
+    assert np.array_equal(works[0].wait().get(), total(comm))
+    with raising(collectives.PeerLostError, "rank 1", "closed its communicator"):
+        works[1].wait(timeout=30)
+        comm.barrier()
+    return time.monotonic() - began
+
+
+def test_a_rank_that_makes_one_call_less_leaves_at_once():
+    assert max(mpi_spawn(one_call_less, 2, hosts="ab", environment=DEVICES)) < 10
+
+
+def handled(comm):
+    """What was sent in vain keeps nobody: rank 1 goes on long after the call has failed."""
+    x = on_device(np.ones(1 << 20, np.float32))
+    part = comm.split(0, comm.rank)
+    part.allreduce(x).get()
+    with raising(collectives.MismatchError, "broadcast", "barrier"), part:
+        if comm.rank == 0:
+            part.broadcast(x, root=0, algorithm="linear")
+        part.barrier()
+    comm.barrier()
+    time.sleep(12 * comm.rank)
+
+
+def test_a_program_that_handles_a_mismatch_ends_as_it_should():
+    mpi_spawn(handled, 2, hosts="ab", environment=DEVICES)
+
+
+def nothing_stays(comm):
+    """Of communicators that all have closed."""
+    x = on_device(np.ones(1 << 16, np.float32))
+    for _ in range(6):
+        with comm.split(0, comm.rank) as part:
+            part.allreduce(x).get()
+        comm.barrier()
+        time.sleep(0.1)
+    return comm._group.world.let_go()
+
+
+def test_carriers_of_closed_communicators_go():
+    assert mpi_spawn(nothing_stays, 2, hosts="ab", environment=DEVICES) == [1, 1]
+
+
+def nothing_against_much(comm):
+    """A message without elements, where another has some: the call, not MPI, says what is wrong."""
+    comm.allreduce(on_device(given(comm.rank))).get()
+    x = on_device(given(comm.rank, 1000 * comm.rank))
+    with raising(collectives.MismatchError, "float32[0]", "float32[1000]"):
+        comm.allreduce(x, algorithm="ring").get()
+        comm.barrier()
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_nothing_against_much(turn):
+    mpi_spawn(nothing_against_much, 2, hosts="ab", environment=DEVICES)
+
+
+class SendsNothing:
+    def __init__(self, comm):
+        self._comm = comm
+
+    def __getattr__(self, name):
+        return getattr(self._comm, name)
+
+    def Isend(self, what, member, tag):
+        if what[1] > 8:  # news are shorter
+            raise OSError("no buffers")
+        return self._comm.Isend(what, member, tag)
+
+
+def refused_at_last(comm):
+    """Its call is done on the root's stream when MPI refuses to send what the root has left."""
+    x = on_device(given(comm.rank))
+    comm.allreduce(x).get()
+    comm.barrier()
+    if comm.rank == 0:
+        carrier_of(comm)._comm = SendsNothing(carrier_of(comm)._comm)
+    began = time.monotonic()
+    with raising(collectives.CollectiveError, "between hosts: no buffers"):
+        comm.broadcast(x, async_op=True, algorithm="linear").wait(timeout=30)
+        comm.close()
+    return time.monotonic() - began
+
+
+def test_what_mpi_refuses_after_the_call_is_done():
+    assert max(mpi_spawn(refused_at_last, 2, hosts="ab", environment=DEVICES)) < 10
+
+
+def no_memory_on_one_host(comm, what):
+    if comm.rank == 1:
+        shared = type(comm)._share_host_memory
+
+        def refuses(myself, nbytes, wanted):
+            if wanted == what:
+                raise MemoryError("none left")
+            return shared(myself, nbytes, wanted)
+
+        type(comm)._share_host_memory = refuses
+    began = time.monotonic()
+    with raising(MemoryError, "rank 1", "none left"):
+        comm.allreduce(on_device(given(comm.rank)))
+    comm.barrier()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("what", ["flags", "an outbox on the host"])
+def test_no_memory_on_one_host(what):
+    """All hear of it, and go on."""
+    assert max(mpi_spawn(no_memory_on_one_host, 2, what, hosts="ab", environment=DEVICES)) < 10
+
+
 class Refusing:
     def allocate(self, nbytes):
         raise MemoryError("none left")
@@ -250,6 +386,6 @@ def test_no_room_for_what_comes(reaches, words):
 
 def test_a_setting_that_is_none():
     told = {"COLLECTIVES_MPI_REACHES_DEVICES": "1"}
-    assert mpi_reaches_devices(lambda: False, told) and not mpi_reaches_devices(lambda: False, {})
+    assert mpi_reaches_devices(told) and not mpi_reaches_devices({})
     with raising(ValueError, "COLLECTIVES_MPI_REACHES_DEVICES must be 0 or 1, found 'yes'"):
-        mpi_reaches_devices(lambda: True, dict.fromkeys(told, "yes"))
+        mpi_reaches_devices(dict.fromkeys(told, "yes"))

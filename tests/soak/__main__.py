@@ -2,6 +2,7 @@
 
     PYTHONPATH=tests python -m soak --minutes 10
     PYTHONPATH=tests python -m soak --seed 17 --ranks 3 --programs 1
+    PYTHONPATH=tests python -m soak --hosts aab --hosts abcc     # by MPI, on hosts that are played
 
 Ranks run several programs, each on a communicator of its own, and must hold no more afterwards than
 before. A failure prints seed, operation, rank, expected and found; --seed with --ranks repeats it.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import os
 import secrets
 import sys
@@ -24,9 +26,10 @@ from soak.drawing import Taste, draw
 from soak.execution import Execution
 from soak.forked_ranks import Ending, Forked, new_job, run
 from soak.leftovers import NOTHING, held, left_over
+from soak.over_hosts import run_over_hosts
 
 TRANSPORTS = ("shm",)
-"""All that exist; each later one joins."""
+"""Over which ranks are forked; by mpiexec: --hosts."""
 
 PROGRAMS = 6  # of ranks that were started together
 WAIT_SECONDS = 60.0  # that a call may take
@@ -57,6 +60,8 @@ def main() -> int:
 
         torch.set_num_threads(1)
     gc.freeze()
+    if options.hosts:
+        return over_hosts(options)
     first = options.seed if options.seed is not None else secrets.randbelow(1 << 30)
     deadline = time.monotonic() + options.minutes * 60
     sizes = options.ranks or [1, 2, 3, 4]
@@ -77,6 +82,30 @@ def main() -> int:
         if time.monotonic() - told > 60:
             told = time.monotonic()
             print(f"  {done} programs, {operations} operations", flush=True)
+    seconds = time.monotonic() - began
+    print(f"soak: {done} programs, {operations} operations in {seconds:.0f} s, nothing wrong")
+    return 0
+
+
+def over_hosts(options: argparse.Namespace) -> int:
+    """As `main`, of ranks on several hosts."""
+    first = options.seed if options.seed is not None else secrets.randbelow(1 << 30)
+    taste = Taste(length=options.operations, torch=options.torch, reaches=False)
+    began = time.monotonic()
+    done = operations = 0
+    print(f"soak: seeds from {first}, hosts {', '.join(options.hosts)}", flush=True)
+    for turn in itertools.count():
+        left = PROGRAMS if options.programs is None else min(PROGRAMS, options.programs - done)
+        if left <= 0 or time.monotonic() > began + options.minutes * 60:
+            break
+        hosts = options.hosts[turn % len(options.hosts)]
+        seeds = [first + done + more for more in range(left)]
+        more, wrong = run_over_hosts(seeds, hosts, taste, options.limit * left, options.spoil)
+        if wrong:
+            print(f"soak: failed; to repeat it: --hosts {hosts} --seed {seeds[0]} "
+                  f"--programs {left}\n{wrong}")  # fmt: skip
+            return 1
+        done, operations = done + left, operations + more
     seconds = time.monotonic() - began
     print(f"soak: {done} programs, {operations} operations in {seconds:.0f} s, nothing wrong")
     return 0
@@ -162,6 +191,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--programs", type=int, help="at most so many")
     parser.add_argument("--seed", type=int, help="of the first program; those after it count on")
     parser.add_argument("--ranks", type=int, action="append", help="only so many; may be repeated")
+    parser.add_argument("--hosts", action="append", help="a letter for each rank; may be repeated")
     parser.add_argument("--operations", type=int, default=400, help="of a program, about")
     parser.add_argument("--limit", type=float, default=120, help="seconds a program may take")
     parser.add_argument("--without-torch", dest="torch", action="store_false")

@@ -55,6 +55,7 @@ class Taste:
         messages: how often an operation is point-to-point.
         splits: how often communicators come and go.
         allocations: how often arrays are symmetric.
+        reaches: whether there is memory that all ranks reach, for one-sided algorithms.
         pending: how many asynchronous operations there may be at once; 0: all calls block.
     """
 
@@ -65,6 +66,7 @@ class Taste:
     splits: float = 0.04
     allocations: float = 0.2
     pending: int = 12
+    reaches: bool = True
 
 
 def draw(seed: int, size: int, taste: Taste) -> Program:
@@ -206,6 +208,7 @@ class _Draw:
         algo = CATALOGUE[call.collective, name]
         if algo.one_sided and (
             not symmetric
+            or not self.taste.reaches
             or (call.collective == "alltoall" and call.counts is not None)
             or (call.collective == "alltoall" and call.result == "in place")
             or (call.collective == "allreduce" and call.result == "new")

@@ -32,6 +32,23 @@ def test_a_few_programs(full):
     assert code == 0 and "nothing wrong" in said, said
 
 
+def test_a_few_programs_over_hosts(full):
+    code, said = command(
+        "soak", "--seed", "1", "--hosts", "aab", "--hosts", "abcb", "--programs",
+        "60" if full else "2", "--operations", "120", "--minutes", "10",
+        limit=800 if full else 100,
+    )  # fmt: skip
+    assert code == 0 and "nothing wrong" in said, said
+
+
+def test_over_hosts_a_result_that_is_wrong_is_found():
+    code, said = command(
+        "soak", "--seed", "1", "--hosts", "ab", "--programs", "1", "--operations", "60",
+        "--spoil", "20",
+    )  # fmt: skip
+    assert code == 1 and "--hosts ab --seed 1 --programs 1" in said and "expected" in said
+
+
 def test_a_planted_wrong_result_is_found_and_can_be_repeated(size=3):
     program = draw(5, size, Taste(length=60, torch=False))
     number = next(

@@ -28,10 +28,18 @@ Shared: TypeAlias = Callable[[int, str], tuple[npt.NDArray[np.uint8], ...]]
 """Host memory of so many bytes for each rank of this host, for what; their parts, in order."""
 
 Carry: TypeAlias = Callable[
-    [npt.NDArray[np.uint32], Callable[[int], int], int, int, Callable[[int], int]], Carrier
+    [
+        npt.NDArray[np.uint32],
+        Callable[[int], int],
+        int,
+        int,
+        Callable[[int], int],
+        Callable[[], None],
+    ],
+    Carrier,
 ]
 """A carrier of flags; which of them is at an address; the one of a release; the bytes of a slot;
-what an address that streams know is for MPI."""
+what an address that streams know is for MPI; what prepares its thread."""
 
 
 @dataclass(eq=False)
@@ -217,23 +225,26 @@ def connect_devices(
     outbox = map_together(device, rank, hosts, slots * slot_bytes, "the outbox of a device", talk)
     everyone = talk((device.identity, [address != 0 for address in outbox.addresses]))
     reach = tuple(tuple(row) for _, row in everyone)
-    words = share(table.nbytes, "flags")[0].view(np.uint32)
-    if rank == here[0]:
-        table.begin(words)
-    places = [(int(words.ctypes.data), words.nbytes)]
+    places: list[tuple[int, int]] = []
     begins: list[int] = []
     own: npt.NDArray[np.uint8] | None = None  # kept as long as a carrier may use it
-    if not all(map(all, reach)):
-        parts = share(slots * slot_bytes, "an outbox on the host")
-        own = parts[here.index(rank)]
-        begins = [int(part.ctypes.data) for part in parts]  # by the order of the ranks here
-        # All at once: parts share pages, and a page cannot be registered twice.
-        places.append((min(begins), max(begins) + slots * slot_bytes - min(begins)))
     found: list[int] = []
     failure: tuple[type[Exception], str] | None = None
     try:
+        words = share(table.nbytes, "flags")[0].view(np.uint32)
+        if rank == here[0]:
+            table.begin(words)
+        places.append((int(words.ctypes.data), words.nbytes))
+        if not all(map(all, reach)):
+            parts = share(slots * slot_bytes, "an outbox on the host")
+            own = parts[here.index(rank)]
+            begins = [int(part.ctypes.data) for part in parts]  # by the order of the ranks here
+            # All at once: parts share pages, and a page cannot be registered twice.
+            places.append((min(begins), max(begins) + slots * slot_bytes - min(begins)))
         for address, length in places:
             found.append(device.register(address, length))
+    except MemoryError as error:  # of this host: the others are to hear of it
+        failure = MemoryError, str(error)
     except DeviceError as error:
         failure = CollectiveError, str(error)
     # Nobody sends before the flags are there, and everyone's device reaches them.
@@ -271,7 +282,7 @@ def connect_devices(
     if carry is not None:
         carrier = carry(
             words, lambda flag: (flag - flags_at) // WORD_BYTES, table.released // WORD_BYTES,
-            slot_bytes, place_of,
+            slot_bytes, place_of, device.prepare_thread,
         )  # fmt: skip
     engine = DeviceEngine(device, rank, table, words, flags_at, outbox_of, slot_bytes, carrier)
     identities = tuple(identity for identity, _ in everyone)

@@ -379,7 +379,7 @@ class EmulatedDevice:
         for begin, mapping in (*self._own.items(), *self._opened.items()):
             if begin <= address and address + nbytes <= begin + mapping.nbytes:
                 return mapping.bytes[address - begin : address - begin + nbytes]
-        for begin, length in self._registered.items():
+        for begin, length in tuple(self._registered.items()):
             if begin <= address and address + nbytes <= begin + length:
                 return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
         raise DeviceError(f"an illegal address: {nbytes} bytes at {address:#x}")

@@ -30,24 +30,24 @@ Words = npt.NDArray[np.uint32]
 class Carrier(Protocol):
     """What moves messages between hosts; see transports/mpi/device_carrier.py."""
 
-    failure: BaseException | None
     sent_payload: int
+    on_failure: Callable[[BaseException], None]
 
     @property
     def idle(self) -> bool:
         """Whether MPI has no message of it."""
         ...
 
-    def expect(self, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
-        """The messages of a call that is about to be put on the stream."""
+    def expect(self, number: int, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
+        """The messages of a call with this number, that is about to be put on the stream."""
         ...
 
     def carries_for(self, peer: int) -> bool:
         """Whether that rank is on another host."""
         ...
 
-    def waits_for(self, peer: int) -> bool:
-        """Whether a message of that rank has still to come."""
+    def waits_for(self, peer: int, number: int) -> bool:
+        """Whether a message of that rank for this call, or one before it, has still to come."""
         ...
 
     def unconfirmed(self) -> list[int]:
@@ -131,7 +131,7 @@ class DeviceEngine:
             device.follow(self.stream, device.mark(after))
             scratch = self._scratch_of(program.scratch_bytes) if program.scratch_bytes else 0
             if self.carrier is not None:
-                self.carrier.expect(program.sends, program.receives)
+                self.carrier.expect(number, program.sends, program.receives)
             program.run(device, self.stream, {**bases, Space.SCRATCH.name: scratch})
             if number:
                 self.put = number
@@ -146,7 +146,7 @@ class DeviceEngine:
         after a release is rubbish: `is_released` is to be asked afterwards.
         """
         if self.carrier is not None and self.carrier.carries_for(rank):
-            return not self.carrier.waits_for(rank)
+            return not self.carrier.waits_for(rank, number)
         word = int(self._words[self._table.counter(rank) // WORD_BYTES])
         return (word - number) % (1 << 32) < 1 << 31
 

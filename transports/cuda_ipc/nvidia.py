@@ -265,7 +265,7 @@ class NvidiaDevice:
         signal_by_host(signals, lambda: self._runtime.streamSynchronize(stream), self._word)
 
     def _word(self, address: int) -> ctypes.c_uint32:
-        for found, (host, nbytes) in self._registered.items():
+        for found, (host, nbytes) in tuple(self._registered.items()):
             if found <= address < found + nbytes:
                 return ctypes.c_uint32.from_address(host + address - found)
         raise DeviceError(f"{address:#x} lies in no memory that is registered")

@@ -162,6 +162,14 @@ class Watch:
             self._changed.notify()
         self._engine.release()
 
+    def fail_between_hosts(self, error: BaseException) -> None:
+        """What moves messages between hosts has failed."""
+        with self._lock:
+            whose = f"{self._calls[0].text}: " if self._calls else ""
+        text = f"{whose}messages of devices between hosts: {error}"
+        self._host.abort(f"rank {self._engine.rank}: {text}")
+        self.fail(CollectiveError(text))
+
     def is_done(self, number: int) -> bool:
         """Whether a call is done and no rubbish: seen to be done before flags were released."""
         if number <= self._seen_done:
@@ -267,16 +275,13 @@ class Watch:
         """Raise why a call that is not done never will be."""
         self._host.check((), heard=False)
         rank = self._engine.rank
-        carrier = self._engine.carrier
-        if carrier is not None and carrier.failure is not None:
-            text = f"{call.text}: between hosts: {carrier.failure}"
-            self._host.abort(f"rank {rank}: {text}")
-            raise CollectiveError(text)
-        # A rank that has ended after it had done its part of the call is none that is lost.
+        # A rank that has ended after it had done its part of the call is none that is lost: so
+        # first who has ended, then who has not done it.
+        gone = [peer for peer in range(self._size) if self._host.has_gone(peer)]
         missing = [peer for peer in range(self._size) if not self._engine.done(peer, call.number)]
         if self._engine.is_released():  # by a rank that has told why, or ended before it could
             missing = list(range(self._size))
-        self._host.check([peer for peer in missing if self._host.has_gone(peer)], heard=False)
+        self._host.check([peer for peer in gone if peer in missing], heard=False)
         if time.monotonic() > call.deadline:
             others = ", ".join(str(peer) for peer in missing if peer != rank)
             whom = f"rank {others}" if others else "its own device"

@@ -44,11 +44,6 @@ class Library:
     functions: tuple[int, ...]
     allreduce: int
 
-    def reaches_devices(self) -> bool:
-        """Whether it says that it sends from and receives in the memory of CUDA devices itself."""
-        asked = getattr(ctypes.CDLL(self.mpi.__file__), "MPIX_Query_cuda_support", None)
-        return asked is not None and bool(asked())
-
     def handle_of(self, thing: Any) -> int:
         """What the library's functions take for a communicator or a type."""
         return int(self.mpi._handleof(thing)) & _HANDLE_BITS

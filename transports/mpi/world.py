@@ -108,13 +108,15 @@ class World:
 
     def keep(self, carrier: Carrier) -> None:
         """Until all ranks have closed their communicators."""
-        self._let_go()
+        self.let_go()
         self._carriers.append(carrier)
 
-    def _let_go(self) -> None:
+    def let_go(self) -> int:
+        """Of carriers whose communicators all ranks have closed; how many are left."""
         for carrier in [each for each in self._carriers if each.done]:
             carrier.stop()
             self._carriers.remove(carrier)
+        return len(self._carriers)
 
     def finish(self) -> None:
         """At the program's end: what is on its way arrives, then MPI may end."""
@@ -123,11 +125,10 @@ class World:
         began = time.monotonic()
         for carrier in self._carriers:
             carrier.close()  # of communicators that something has kept from being closed
-        self._let_go()
-        while self._carriers:
+        while self.let_go():
             for carrier in self._carriers:
                 carrier.progress()
-            self._let_go()
+            self.let_go()
             failed = self.has_failed or any(each.broken for each in self._carriers)
             limit = _LEAVING_SECONDS if failed else self.patience
             if self._carriers and time.monotonic() - began > limit:
