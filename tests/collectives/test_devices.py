@@ -337,9 +337,9 @@ def test_without_memory_operations_hosts_wait(comm):
 
 def test_more_ranks_than_a_fold_takes_are_refused():
     def body():
-        from collectives import on_devices
+        from collectives import device_connecting
 
-        on_devices.MOST_OPERANDS = 0
+        device_connecting.MOST_OPERANDS = 0
         with collectives.init() as comm, raising(ValueError, "at most 0 ranks", "found 1"):
             comm.empty(3, device="cuda")
 
