@@ -117,13 +117,14 @@ def geometry(
 ) -> Geometry:
     """The channels' memory: COLLECTIVES_SLOTS, COLLECTIVES_SLOT_BYTES and so on override it.
 
-    With `several_hosts` there are more slots, since a message holds its own for longer.
+    With `several_hosts` there are more slots, since a message holds its own for longer, and longer
+    ones, since each takes two messages of MPI.
 
     Raises:
         ValueError: a value is no integer, or not one that an engine can use.
     """
     environment = os.environ if environment is None else environment
-    found = Geometry(slots=16) if several_hosts else Geometry()
+    found = Geometry(slots=16, slot_bytes=1 << 19) if several_hosts else Geometry()
     for each in fields(Geometry):
         name = f"COLLECTIVES_{each.name.upper()}"
         least, most = (64, _MOST_BYTES) if each.name.endswith("_bytes") else (2, _MOST_SLOTS)

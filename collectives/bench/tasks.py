@@ -8,7 +8,9 @@ the round.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import mmap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -24,6 +26,7 @@ Operation = Callable[[], object]
 
 LINE = 64
 _COLD_SETS = 1024  # at most
+_LARGE_PAGES_FROM = 1 << 22  # bytes, as numpy does
 _COLD_STRIDE = 4096 + LINE  # at least: no neighbour is fetched along
 
 
@@ -205,10 +208,18 @@ def memory_bytes(case: Case, cache_bytes: int) -> int:
 
 
 def aligned_memory(nbytes: int) -> Memory:
-    """Ordinary memory that begins at a cache line."""
-    block = np.empty(nbytes + LINE, np.uint8)
-    first = -block.ctypes.data % LINE
-    return block[first : first + nbytes]
+    """Memory of its own, whatever was given back before, so that all contenders' lies alike.
+
+    From an allocator it may lie in what was a longer array's, in large pages: then the one library
+    has them by chance and the other has not.
+    """
+    if nbytes == 0:
+        return np.empty(0, np.uint8)
+    pages = mmap.mmap(-1, nbytes)
+    if nbytes >= _LARGE_PAGES_FROM:
+        with contextlib.suppress(OSError):  # as numpy asks for them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8)
 
 
 def _timed_in_turn(operations: Sequence[Operation], calls: int) -> float:

@@ -17,7 +17,7 @@ namespace transports {
 inline constexpr std::uint64_t kLentBytes = 32 * 1024;
 // From here on it may be sent to another host from where it is. The call ends once MPI has it,
 // which for shorter ones it has when they are copied.
-inline constexpr std::uint64_t kCarriedBytes = 64 * 1024;
+inline constexpr std::uint64_t kCarriedBytes = 128 * 1024;
 
 // When long messages are lent.
 enum class Lend : std::uint32_t { never = 0, when_quicker, always };
