@@ -3,7 +3,7 @@
 #   make train      environment, build, install, then train the example network on two ranks
 #   make train-llm  the same with the language model, on the sources of Python's standard library
 #   make test       the same environment, then lint and every quick test, WORKERS=2 files at a time
-#   make test-full  the long sweeps too; writes build/test-report.xml and a page of it, .md
+#   make test-full  the long sweeps too, WORKERS files at a time; writes build/test-report.xml and a page of it, .md
 #   make test-repeat  each kind of test with many processes, TIMES=50 times, half of them with all cores busy
 #   make soak       random programs against numpy: MINUTES=10, SEED=… and RANKS=… to repeat one
 #   make soak-faults  N=10000 programs in which a rank fails: detection times, and what went wrong
@@ -52,7 +52,7 @@ test: lint
 
 test-full: lint
 	@mkdir -p build
-	$(PY) -m pytest --full $(LONG) --junitxml=build/test-report.xml; status=$$?; \
+	$(PY) -m pytest --full --numprocesses $(WORKERS) --dist loadfile $(LONG) --junitxml=build/test-report.xml; status=$$?; \
 	  $(PY) tools/test_report.py build/test-report.xml > build/test-report.md; exit $$status
 
 test-repeat: build
