@@ -25,6 +25,7 @@ HOSTS = (64, 1024, 8192)
 SIZES = (1 << 10, 1 << 20, 1 << 30)
 WIRE = 0.119e9  # bytes a second of a host
 INSIDE = Link(alpha=0.5e-6, beta=0.2e-9, gamma=0.1e-9)
+NAMES = dict(zip(SIZES, ("1 KiB", "1 MiB", "1 GiB"), strict=True))
 CALLS = ("allreduce", "reduce_scatter", "allgather", "barrier")
 
 
@@ -71,7 +72,8 @@ def write(target: Path, rows: list, planning: list) -> None:
         "",
         f"Hosts of {EACH} ranks, on the model machine ([cost.md](../cost.md)), with the links in",
         "`tools/simulate_hosts.py`, which made this page. `of wire`: what the wire alone takes",
-        "for the bytes that must leave a host.",
+        "for the bytes that must leave a host. A short array takes as long as its messages, one of",
+        "each host to each other: there the table has recursive doubling.",
         "",
         "| hosts | call | bytes | seconds | of wire |",
         "| ---: | :--- | ---: | ---: | ---: |",
@@ -100,12 +102,12 @@ def write(target: Path, rows: list, planning: list) -> None:
     for nbytes in SIZES:
         of = [row for row in rows if row[1] == "allreduce" and row[2] == nbytes]
         ranks = [row[0] * EACH for row in of]
-        left.plot(ranks, [row[3] for row in of], "o-", label=f"{nbytes >> 10} KiB")
+        left.plot(ranks, [row[3] for row in of], "o-", label=NAMES[nbytes])
         least = [bound("allreduce", row[0], nbytes) for row in of]
         left.plot(ranks, least, ":", color="gray")
     left.set(xscale="log", yscale="log", xlabel="ranks", ylabel="seconds",
              title="hierarchical allreduce; dotted: the wire")  # fmt: skip
-    left.legend()
+    left.legend(loc="lower right", bbox_to_anchor=(0.98, 0.08))
     for collective in CALLS:
         of = [each for each in planning if each[1] == collective]
         right.plot([h * EACH for h, *_ in of], [each[2] for each in of], "o-", label=collective)
