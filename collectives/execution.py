@@ -173,6 +173,7 @@ class Execution:
                 self.timeout if timeout is None else check_timeout(timeout),
                 False,
                 target,
+                source,
             )
         except ValueError:
             if shape is not None:
@@ -250,7 +251,8 @@ class Execution:
             given = source.memory() if source is not None else None
             taken = target.memory() if target is not None else None
             owner = target.array if target is not None else None
-            self._engine.execute(call, given, taken, seconds, async_op, owner)
+            whose = source.array if source is not None else None
+            self._engine.execute(call, given, taken, seconds, async_op, owner, whose)
             return target.finish() if target is not None else None
 
         if not async_op and self._queue.may_go:

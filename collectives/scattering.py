@@ -157,7 +157,7 @@ class Scatter(Operations):
                     "scatter", mine, out, root, None, algorithm, False, call,
                     is_told=self.rank != root,
                 )  # fmt: skip
-        self._engine.execute(call, given, family.memory(target), seconds, False)
+        self._engine.execute(call, given, family.memory(target), seconds, False, target, source)
         if target is not result:
             family.copy_into(result, target)
         return result

@@ -182,10 +182,12 @@ class Engine:
         timeout: float,
         background: bool,
         owner: object = None,
+        input_owner: object = None,
     ) -> None:
         """Run `call`; raises what the contract says, see transports/errors.py.
 
-        `owner` is what the memory of `output` lives with, where that is only an address.
+        `owner` is what the memory of `output` lives with, `input_owner` what that of `input` does,
+        where that is only an address.
         """
 
     def remember(

@@ -215,7 +215,7 @@ def aligned_memory(nbytes: int) -> Memory:
     """
     if nbytes == 0:
         return np.empty(0, np.uint8)
-    pages = mmap.mmap(-1, nbytes)
+    pages = mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if nbytes >= _LARGE_PAGES_FROM:
         with contextlib.suppress(OSError):  # as numpy asks for them
             pages.madvise(mmap.MADV_HUGEPAGE)

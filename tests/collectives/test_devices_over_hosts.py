@@ -328,6 +328,35 @@ class SendsNothing:
         return self._comm.Isend(what, member, tag)
 
 
+class TellsNothing(SendsNothing):
+    def Isend(self, what, member, tag):
+        if what[1] == 8:
+            raise OSError("no news")
+        return self._comm.Isend(what, member, tag)
+
+
+def nothing_is_told(comm):
+    """That a message has come cannot be told: both hear why."""
+    x = on_device(given(comm.rank))
+    comm.allreduce(x).get()
+    comm.barrier()
+    if comm.rank == 1:
+        carrier_of(comm)._comm = TellsNothing(carrier_of(comm)._comm)
+    began = time.monotonic()
+    with raising(collectives.CollectiveError, "between hosts: no news"):
+        comm.broadcast(x, async_op=True, algorithm="linear").wait(timeout=30)
+        while True:
+            comm.allreduce(x)
+            time.sleep(0.01)
+    if comm.rank == 1:
+        carrier_of(comm)._comm = comm._group.world.communicator()
+    return time.monotonic() - began
+
+
+def test_news_that_mpi_refuses():
+    assert max(mpi_spawn(nothing_is_told, 2, hosts="ab", environment=DEVICES)) < 10
+
+
 def refused_at_last(comm):
     """Its call is done on the root's stream when MPI refuses to send what the root has left."""
     x = on_device(given(comm.rank))

@@ -21,6 +21,8 @@ together = Batch(hosts="aabb")
 never = Batch({"COLLECTIVES_LEND": "never"}, hosts="ab")
 always = Batch({"COLLECTIVES_LEND": "always"}, hosts="aab")
 
+# More in one message than MPI buffers.
+LONG = {"COLLECTIVES_SLOT_BYTES": str(1 << 24), "COLLECTIVES_SLOTS": "2"}
 LENGTHS = (20_000, 70_001, 1_000_003)
 
 
@@ -80,10 +82,14 @@ def test_never(comm):
     assert comm._engine.lent == 0
 
 
-def stopped(comm, inside):
+def stopped(comm, kind):
     """Rank 1 is stopped, so MPI cannot be done with what rank 0 sends."""
     x, out = np.ones(1 << 22, np.float32), np.empty(1 << 22, np.float32)
-    if inside:  # a call that the engine repeats by itself
+    if kind == "torch":
+        import torch
+
+        x, out = torch.from_numpy(x).clone(), torch.from_numpy(out).clone()
+    if kind == "repeated":  # a call that the engine repeats by itself
         for _ in range(3):
             comm.allreduce(x, out=out)
     pids = comm.allgather_object(os.getpid())
@@ -95,8 +101,12 @@ def stopped(comm, inside):
     os.kill(pids[1], signal.SIGSTOP)
     try:
         comm.timeout = 2
-        with raising(collectives.CollectiveTimeout, "rank 1"):
-            comm.allreduce(x, out=out)
+        words = "MPI has not done with what this rank sends"
+        with raising(collectives.CollectiveTimeout, "rank 1", words):
+            if kind == "asynchronous":
+                comm.allreduce(x, out=out, async_op=True).wait()
+            else:
+                comm.allreduce(x, out=out)
         kept = weakref.ref(x), weakref.ref(out)
         del x, out
         gc.collect()
@@ -105,7 +115,28 @@ def stopped(comm, inside):
         os.kill(pids[1], signal.SIGCONT)
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_arrays_of_a_call_that_failed_live_on(inside):
-    found = mpi_spawn(stopped, 2, inside, hosts="ab")
+@pytest.mark.parametrize("kind", ["numpy", "repeated", "asynchronous", "torch"])
+def test_arrays_of_a_call_that_failed_live_on(kind):
+    found = mpi_spawn(stopped, 2, kind, hosts="ab", environment=LONG)
     assert found[0] == [True, True]
+
+
+def late(comm):
+    """Rank 1 comes too late, but lives, so MPI soon has what rank 0 sends: nothing is kept."""
+    x, out = np.ones(1 << 22, np.float32), np.empty(1 << 22, np.float32)
+    comm.barrier()
+    comm.timeout = 1
+    if comm.rank == 1:
+        time.sleep(2)
+    try:
+        comm.allreduce(x, out=out)
+    except collectives.CollectiveError as error:
+        assert "MPI has not done" not in str(error), error
+        kept = weakref.ref(x), weakref.ref(out)
+    del x, out
+    gc.collect()
+    return [each() is not None for each in kept]
+
+
+def test_what_mpi_has_taken_is_not_kept():
+    assert mpi_spawn(late, 2, hosts="ab") == [[False, False]] * 2

@@ -44,6 +44,10 @@ class Host(Protocol):
         """Tell the other ranks that this one gives up."""
         ...
 
+    def tell_of_trouble(self) -> None:
+        """The program has heard of what was reported."""
+        ...
+
 
 class _Call(NamedTuple):
     number: int
@@ -116,6 +120,7 @@ class Watch:
         """Raise what has gone wrong, if anything has."""
         if self.failure is not None:
             self.told = True
+            self._host.tell_of_trouble()  # else it would be raised once more by close()
             raise self.failure
 
     def until_room(self, operations: int) -> None:

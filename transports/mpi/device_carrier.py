@@ -111,7 +111,10 @@ class DeviceCarrier:
         self._said_bye = False
         self._stopped = False
         self._asks = False
-        self._changed = threading.Condition()
+        # Entered as a lock, which a signal's handler cannot leave half entered; a condition's own
+        # entry is Python's code.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._turn = threading.Lock()  # whoever moves things
         self._thread: threading.Thread | None = None
         self._name = f"device-carrier-{group.number}-{rank}"
@@ -122,7 +125,7 @@ class DeviceCarrier:
 
     def expect(self, number: int, sends: Sequence[Transfer], receives: Sequence[Transfer]) -> None:
         """The messages of a call with this number, that is about to be put on the stream."""
-        with self._changed:
+        with self._lock:
             for each in sends:
                 self._put[each.peer] += 1
                 self._to[each.peer].append(each)
@@ -139,12 +142,14 @@ class DeviceCarrier:
 
     @property
     def idle(self) -> bool:
-        """Whether MPI has no message of it."""
-        return not self._moving
+        """Whether MPI has no message of it, nor gets one."""
+        with self._turn:
+            waiting = any(self._to.values()) or any(self._from.values())
+            return not self._moving and (self._gives_up or not waiting)
 
     def waits_for(self, peer: int, number: int) -> bool:
         """Whether a message of that rank for this call, or one before it, has still to come."""
-        with self._changed:
+        with self._lock:
             ends = self._ends[peer]
             return bool(ends) and ends[0][0] <= number
 
@@ -152,28 +157,32 @@ class DeviceCarrier:
         """The ranks that have not said that they have all that was sent to them."""
         late = [peer for peer in self._to if self._confirmed[peer] < self._put[peer]]
         if late and not self._asks:
-            with self._changed:
+            with self._lock:
                 self._asks = True  # so the thread goes on listening
                 self._changed.notify()
         return late
 
     def release(self) -> None:
         """What is under way has failed: nothing more is moved."""
-        with self._changed:
+        with self._lock:
             self._has_failed = True
             self._changed.notify()
 
     def _wake(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         self._changed.notify()
 
     def _run(self) -> None:
-        self._prepare_thread()
+        try:
+            self._prepare_thread()
+        except BaseException as error:
+            self._fail(error)
         pause, longest = _NAPS
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._closed and not self._stopped and not self._has_work():
                     self._changed.wait()
                 if self._stopped or self.done:
@@ -194,20 +203,24 @@ class DeviceCarrier:
 
     def _step(self) -> bool:
         """Move what can be moved; whether anything could."""
-        moved = False
         with self._turn:
-            try:
-                moved = self._hear()
-                if self._is_released():
-                    self._give_up()
-                else:
-                    moved = self._start_all() or moved
-                if self._closed:
-                    self._say_bye()
-                    self._take_in_vain()
-            except BaseException as error:
-                self._fail(error)
+            moved = self._guarded(self._hear)
+            if self._is_released():
+                self._give_up()
+            else:
+                moved = self._guarded(self._start_all) or moved
+            if self._closed:
+                self._say_bye()
+                self._guarded(self._take_in_vain)
             return self._finish() or moved
+
+    def _guarded(self, part: Callable[..., bool | None], *of: Any) -> bool:
+        """What one part says; the others are done whatever becomes of it."""
+        try:
+            return bool(part(*of))
+        except BaseException as error:
+            self._fail(error)
+            return False
 
     def _is_released(self) -> bool:
         return self._has_failed or bool(self._words[self._released])
@@ -252,14 +265,14 @@ class DeviceCarrier:
         for each in done:
             word = self._word_of(each.transfer.flag)
             self._in_use.discard(word)
-            if self._is_released():
-                continue
-            # What came is in memory: MPI's own locks stand between it and this.
-            self._words[word] = State.EMPTY if each.sends else State.FULL
+            if not self._is_released():
+                # What came is in memory: MPI's own locks stand between it and this.
+                self._words[word] = State.EMPTY if each.sends else State.FULL
+        for each in done:
             if each.sends:
                 self.sent_payload += each.transfer.nbytes
-            else:
-                self._count(each.transfer.peer)
+            elif not self._is_released():
+                self._guarded(self._count, each.transfer.peer)
         return bool(done)
 
     def _is_over(self, request: Any) -> bool:
@@ -271,7 +284,7 @@ class DeviceCarrier:
 
     def _count(self, peer: int) -> None:
         """One more message of `peer`; at the end of a call's it hears that they have come."""
-        with self._changed:
+        with self._lock:
             self._taken[peer] += 1
             ends, last = self._ends[peer], False
             while ends and ends[0][1] <= self._taken[peer]:
@@ -288,7 +301,7 @@ class DeviceCarrier:
     def _give_up(self) -> None:
         if self._gives_up:
             return
-        with self._changed:
+        with self._lock:
             self._gives_up = self._has_failed = True
             for transfers in (*self._to.values(), *self._from.values()):
                 transfers.clear()
@@ -296,7 +309,7 @@ class DeviceCarrier:
                 ends.clear()
         for each in self._moving:
             if not each.sends:
-                each.request.Cancel()
+                self._guarded(each.request.Cancel)
 
     # --- what carriers tell each other
 
@@ -322,7 +335,7 @@ class DeviceCarrier:
 
     def close(self) -> None:
         """Nothing more is put; waits for nobody. The thread goes on until all have closed."""
-        with self._changed:
+        with self._lock:
             if not self._closed:
                 self._closed = True
                 self._wake()
@@ -335,12 +348,15 @@ class DeviceCarrier:
         if not self._said_bye:
             self._said_bye = True
             for peer in self._to:
-                self._tell(peer, _BYE)
+                self._guarded(self._tell, peer, _BYE)
 
     def _take_in_vain(self) -> None:
         """What others have sent for calls that this rank has given up, or never made."""
-        while message := self._comm.Improbe(self._mpi.ANY_SOURCE, self._tag, self._mpi.Status()):
-            room = bytearray(self._slot_bytes)
+        while self._comm.Iprobe(self._mpi.ANY_SOURCE, self._tag):
+            room = bytearray(self._slot_bytes)  # before the message is taken out of the queue
+            message = self._comm.Improbe(self._mpi.ANY_SOURCE, self._tag)
+            if message is None:
+                return
             self._others.append((message.Irecv([room, len(room), self._mpi.BYTE]), room))
 
     @property
@@ -356,7 +372,7 @@ class DeviceCarrier:
 
     def stop(self) -> None:
         """Nothing is kept."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
             self._changed.notify()
         if self._thread is not None and self._thread is not threading.current_thread():

@@ -185,7 +185,7 @@ void register_engine(nb::module_& module) {
            nb::arg("carrier").none() = nb::none())
       .def("execute", &Rank::execute, nb::arg("call"), nb::arg("input").none(),
            nb::arg("output").none(), nb::arg("timeout"), nb::arg("background"),
-           nb::arg("owner") = nb::none())
+           nb::arg("owner") = nb::none(), nb::arg("input_owner") = nb::none())
       .def(
           "remember",
           [](Rank& self, nb::handle collective, nb::handle x, nb::handle out, nb::handle root,

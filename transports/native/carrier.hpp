@@ -82,6 +82,7 @@ class Carrier {
   void send_from(std::uint32_t peer, std::uint32_t index, const std::byte* place,
                  std::uint64_t bytes) {
     // Relaxed: posting it releases.
+    place_of(peer, index).index.store(index, std::memory_order_relaxed);
     place_of(peer, index).bytes.store(bytes, std::memory_order_relaxed);
     place_of(peer, index).begin.store(place, std::memory_order_relaxed);
   }
@@ -118,6 +119,8 @@ class Carrier {
   struct Place {
     std::atomic<const std::byte*> begin{nullptr};
     std::atomic<std::uint64_t> bytes{0};
+    // Of the message: it is that one's alone, whatever something else has written to the region.
+    std::atomic<std::uint32_t> index{0};
   };
   // Of one kind of channel, to and from a peer.
   struct Channel {

@@ -109,6 +109,7 @@ bool Carrier::push_message(std::uint32_t to) {
   const bool has_slot = words.slot != kInlineSlot && words.slot != kLentSlot;
   Place& place = place_of(to, channel.sent);
   const std::byte* payload = place.begin.exchange(nullptr, std::memory_order_relaxed);
+  if (place.index.load(std::memory_order_relaxed) != channel.sent) payload = nullptr;
   std::uint64_t bytes = has_slot ? words.length : 0;
   if (payload != nullptr) {
     bytes = place.bytes.load(std::memory_order_relaxed);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <new>
 
 namespace transports {
 namespace {
@@ -33,6 +34,9 @@ constexpr const char* kMayBeWritten =
     "a rank was stopped while it wrote to the array of the result: until it has ended, nothing "
     "else "
     "may lie there, and it is kept";
+constexpr const char* kMayBeSent =
+    "MPI has not done with what this rank sends from its arrays: until the others have ended, what "
+    "the program writes there may reach them, and the arrays are kept";
 
 }  // namespace
 
@@ -137,13 +141,18 @@ void Engine::or_tell_others(const Work& work) {
     work();
   } catch (const Failure& failure) {
     broken_.store(true, std::memory_order_relaxed);  // the others know, or need not
-    if (end_copies()) throw;
-    throw Failure(failure.kind(), std::string(failure.what()) + "; " + kMayBeWritten);
+    const Used used = end_copies();
+    if (used == Used::not_) throw;
+    throw Failure(failure.kind(), std::string(failure.what()) + "; " +
+                                      (used == Used::written ? kMayBeWritten : kMayBeSent));
   } catch (...) {
     broken_.store(true, std::memory_order_relaxed);
     // A signal's handler, say, whose exception the program may handle: the others must not wait.
-    waiter_.report(FailureKind::aborted, "rank " + std::to_string(rank()) + " was interrupted in " +
-                                             waiter_.call_of(rank()));
+    try {
+      waiter_.report(FailureKind::aborted, "rank " + std::to_string(rank()) +
+                                               " was interrupted in " + waiter_.call_of(rank()));
+    } catch (const std::bad_alloc&) {  // no words, then: they hear it when this rank closes
+    }
     end_copies();
     throw;
   }
@@ -154,7 +163,8 @@ std::uint64_t Engine::stamp_of(const Call& call, std::uint64_t number) {
 }
 
 void Engine::execute(const Call& call, const std::byte* input, std::byte* output,
-                     double timeout_seconds, bool background, OnceSlow once_slow) {
+                     double timeout_seconds, bool background, OnceSlow once_slow,
+                     bool* stay_in_use) {
   refuse_in_child();  // first: the turn may be one that a thread of the parent had at the fork
   const Turn turn(busy_);
   check_usable();
@@ -166,35 +176,44 @@ void Engine::execute(const Call& call, const std::byte* input, std::byte* output
   ++number_;
   stamp_ = stamp_of(call, number_);
   waiter_.begin(timeout_seconds, background, once_slow);
-  or_tell_others([&] {
-    locate(call, input, output);
-    if (is_background_ != background) {
-      is_background_ = background;
-      region_.standing(rank()).is_background.store(background, std::memory_order_relaxed);
-    }
-    enter(call, number_, stamp_);
-    if (call.scratch_bytes() > scratch_bytes_) {
-      scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
-      scratch_bytes_ = call.scratch_bytes();
-    }
-    if (fault_.is_due) {
-      fault_.is_due = false;
-      steps_to_fault_ = std::max<std::uint64_t>(1, call.steps().size() * call.passes() / 2);
-    }
-    if (call.reached() != nullptr || call.longest_message() >= least_lent_) {
-      run_long(call, input, output);
-    } else {
-      run(call, input, output);
-    }
-    if (!carried_.empty()) await_carried();
-    if (steps_to_fault_ != 0) [[unlikely]] {  // it had fewer steps than it might have had
-      steps_to_fault_ = 0;
-      meet_fault();
-    }
-    for (const auto peer : call.silent_peers()) look_for_untaken(peer);
-  });
+  try {
+    or_tell_others([&] { run_whole(call, input, output, background); });
+  } catch (...) {
+    // Within the turn: it is of this call, not of one of another thread.
+    if (stay_in_use != nullptr) *stay_in_use = std::exchange(may_be_used_, false);
+    throw;
+  }
   if (call.streams()) end_streaming();  // before other threads of the program hear of the result
   region_.standing(rank()).completed.store(number_, std::memory_order_release);
+}
+
+void Engine::run_whole(const Call& call, const std::byte* input, std::byte* output,
+                       bool background) {
+  locate(call, input, output);
+  if (is_background_ != background) {
+    is_background_ = background;
+    region_.standing(rank()).is_background.store(background, std::memory_order_relaxed);
+  }
+  enter(call, number_, stamp_);
+  if (call.scratch_bytes() > scratch_bytes_) {
+    scratch_ = std::make_unique<std::byte[]>(call.scratch_bytes());
+    scratch_bytes_ = call.scratch_bytes();
+  }
+  if (fault_.is_due) {
+    fault_.is_due = false;
+    steps_to_fault_ = std::max<std::uint64_t>(1, call.steps().size() * call.passes() / 2);
+  }
+  if (call.reached() != nullptr || call.longest_message() >= least_lent_) {
+    run_long(call, input, output);
+  } else {
+    run(call, input, output);
+  }
+  if (!carried_.empty()) await_carried();
+  if (steps_to_fault_ != 0) [[unlikely]] {  // it had fewer steps than it might have had
+    steps_to_fault_ = 0;
+    meet_fault();
+  }
+  for (const auto peer : call.silent_peers()) look_for_untaken(peer);
 }
 
 bool Engine::take_back_signal() {

@@ -75,9 +75,11 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Runs `call` on this rank. `input` and `output` may be the very same memory, or must not
-  // overlap. Throws Failure; afterwards the engine is broken and every call throws the same.
+  // overlap. Throws Failure; afterwards the engine is broken and every call throws the same. Then
+  // `stay_in_use` tells whether a rank that was stopped in the midst of a copy may still write to
+  // the output, or MPI has not done with either: they are to be kept for ever.
   void execute(const Call& call, const std::byte* input, std::byte* output, double timeout_seconds,
-               bool background, OnceSlow once_slow = {});
+               bool background, OnceSlow once_slow = {}, bool* stay_in_use = nullptr);
 
   // Whether `call` is what comes next, where another rank decides that: waits for the first message
   // that it would take, looks at its fingerprint and leaves it there. Throws as `execute`.
@@ -133,9 +135,6 @@ class Engine {
   // What the ranks of a communicator alone know: where their arrays are they say under this seal,
   // so that nobody has anything copied to where something else has written an address.
   void set_seal(std::uint64_t key) { seal_ = key; }
-  // Of a call that has failed: whether a rank that was stopped in the midst of a copy may still
-  // write to its output, or MPI has not done with its arrays. Once: they are to be kept for ever.
-  bool take_may_be_used() { return std::exchange(may_be_used_, false); }
   // In the middle of the next call sends this process a signal, or, if that is 0, ends it with a
   // code: for faults on purpose.
   void signal_in_middle(int number, int code) { fault_ = {true, number, code}; }
@@ -150,6 +149,8 @@ class Engine {
   SymmetricMemory& symmetric() { return symmetric_; }
 
  private:
+  // What arrays of a call that has failed may still be.
+  enum class Used { not_, written, sent };
   struct Message {
     std::uint32_t peer;
     std::uint32_t index;  // of the peer's messages from us
@@ -209,6 +210,7 @@ class Engine {
   // Runs `work`; what it throws breaks the engine, and the others hear of it.
   template <class Work>
   void or_tell_others(const Work& work);
+  void run_whole(const Call& call, const std::byte* input, std::byte* output, bool background);
   void run(const Call& call, const std::byte* input, std::byte* output);
   // ... with copies of the kernel's where that is quicker.
   void run_long(const Call& call, const std::byte* input, std::byte* output);
@@ -288,9 +290,10 @@ class Engine {
   bool may_stay(const Call& call, const Call::Step& step, bool in_place, std::uint64_t bytes) const;
   // Until MPI has what was.
   void await_carried();
+  bool has_gone(const Message& message) const;
   // Of a call that has failed: what it lent may still be copied, by ranks that then see that it
-  // has; nobody writes to its arrays any more. False: as close_arrays.
-  bool end_copies();
+  // has; nobody writes to its arrays any more, and MPI reads none, unless that takes too long.
+  Used end_copies();
   // Room for a message's descriptor at every peer.
   void take_room(const std::uint32_t* targets, std::uint32_t count);
   // Room for a message of `bytes`: its slot, or where short ones are made.

@@ -12,6 +12,8 @@ namespace {
 
 // Between the end of a process's memory, which may be large, and that of the process.
 constexpr std::chrono::nanoseconds kEnding = std::chrono::seconds(10);
+// For MPI to take what a call that has failed has sent: the other end takes it without its program.
+constexpr std::chrono::nanoseconds kSending = std::chrono::seconds(1);
 // For another reason to show.
 constexpr std::chrono::nanoseconds kTold = std::chrono::milliseconds(100);
 
@@ -49,25 +51,39 @@ bool Engine::may_stay(const Call& call, const Call::Step& step, bool in_place,
 void Engine::await_carried() {
   for (const auto& message : carried_) {
     waiter_.await(waiter_.carrier()->gone_to(message.peer), message.index + 1, message.peer,
-                  "release by");
+                  "MPI to send to");
   }
   lent_count_ += carried_.size();
   carried_.clear();
 }
 
-bool Engine::end_copies() {
-  for (const auto& message : carried_) {
-    // Acquire: MPI has read what it has.
-    const auto gone = waiter_.carrier()->gone_to(message.peer).load(std::memory_order_acquire);
-    may_be_used_ |= !reached(gone, message.index + 1);
+bool Engine::has_gone(const Message& message) const {
+  // Acquire: MPI has read what it has.
+  const auto gone = waiter_.carrier()->gone_to(message.peer).load(std::memory_order_acquire);
+  return reached(gone, message.index + 1);
+}
+
+Engine::Used Engine::end_copies() {
+  // The program may write to its arrays next, and whoever gets that might take it for a result.
+  const auto began = std::chrono::steady_clock::now();
+  while (!carried_.empty()) {
+    std::erase_if(carried_, [this](const Message& message) { return has_gone(message); });
+    if (carried_.empty()) break;
+    if (waiter_.carrier()->is_broken() || std::chrono::steady_clock::now() - began > kSending) {
+      may_be_used_ = true;
+      carried_.clear();
+      close_arrays();
+      return Used::sent;
+    }
+    waiter_.carry();
+    sched_yield();
   }
-  carried_.clear();
   if (!lent_.empty()) {
     // Whoever copies what the program writes to its arrays from here on sees the trouble, too.
     std::atomic_thread_fence(std::memory_order_seq_cst);
     lent_.clear();
   }
-  return close_arrays();
+  return close_arrays() ? Used::not_ : Used::written;
 }
 
 bool Engine::may_lend(const Call& call, const Call::Step& step, bool in_place,

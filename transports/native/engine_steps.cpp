@@ -168,14 +168,14 @@ bool Engine::weave(const Call& call, std::uint64_t wave, const std::byte* input,
         if (like == nullptr) like = kept_at(*item, segment_at, output, scratch_.get());
         begun.place.shift = reinterpret_cast<std::uintptr_t>(like) % kLine;
       }
-      if (bytes >= kFarBytes) {
-        begun.place.is_past_caches = is_any_far(call.peers() + step.targets_begin, target_count);
-      }
       if (waiter_.carrier() != nullptr && may_stay(call, step, input == output, bytes)) {
         begun.lent = step.lends_kept
                          ? kept_at(*item, segment_at, output, scratch_.get())
                          : own_operand(*item, segment_at, input, output, scratch_.get());
         begun.is_carried = begun.lent != nullptr;
+      }
+      if (bytes >= kFarBytes && !begun.is_carried) {
+        begun.place.is_past_caches = is_any_far(call.peers() + step.targets_begin, target_count);
       }
       begun.outgoing =
           take_slot(call.peers() + step.targets_begin, target_count, bytes, begun.place.shift);

@@ -103,21 +103,22 @@ bool Rank::next_is(const Call& call, double timeout) {
 }
 
 void Rank::run(const Call& call, const std::byte* input, std::byte* output, double timeout,
-               bool background) {
+               bool background, bool& stay_in_use) {
   Unlocking unlocking;
   const bool is_quick = !background && call.input_bytes() + call.output_bytes() <= kQuickBytes;
   if (!is_quick && !engine_.is_closed()) unlocking.now();  // closed: see outside.hpp
   std::optional<Unheard> unheard;
   if (background) unheard.emplace();
-  engine_.execute(call, input, output, timeout, background, unlocking.once_slow());
+  engine_.execute(call, input, output, timeout, background, unlocking.once_slow(), &stay_in_use);
 }
 
 template <class Work>
 void Rank::keeping(nb::handle input, nb::handle owner, const Work& work) {
+  bool stay_in_use = false;
   try {
-    work();
+    work(stay_in_use);
   } catch (...) {
-    if (engine_.take_may_be_used()) {  // never let go
+    if (stay_in_use) {  // never let go
       input.inc_ref();
       owner.inc_ref();
     }
@@ -126,12 +127,14 @@ void Rank::keeping(nb::handle input, nb::handle owner, const Work& work) {
 }
 
 void Rank::execute(const Call& call, nb::handle input, nb::handle output, double timeout,
-                   bool background, nb::handle owner) {
+                   bool background, nb::handle owner, nb::handle input_owner) {
   const Buffer from(input, call.input_bytes(), Buffer::Access::read, "input");
   const Buffer to(output, call.output_bytes(), Buffer::Access::write, "output");
   refuse_overlap(call, from.data(), to.data());
-  keeping(input, owner.is_none() ? output : owner,
-          [&] { run(call, from.data(), to.data(), timeout, background); });
+  keeping(input_owner.is_none() ? input : input_owner, owner.is_none() ? output : owner,
+          [&](bool& stay_in_use) {
+            run(call, from.data(), to.data(), timeout, background, stay_in_use);
+          });
 }
 
 bool Rank::repeat(const KnownCalls::Ask& ask) {
@@ -145,7 +148,9 @@ bool Rank::repeat(const KnownCalls::Ask& ask) {
   // Held while it runs: the entry may be taken over by a call of another thread.
   const nb::object call = nb::borrow(found->holder);
   if (found->is_told && !next_is(*found->call, timeout_)) return false;
-  keeping(ask.x, ask.out, [&] { run(*found->call, found->input, found->output, timeout_, false); });
+  keeping(ask.x, ask.out, [&](bool& stay_in_use) {
+    run(*found->call, found->input, found->output, timeout_, false, stay_in_use);
+  });
   return true;
 }
 

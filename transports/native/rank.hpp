@@ -28,9 +28,10 @@ class Rank {
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
 
-  // `input` and `output` as Buffer takes them; `owner` is what the output's memory lives with.
+  // `input` and `output` as Buffer takes them; `owner` is what the output's memory lives with,
+  // `input_owner` what the input's does.
   void execute(const Call& call, nanobind::handle input, nanobind::handle output, double timeout,
-               bool background, nanobind::handle owner);
+               bool background, nanobind::handle owner, nanobind::handle input_owner);
 
   // Runs the call that was remembered for `ask`; false, and nothing was done, if there is none, or
   // the arrays are not such as the engine takes as they are, or calls wait in the queue.
@@ -58,9 +59,9 @@ class Rank {
 
  private:
   void run(const Call& call, const std::byte* input, std::byte* output, double timeout,
-           bool background);
-  // Keeps what the result's memory lives with for ever if `work` fails while others may still write
-  // there.
+           bool background, bool& stay_in_use);
+  // Keeps what the arrays' memory lives with for ever if `work` fails while others may still write
+  // there, or MPI read.
   template <class Work>
   void keeping(nanobind::handle input, nanobind::handle owner, const Work& work);
 
