@@ -115,6 +115,7 @@ def stopped(comm, kind):
         os.kill(pids[1], signal.SIGCONT)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["numpy", "repeated", "asynchronous", "torch"])
 def test_arrays_of_a_call_that_failed_live_on(kind):
     found = mpi_spawn(stopped, 2, kind, hosts="ab", environment=LONG)
@@ -138,5 +139,6 @@ def late(comm):
     return [each() is not None for each in kept]
 
 
+@pytest.mark.full
 def test_what_mpi_has_taken_is_not_kept():
     assert mpi_spawn(late, 2, hosts="ab") == [[False, False]] * 2
