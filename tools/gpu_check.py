@@ -22,18 +22,18 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 STAGES = {
-    # name: seconds it may take, less than nine minutes in all
-    "environment": 30,
+    # name: seconds it may take, less than eight minutes in all
+    "environment": 20,
     "first call": 25,
     "kernels": 25,
     "conformance": 80,
-    "hosts": 50,
+    "hosts": 40,
     "probe": 20,
-    "sweep": 85,
-    "training": 80,
+    "sweep": 75,
+    "training": 70,
     "contract": 70,
     "stress": 20,
-    "shared memory": 40,
+    "shared memory": 35,
 }
 CONNECTS = "first call"
 """Without which no other stage finds anything, but for those of the host."""
