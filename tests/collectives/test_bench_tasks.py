@@ -224,7 +224,7 @@ def test_what_is_expected_is_what_the_communicator_explains():
             algorithm="ring", candidates=(other, SimpleNamespace(predicted=2.0, chosen=True))
         )
 
-    ours = Ours(SimpleNamespace(rank=0, size=2, explain=explain))
+    ours = Ours(SimpleNamespace(rank=0, size=2, hosts=(0, 0), explain=explain))
     x = np.zeros(8, np.float32)
     hot, cold = (Case(collective="alltoall", nbytes=32, cold=cold) for cold in (False, True))
     assert ours.expected(hot, "auto", x) == {"chosen": "ring", "predicted": 2.0}

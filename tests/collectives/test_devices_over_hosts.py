@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-import sys
-import textwrap
 import time
 
 import numpy as np
 import pytest
 from harness.batches import Batch
-from harness.device_arrays import Captured, environment, given, on_device, total
+from harness.device_arrays import (
+    Captured,
+    check_uneven_counts,
+    environment,
+    given,
+    on_device,
+    total,
+)
 from harness.errors import raising
-from harness.under_mpi import MPICH, mpi_spawn, run_under
+from harness.under_mpi import mpi_spawn, told_by_ranks
 
 import collectives
 from collectives.settings import mpi_reaches_devices
@@ -102,15 +107,7 @@ def test_memory_for_it_is_ordinary(comm):
 
 @ranks(4)
 def test_uneven_counts_and_roots(comm):
-    counts = [3, 0, 700, 1]
-    x = on_device(np.full((counts[comm.rank], 2), comm.rank + 1.0))
-    wanted = np.concatenate([np.full((n, 2), r + 1.0) for r, n in enumerate(counts)])
-    assert np.array_equal(comm.allgather(x, counts=counts).get(), wanted)
-    sent = [100 * comm.rank + 10 * peer + 1 for peer in range(comm.size)]
-    taken = [100 * peer + 10 * comm.rank + 1 for peer in range(comm.size)]
-    x = on_device(np.repeat(np.arange(comm.size) + 10 * comm.rank, sent))
-    wanted = np.repeat(10 * np.arange(comm.size) + comm.rank, taken)
-    assert np.array_equal(comm.alltoall(x, counts=(sent, taken)).get(), wanted)
+    check_uneven_counts(comm, [3, 0, 700, 1])
     rows = np.stack([given(rank, 6) for rank in range(comm.size)])
     mine = comm.scatter(on_device(rows) if comm.rank == 3 else None, root=3)
     assert np.array_equal(mine.get(), given(comm.rank, 6))
@@ -193,21 +190,9 @@ with collectives.init(timeout=2 if what == "is late" else 60) as comm:
 """
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    path = tmp_path_factory.mktemp("trouble") / "program.py"
-    path.write_text(textwrap.dedent(PROGRAM))
-    return str(path)
-
-
 @pytest.fixture
-def run(program, tmp_path):
-    def started(what):
-        command = [sys.executable, program, what, str(tmp_path)]
-        ended = run_under(MPICH, 4, command, DEVICES, timeout=60)
-        return ended, {int(each.name): each.read_text() for each in tmp_path.iterdir()}
-
-    return started
+def run(tmp_path):
+    return lambda what: told_by_ranks(PROGRAM, what, 4, tmp_path, DEVICES, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import textwrap
 import time
 
 import numpy as np
 import pytest
-from harness.under_mpi import MPICH, mpi_spawn, run_under
+from harness.under_mpi import mpi_spawn, told_by_ranks
 
 import launch
 
@@ -64,23 +63,10 @@ with collectives.init(timeout=2 if short else 60) as comm:
 """
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    path = tmp_path_factory.mktemp("trouble") / "program.py"
-    path.write_text(textwrap.dedent(PROGRAM))
-    return str(path)
-
-
 @pytest.fixture
-def run(program, tmp_path):
+def run(tmp_path):
     """Runs the program; how it ended, and what each rank has said."""
-
-    def started(what, **options):
-        command = [sys.executable, program, what, str(tmp_path)]
-        ended = run_under(MPICH, 4, command, **options)
-        return ended, {int(each.name): each.read_text() for each in tmp_path.iterdir()}
-
-    return started
+    return lambda what, **options: told_by_ranks(PROGRAM, what, 4, tmp_path, **options)
 
 
 @pytest.mark.parametrize(

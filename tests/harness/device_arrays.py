@@ -182,6 +182,18 @@ def total(comm: Any, count: int = 1000) -> np.ndarray:
     return np.sum([given(rank, count) for rank in range(comm.size)], axis=0)
 
 
+def check_uneven_counts(comm: Any, counts: list[int]) -> None:
+    """An allgather and an alltoall whose parts differ in length."""
+    x = on_device(np.full((counts[comm.rank], 2), comm.rank + 1.0))
+    wanted = np.concatenate([np.full((n, 2), r + 1.0) for r, n in enumerate(counts)])
+    assert np.array_equal(comm.allgather(x, counts=counts).get(), wanted)
+    sent = [100 * comm.rank + 10 * peer + 1 for peer in range(comm.size)]
+    taken = [100 * peer + 10 * comm.rank + 1 for peer in range(comm.size)]
+    x = on_device(np.repeat(np.arange(comm.size) + 10 * comm.rank, sent))
+    wanted = np.repeat(10 * np.arange(comm.size) + comm.rank, taken)
+    assert np.array_equal(comm.alltoall(x, counts=(sent, taken)).get(), wanted)
+
+
 emulated_only = pytest.mark.skipif(
     kind_here() != "emulated", reason="no GPU does this when it is told to"
 )

@@ -84,6 +84,26 @@ def run_under(
     return Finished(process.returncode, stdout, stderr)
 
 
+def told_by_ranks(
+    program: str,
+    what: str,
+    size: int,
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    timeout: float = 100,
+) -> tuple[Finished, dict[int, str]]:
+    """Run a program whose ranks leave what they say in files of their numbers; all of that.
+
+    Its arguments are `what` and the folder for that.
+    """
+    script, said = folder / "program.py", folder / "said"
+    script.write_text(program)
+    said.mkdir()
+    command = [sys.executable, str(script), what, str(said)]
+    ended = run_under(MPICH, size, command, environment, timeout)
+    return ended, {int(each.name): each.read_text() for each in said.iterdir()}
+
+
 def mpi_spawn(
     function: Callable[..., Any],
     size: int,

@@ -110,9 +110,7 @@ class Ours(OrdinaryMemory):
         return {
             "chosen": explanation.algorithm,
             # The model is that of one host, too.
-            "predicted": None
-            if case.cold or len(set(getattr(self.comm, "hosts", (0,)))) > 1
-            else seconds,
+            "predicted": None if case.cold or len(set(self.comm.hosts)) > 1 else seconds,
         }
 
     def reached(self) -> int:
