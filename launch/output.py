@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from launch.failures import is_consequence
+
 # A line longer than this is passed on in pieces, so that output without line ends cannot fill
 # memory.
 LONGEST_LINE = 1 << 24
@@ -11,6 +13,9 @@ LONGEST_LINE = 1 << 24
 # How long a traceback is kept back. A rank that dies of it ends sooner; one that has only logged it
 # goes on, and the log appears this much later.
 TRACEBACK_KEPT = 3.0
+# One that tells of another rank's failure is hardly a log; on a busy machine an interpreter with
+# torch in it takes seconds to end.
+CONSEQUENCE_KEPT = 10.0
 LARGEST_KEPT = 1 << 20
 
 LAST_LINES = 5
@@ -75,6 +80,7 @@ class TracebackKeeper:
     kept: list[bytes] = field(default_factory=list)
     last_lines: list[bytes] = field(default_factory=list)
     _size: int = 0
+    _patience: float = TRACEBACK_KEPT
 
     def feed(self, lines: list[bytes], now: float) -> list[bytes]:
         """The lines to show at once."""
@@ -86,6 +92,9 @@ class TracebackKeeper:
                 continue
             if not self.kept:
                 self.began = now
+                self._patience = TRACEBACK_KEPT
+            if is_consequence([line]):
+                self._patience = CONSEQUENCE_KEPT
             self.kept.append(line)
             self._size += len(line)
             if self._size > LARGEST_KEPT:
@@ -99,7 +108,7 @@ class TracebackKeeper:
     @property
     def due(self) -> float:
         """When what is kept is to be released."""
-        return self.began + TRACEBACK_KEPT
+        return self.began + self._patience
 
     def release(self) -> list[bytes]:
         """What was kept back, which is now no longer."""

@@ -16,11 +16,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cloudpickle
 import hypothesis
 import pytest
+from harness import prepared
+
+import launch.processes
 
 ALLOWED_SKIPS = ("no GPU", "no privilege")
 """What a machine may lack; a reason may go on after it, as in `no GPU: needs two`."""
+
+PREPARED = ("collectives", "trainers", "transports")
+"""Where tests have their ranks forked from interpreters that wait: see `harness.prepared`."""
 
 GRACE = 5.0
 """Seconds that processes on their way out are given."""
@@ -44,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.setpgid(0, 0)  # by which what it forks is told from what another does
         _OF_OTHERS.append("left-")  # of tests of these rules, in whichever worker
     config.pluginmanager.register(_SkipPolicy(), "skip-policy")
+    launch.processes.subprocess = prepared.Subprocess()
     # A shell starts what runs in the background with SIGINT ignored, and every process we start
     # would inherit that: Ctrl-C must do what it does at a terminal.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -57,12 +65,21 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # See harness.travelling.
+    for module in {item.module for item in items if isinstance(item, pytest.Function)}:
+        cloudpickle.register_pickle_by_value(module)
     if config.getoption("--full"):
         return
     left_out = [item for item in items if item.get_closest_marker("full")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    prepared.IN_USE[0] = folder in PREPARED and not item.config.getoption("--full")
 
 
 class _SkipPolicy:
@@ -122,7 +139,9 @@ def leaves_nothing_behind() -> Iterator[None]:
 
 
 def _process_ids() -> set[int]:
-    return {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    servers = {server.process.pid for server in prepared.SERVERS.values()}
+    found = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    return found - servers
 
 
 def _end_processes(candidates: set[int]) -> list[str]:

@@ -13,6 +13,7 @@ from trainers.configuration import as_data, as_yaml
 from trainers.errors import ConfigurationError
 from trainers.placement import check_placement
 from trainers.progress import METRICS, judged_before
+from trainers.replicas import check_replicas
 from trainers.restarts import Start
 from trainers.run_config import RunConfig, check_ranks
 from trainers.run_folder import begin_folder, check_folder, checkpoint_to_resume
@@ -87,7 +88,11 @@ def carry_out(
     begin = trainer.step
     trainer.fit()
     if not trainer.stopped:
+        held = check_replicas(trainer.network, comm, trainer.step)
         write_aftermath(trainer)
+        if first:
+            shared = f", the same bits on all {comm.size} ranks" * (comm.size > 1)
+            _say(f"parameters {held}{shared}")
     if first and not trainer.stopped:
         model = trainer.placement.on_host(trainer.average.model)
         task.report(model, config.run, judged_before(config.run / METRICS))

@@ -7,6 +7,7 @@ by the silence, a healthy program that is blamed is broken.
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import threading
@@ -25,14 +26,16 @@ def is_alone(ours: str) -> bool:
         return False
     if threading.get_ident() not in {each.ident for each in threads}:
         return False  # one that Python does not know asks, so the one that it knows may act
-    # In a forked child the thread that asks is still known by its number in the parent.
+    tasks = list(Path("/proc/self/task").iterdir())
     known = {threading.get_native_id(), *(each.native_id for each in threads)}
+    # In a forked child the thread that forked, now the main one, is still known by its number in
+    # the parent.
+    main = threading.main_thread()
+    if main in threads and str(main.native_id) not in {task.name for task in tasks}:
+        known.add(os.getpid())
     # Threads that Python does not know, or only while they call it: numpy's and torch's, or such
     # as may call into Python next.
-    return all(
-        int(task.name) in known or not _could_act(task)
-        for task in Path("/proc/self/task").iterdir()
-    )
+    return all(int(task.name) in known or not _could_act(task) for task in tasks)
 
 
 def _handles_signals() -> bool:

@@ -30,7 +30,7 @@ def everything(comm):
     return [problem for problem in problems if problem]
 
 
-@pytest.mark.parametrize("hosts", ["", "aab"])
+@pytest.mark.parametrize("hosts", [pytest.param("", marks=pytest.mark.full), "aab"])
 def test_what_the_definition_says(hosts):
     for problems in mpi_spawn(everything, 3, hosts=hosts, transport="auto" if hosts else "mpi"):
         assert not problems, problems[:5]

@@ -200,7 +200,13 @@ def run(tmp_path):
     [
         ("raises", "AbortedError", ["rank 3 raised RuntimeError", "bad luck"], (0, 1, 2)),
         ("leaves", "PeerLostError", ["rank 3 (pid", "closed its communicator"], (0, 1, 2)),
-        ("is late", "", ["not done on the device after 2 s", "waits for rank"], (0, 1, 2, 3)),
+        pytest.param(
+            "is late",
+            "",
+            ["not done on the device after 2 s", "waits for rank"],
+            (0, 1, 2, 3),
+            marks=pytest.mark.full,
+        ),
         ("differs", "MismatchError", ["float32[100000]", "float32[5]"], (0, 1, 2, 3)),
     ],
 )
@@ -267,6 +273,7 @@ def handled(comm):
     time.sleep(12 * comm.rank)
 
 
+@pytest.mark.full
 def test_a_program_that_handles_a_mismatch_ends_as_it_should():
     mpi_spawn(handled, 2, hosts="ab", environment=DEVICES)
 

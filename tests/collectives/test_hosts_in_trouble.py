@@ -74,7 +74,13 @@ def run(tmp_path):
     [
         ("raises", "AbortedError", ["rank 3 raised RuntimeError", "bad luck"], (0, 1, 2)),
         ("leaves", "PeerLostError", ["rank 3 (pid", "closed its communicator"], (0, 1, 2)),
-        ("is late", "CollectiveTimeout", ["has waited 2 s", "rank 3 (pid"], (0, 1, 2, 3)),
+        pytest.param(
+            "is late",
+            "CollectiveTimeout",
+            ["has waited 2 s", "rank 3 (pid"],
+            (0, 1, 2, 3),
+            marks=pytest.mark.full,
+        ),
         ("differs", "MismatchError", ["float64[4]", "float64[5]"], (0, 1, 2, 3)),
     ],
 )
@@ -102,7 +108,11 @@ def test_a_rank_that_never_comes_to_init(run):
 @pytest.mark.parametrize(
     "what, words",
     [
-        ("never meets", "rank 0 has waited 2 s for rank 3 of 4 to come to the rendezvous over MPI"),
+        pytest.param(
+            "never meets",
+            "rank 0 has waited 2 s for rank 3 of 4 to come to the rendezvous over MPI",
+            marks=pytest.mark.full,
+        ),
         ("is another version", "runs version 0.0.1 of this package, rank 0"),
     ],
 )
@@ -133,7 +143,7 @@ def late_in_turn(comm):
             comm.allreduce(x)
 
 
-@pytest.mark.parametrize("hosts", ["abc", "aab"])
+@pytest.mark.parametrize("hosts", [pytest.param("abc", marks=pytest.mark.full), "aab"])
 def test_no_rank_is_blamed_for_calls_that_fit(hosts):
     mpi_spawn(late_in_turn, 3, hosts=hosts)
     launch.spawn(late_in_turn, 3)

@@ -24,10 +24,11 @@ QUIET = {"COLLECTIVES_SILENCE_SECONDS": "0.3"}
 def evaluate_for_long(how):
     """Rank 2 is long in something else while the others wait; what each printed."""
     printed = []
-    sys.stderr = type("Printed", (), {"write": lambda self, text: printed.append(text),
-                                      "flush": lambda self: None})()  # fmt: skip
     with collectives.init(timeout=8) as comm:
         comm.barrier()
+        # Only now: on a busy machine a rank that starts late is waited for, and told of, too.
+        sys.stderr = type("Printed", (), {"write": lambda self, text: printed.append(text),
+                                          "flush": lambda self: None})()  # fmt: skip
         if comm.rank == 2:
             say("away")
             if how == "message":
@@ -126,7 +127,8 @@ def test_a_rendezvous_says_who_has_not_come():
         spoken = "".join(texts)
         assert words in spoken, spoken
         assert "to the rendezvous" in spoken
-        assert sum(map(bool, texts)) == 1, "one of them says it"
+        # On a busy machine rank 0 may have been waited for, too, until it came.
+        assert sum(words in text for text in texts) == 1, "one of them says it"
         if only == [0, 1]:
             assert "for rank 2 of 3 to come" in spoken
 

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import cloudpickle
-
+from harness.travelling import by_value
 from harness.under_mpi import mpi_spawn
 
 Check = Callable[[Any], None]
@@ -61,8 +60,7 @@ class Batch:
 
         checks = self._checks[size]
         module = sys.modules[checks[0].__module__]
-        cloudpickle.register_pickle_by_value(module)
-        try:
+        with by_value(module):
             if self._hosts:
                 found = mpi_spawn(
                     run_checks, size, checks, hosts=self._hosts, environment=self._environment
@@ -71,8 +69,6 @@ class Batch:
                 found = launch.spawn(
                     run_checks, size, checks, environment=self._environment, timeout=100
                 )
-        finally:
-            cloudpickle.unregister_pickle_by_value(module)
         return {
             check.__name__: "\n".join(f"rank {r}: {each[check.__name__]}" for r, each in
                                       enumerate(found) if each[check.__name__])

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 
 import cloudpickle
 
+from harness.prepared import forked_rank
+from harness.travelling import by_value
 from transports.readable import becomes_readable
 
 PROGRAM = """
@@ -59,6 +61,12 @@ def answer(what: bytes, descriptor: int) -> int:
     return outcome.code
 
 
+def answer_from_stdin(descriptor: int) -> int:
+    """In a rank that has been forked: the same."""
+    _, what = pickle.load(sys.stdin.buffer)
+    return answer(what, descriptor)
+
+
 class Ranks:
     """Processes 0..size-1 of a job; whoever is left at the end of the block is killed."""
 
@@ -88,11 +96,13 @@ class Ranks:
             result = os.memfd_create(f"test-result-{rank}")
             self._results.append(result)
             mine = {**base, "RANK": str(rank), "LOCAL_RANK": str(rank), **each(rank)}
-            process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, str(result)],
-                env=mine, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[result],
-                user=(users or {}).get(rank),
-            )  # fmt: skip
+            process = None if users else forked_rank(what, result, mine)
+            if process is None:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", PROGRAM, str(result)],
+                    env=mine, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[result],
+                    user=(users or {}).get(rank),
+                )  # fmt: skip
             self.processes.append(process)
             assert process.stdin is not None
             pickle.dump((sys.path, what), process.stdin)
@@ -182,9 +192,5 @@ def open_descriptors() -> dict[int, str]:
 
 
 def _pickled(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
-    module = sys.modules[function.__module__]
-    cloudpickle.register_pickle_by_value(module)
-    try:
+    with by_value(sys.modules[function.__module__]):
         return bytes(cloudpickle.dumps((function, args)))
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)

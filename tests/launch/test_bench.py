@@ -136,6 +136,7 @@ def test_point_to_point(launcher):
     assert [row[0] for row in rows_of(done.stdout)] == SIZES * 2
 
 
+@pytest.mark.full
 def test_overlap(launcher):
     done = launcher("bench", "overlap", "-n", "2", *QUICK, "--against", "mpi", "--json", "o.jsonl")
     assert done.returncode == 0, done.stdout + done.stderr

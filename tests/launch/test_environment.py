@@ -121,7 +121,7 @@ def test_a_reserved_port_is_nobody_elses_and_can_be_listened_to():
             assert server.getsockname()[1] == first.number
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_torch_distributed_works_by_the_environment(launcher, program, ranks):
     script = program("""
         import torch, torch.distributed as dist

@@ -32,6 +32,7 @@ def test_ranks_of_our_launcher_join(launcher, program, ranks):
     assert sorted(done.stdout.splitlines()) == expected_lines(ranks)
 
 
+@pytest.mark.full
 def test_ranks_of_torchrun_join(launcher, program):
     words = ("-m", "torch.distributed.run", "--nproc-per-node", 2, program(ALLREDUCE))
     process = launcher.start(*words, command=(sys.executable,))

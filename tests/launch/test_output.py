@@ -14,7 +14,14 @@ import time
 import pytest
 
 from launch.console import Console, DescriptorSink
-from launch.output import LARGEST_KEPT, LONGEST_LINE, TRACEBACK_KEPT, LineCutter, TracebackKeeper
+from launch.output import (
+    CONSEQUENCE_KEPT,
+    LARGEST_KEPT,
+    LONGEST_LINE,
+    TRACEBACK_KEPT,
+    LineCutter,
+    TracebackKeeper,
+)
 from launch.processes import Stream
 
 TRACEBACK = [b"Traceback (most recent call last):", b'  File "x.py", line 1', b"ValueError: no"]
@@ -86,6 +93,16 @@ def test_a_traceback_is_kept_until_it_is_overdue():
     assert keeper.overdue(10.0 + TRACEBACK_KEPT)
     assert keeper.feed([b"after"], now=11.0 + TRACEBACK_KEPT) == [*TRACEBACK, b"after"]
     assert not keeper.kept
+
+
+def test_a_traceback_that_another_rank_caused_is_kept_longer():
+    keeper = TracebackKeeper()
+    keeper.feed([*TRACEBACK, b"transports.errors.AbortedError: rank 0 raised E:"], now=10.0)
+    assert not keeper.overdue(10.0 + CONSEQUENCE_KEPT - 0.1)
+    assert keeper.overdue(10.0 + CONSEQUENCE_KEPT)
+    keeper.release()
+    keeper.feed(TRACEBACK, now=50.0)
+    assert keeper.overdue(50.0 + TRACEBACK_KEPT), "the next is one like any"
 
 
 @pytest.mark.parametrize(

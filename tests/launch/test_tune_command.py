@@ -72,6 +72,7 @@ def test_measurements_add_up(place, capsys, monkeypatch):
     assert "for more ranks the package's table" in (place / tuned.TABLE).read_text()
 
 
+@pytest.mark.full
 def test_more_ranks_than_cores_are_left_out_of_the_model(capsys):
     from collectives.cost.measuring import Measurement
     from collectives.cost.work import Room

@@ -39,6 +39,7 @@ def test_the_notebook_block_runs(tmp_path):
     assert done.stdout.strip() == str([[0.0, 4.0, 8.0]] * 4)
 
 
+@pytest.mark.full
 def test_the_loop_of_the_training_page_is_the_example():
     example = (ROOT / "examples/data_parallel.py").read_text(encoding="utf-8")
     assert f"```python\n{example}```" in (ROOT / "docs/training.md").read_text(encoding="utf-8")

@@ -85,6 +85,7 @@ def tests(tmp_path):
     return folder
 
 
+@pytest.mark.full
 def test_repeats_are_counted_and_failures_kept(tests, tmp_path):
     record = tmp_path / "record.jsonl"
     done = run_tool(

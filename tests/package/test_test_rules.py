@@ -16,7 +16,7 @@ TESTS = Path(__file__).parents[1]
 def run(tmp_path):
     def run_tests(program: str, *options: str) -> subprocess.CompletedProcess[str]:
         shutil.copy(TESTS / "conftest.py", tmp_path)
-        (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = full\n")
+        (tmp_path / "pytest.ini").write_text(f"[pytest]\nmarkers = full\npythonpath = {TESTS}\n")
         (tmp_path / "test_it.py").write_text(program)
         return subprocess.run(
             [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *options],

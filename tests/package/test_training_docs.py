@@ -108,6 +108,7 @@ def by_definition(epochs):
     return found
 
 
+@pytest.mark.full
 def test_the_whole_loop_of_the_training_page_is_what_one_process_does(tmp_path):
     shown = (ROOT / "docs/training.md").read_text(encoding="utf-8")
     assert f"```python\n{EXAMPLE}```" in shown

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from collectives.catalogue import CATALOGUE
 from soak.drawing import Taste, draw
 from soak.operations import Allocate, Close, Collective, Messages, Objects, Split, Wait
@@ -41,6 +43,7 @@ def test_a_few_programs_over_hosts(full):
     assert code == 0 and "nothing wrong" in said, said
 
 
+@pytest.mark.full
 def test_over_hosts_a_result_that_is_wrong_is_found():
     code, said = command(
         "soak", "--seed", "1", "--hosts", "ab", "--programs", "1", "--operations", "60",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def test_ranks_of_two_hosts_train(start, file, tmp_path, settings):
     said, errors = job.communicate(timeout=250)
     assert job.returncode == 0, errors
     assert "2 ranks on a:1, b:1, by" in errors
+    assert re.search("parameters [0-9a-f]{16}, the same bits on all 2 ranks", said)
     assert "parameters on 2 ranks" in said
     assert (Path(settings["run"]) / "checkpoint-00000002.safetensors").exists()
     job = start(file, "--hosts", "a,b")
@@ -95,7 +97,7 @@ def test_ranks_of_two_hosts_train(start, file, tmp_path, settings):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("fault", ["diverges", "full disk"])
+@pytest.mark.parametrize("fault", [pytest.param("diverges", marks=pytest.mark.full), "full disk"])
 def test_what_the_user_can_put_right_is_one_message(start, file, settings, fault):
     run = Path(settings["run"])
     words = ["--set", "optimizer.rate=1e30"]
@@ -136,6 +138,7 @@ def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(start, file, setting
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.full
 def test_a_restarted_run_ends_with_the_bits_of_one_that_never_failed(
     start, file, settings, whole_run
 ):

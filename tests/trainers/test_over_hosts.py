@@ -17,9 +17,8 @@ def losses(run):
     return [record["loss"] for record in records if "loss" in record]
 
 
-@pytest.mark.parametrize(
-    "task", ["super_resolution", pytest.param("language_model", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("task", ["super_resolution", "language_model"])
+@pytest.mark.full
 def test_two_hosts_train_what_one_does(task, photographs, texts, tmp_path):
     plans = {}
     for place in ("one", "two"):

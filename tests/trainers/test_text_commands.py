@@ -119,6 +119,7 @@ def test_a_finetuned_run_goes_on(whole_text_run, other_texts, tmp_path, capfd):
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in whole.tensors.items())
 
 
+@pytest.mark.full
 def test_the_default_folder_and_the_latest_file(whole_text_run, texts, tmp_path):
     run = whole_text_run[0]
     config = finetuning_config(run, [texts])

@@ -55,6 +55,8 @@ def in_process(what):
             signal.signal(signal.SIGUSR1, lambda *_: None)
         case "forked":  # the child of a process whose threads are known by other numbers
             return before, in_child(settled)
+        case "forked, and ours asks":  # while the main thread waits
+            return before, in_child(lambda: in_one_of_ours(settled))
         case "asked by an unknown thread":  # while the one that is known may act
             return before, in_thread(settled)
         case "ignored":
@@ -68,6 +70,16 @@ def in_thread(question):
     gate.acquire()
     _thread.start_new_thread(lambda: (answers.append(question()), gate.release()), ())
     gate.acquire()
+    return answers[0]
+
+
+def in_one_of_ours(question):
+    """What a thread of ours answers."""
+    answers = []
+    asks = threading.Thread(target=lambda: answers.append(question()), name=f"{OURS}-2")
+    asks.start()
+    while asks.is_alive():  # the main thread waits as in a call, not for another thread's lock
+        time.sleep(0.01)
     return answers[0]
 
 
@@ -96,6 +108,7 @@ def settled():
         ("native thread waits", True),
         ("handler", False),
         ("forked", True),
+        ("forked, and ours asks", True),
         ("asked by an unknown thread", False),
         ("ignored", True),
     ],

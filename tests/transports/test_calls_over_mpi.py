@@ -7,9 +7,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import cloudpickle
 import pytest
 from harness.batches import Batch, run_checks
+from harness.travelling import by_value
 from harness.under_mpi import mpi_spawn
 
 MODULES = (
@@ -64,14 +64,11 @@ def _checks(name, batch, size):
 @cache
 def _reports(name, batch, size, hosts):
     module = _module(name)
-    cloudpickle.register_pickle_by_value(module)
-    try:
+    with by_value(module):
         return mpi_spawn(
             run_checks, size, _checks(name, batch, size), hosts=hosts,
             transport="auto" if hosts else "mpi", environment=_batches(name)[batch]._environment,
         )  # fmt: skip
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
 
 
 def _named():

@@ -21,8 +21,8 @@ SLOTS = {"COLLECTIVES_DEVICE_SLOTS": "2", "COLLECTIVES_DEVICE_SLOT_BYTES": "1024
 PLAIN, TORCH = "emulated", "torch emulated"
 
 SWEEPS = [
-    (1, TOGETHER, (0, 11, 300), PLAIN),
-    (2, TOGETHER, (0, 1, 11, 700), PLAIN),
+    pytest.param(1, TOGETHER, (0, 11, 300), PLAIN, marks=pytest.mark.full),
+    pytest.param(2, TOGETHER, (0, 1, 11, 700), PLAIN, marks=pytest.mark.full),
     (2, EACH, (0, 300), TORCH),
     (3, APART, (0, 11, 300), PLAIN),
     pytest.param(3, EACH, (0, 1, 11, 300), PLAIN, marks=pytest.mark.full),
@@ -56,7 +56,7 @@ def test_every_algorithm(size, machine, counts, kind, seed, full):
 @pytest.mark.parametrize(
     "hosts, machine, kind, reaches",
     [
-        ("aab", APART, PLAIN, "0"),
+        pytest.param("aab", APART, PLAIN, "0", marks=pytest.mark.full),
         pytest.param("ab", TOGETHER, TORCH, "0", marks=pytest.mark.full),
         pytest.param("abab", APART, PLAIN, "1", marks=pytest.mark.full),
         pytest.param("aabb", EACH, PLAIN, "0", marks=pytest.mark.full),

@@ -28,7 +28,7 @@ SWEEPS = [
 NETWORKS = [(2, 4), (3, 3)]
 """Hosts with a network of their own between them, and ranks there."""
 
-QUICK = {(2, ""), (3, ""), (4, "abab")}
+QUICK = [(3, "", USUAL), (4, "abab", FEWEST)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def results(full):
         pytest.param(
             *each,
             id=f"{each[0]}-{each[1] or 'apart'}-{'usual' if each[4] is USUAL else 'fewest'}",
-            marks=[] if each[:2] in QUICK else [pytest.mark.full],
+            marks=[] if (*each[:2], each[4]) in QUICK else [pytest.mark.full],
         )
         for each in SWEEPS
     ],

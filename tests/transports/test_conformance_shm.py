@@ -20,6 +20,8 @@ SWEEPS = [
     *((size, ("numpy",), (0, 1, 11, 256, 257, 1009), FEWEST) for size in (2, 3, 4, 5, 9)),
 ]
 
+QUICK, QUICK_FEWEST = (1, 3), (2, 4, 5)
+
 
 @pytest.fixture(scope="module")
 def results(full):
@@ -36,8 +38,9 @@ def results(full):
         pytest.param(
             *each,
             id=f"{each[0]}-{'usual' if each[3] is USUAL else 'fewest'}",
-            # In the quick run only with the fewest slots, which try more.
-            marks=[pytest.mark.full] if each[0] == 9 and each[3] is USUAL else [],
+            marks=[]
+            if each[0] in (QUICK if each[3] is USUAL else QUICK_FEWEST)
+            else [pytest.mark.full],
         )
         for each in SWEEPS
     ],
