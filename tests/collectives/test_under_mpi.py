@@ -74,7 +74,10 @@ def test_ranks_of_one_host_share_memory_and_need_no_mpi(transport):
 
 
 def test_a_shell_between_mpiexec_and_rank():
-    program = "import collectives; c = collectives.init(timeout=20); c.barrier(); print(c.size)"
+    program = (
+        "import collectives; c = collectives.init(timeout=20); c.barrier(); "
+        "print(f'{c.size}\\n', end='', flush=True)"  # in one piece, whatever comes between
+    )
     ended = run_under(MPICH, 2, ["sh", "-c", f'{sys.executable} -c "{program}"; true'])
     assert ended.code == 0 and ended.stdout.split() == ["2", "2"], ended.stderr
 

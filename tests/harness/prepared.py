@@ -110,6 +110,11 @@ class Server:
         self._ours.sendall(_framed(pickle.dumps(sys.path)))
         self._lock = threading.Lock()
 
+    @property
+    def descriptor(self) -> int:
+        """Of the socket by which it is asked."""
+        return self._ours.fileno()
+
     def fork(self, wanted: Wanted, files: Sequence[int], args: Sequence[str]) -> Started:
         """A rank with `files`."""
         with self._lock:
@@ -262,6 +267,7 @@ def _become(wanted: Wanted, files: list[int]) -> Callable[[], int]:
         if os.getppid() != wanted.asker:
             os.kill(os.getpid(), signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # else the server's
     os.sched_setaffinity(0, wanted.cores)
     os.chdir(wanted.folder)
     for kind, limit in wanted.limits.items():

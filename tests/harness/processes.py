@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import cloudpickle
 
-from harness.prepared import forked_rank
+from harness.prepared import SERVERS, forked_rank
 from harness.travelling import by_value
 from transports.readable import becomes_readable
 
@@ -183,9 +183,12 @@ def told() -> None:
 
 
 def open_descriptors() -> dict[int, str]:
-    """The descriptors of this process, and what they are."""
+    """The descriptors of this process, and what they are; but for those to `prepared` servers."""
     found = {}
+    servers = {str(server.descriptor) for server in SERVERS.values()}
     for entry in Path("/proc/self/fd").iterdir():
+        if entry.name in servers:
+            continue
         with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
             found[int(entry.name)] = str(entry.readlink())
     return found
