@@ -161,9 +161,9 @@ FAMILY = """
     sleeper = [sys.executable, "-c", "import time; print('asleep', flush=True); time.sleep(600)"]
     child = subprocess.Popen(sleeper, start_new_session=True, stdout=subprocess.PIPE)
     child.stdout.readline()
-    print("job", os.environ["COLLECTIVES_JOB"])
-    print("ready")
     try:
+        print("job", os.environ["COLLECTIVES_JOB"])
+        print("ready")
         time.sleep(600)
     finally:
         print("leaving")
