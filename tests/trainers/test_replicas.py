@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,6 +42,6 @@ def test_of_two_ranks_the_second_is_named():
 def test_equal_ranks_get_the_digest_of_what_they_hold():
     torch.manual_seed(1)
     network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    each = [hashlib.sha256(np.array(p.detach()).tobytes()) for p in network.parameters()]
+    each = [hashlib.sha256(p.detach().numpy().tobytes()) for p in network.parameters()]
     whole = hashlib.sha256("".join(digest.hexdigest() for digest in each).encode()).hexdigest()
     assert launch.spawn(compared, 3, ()) == [(whole[:16], None)] * 3
