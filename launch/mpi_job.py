@@ -21,7 +21,7 @@ from typing import Self
 from launch.mpi_blocks import Block, BlockReader, Kind
 from launch.output import LineCutter
 from launch.processes import Ended, Job, Output, RankCommand, Stream
-from launch.tracebacks import listed
+from transports.telling import listed
 
 BEGINNING = 120.0  # seconds that all ranks have to begin: a host that is off answers nothing
 CLEANING = 5.0  # seconds that an mpiexec gets to end by itself what it has started

@@ -9,11 +9,11 @@ what else somebody prints is shown whole, once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transports.telling import OUR_FOLDERS
+from transports.telling import OUR_FOLDERS, listed
 
 # A line that names an error of ours, by whatever path it was imported; the marks before it are
 # those of an exception group.
@@ -124,18 +124,6 @@ def shorten(
         for (how, error, where, _), ranks in groups.items()
     ]
     return Shortened(whole, shown)
-
-
-def listed(ranks: Iterable[int]) -> str:
-    """Ranks in words, `ranks 0, 2-7`."""
-    spans: list[list[int]] = []
-    for rank in sorted(ranks):
-        if spans and rank == spans[-1][-1] + 1:
-            spans[-1][1:] = [rank]
-        else:
-            spans.append([rank])
-    one = len(spans) == 1 and len(spans[0]) == 1
-    return ("rank " if one else "ranks ") + ", ".join("-".join(map(str, span)) for span in spans)
 
 
 def _identity(traceback: Sequence[bytes], says: Told) -> object:

@@ -18,8 +18,8 @@ from typing import Protocol
 
 from launch.processes import Ended, Output
 from launch.report import Report
-from launch.tracebacks import listed
 from transports.readable import becomes_readable
+from transports.telling import listed
 
 GRACE = 1.5  # seconds after the first failure until the others are asked to end
 ASKED = 2.0  # seconds from that until they are killed

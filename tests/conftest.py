@@ -65,7 +65,8 @@ def full(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # See harness.travelling.
+    # A rank that gets a function by its name imports the whole file, torch included where one test
+    # of it needs torch, which takes seconds; by value it gets what the function itself names.
     for module in {item.module for item in items if isinstance(item, pytest.Function)}:
         cloudpickle.register_pickle_by_value(module)
     if config.getoption("--full"):

@@ -20,7 +20,7 @@ class CheckpointError(TrainerError):
 
 
 class DivergedError(TrainerError):
-    """The loss is no longer a number.
+    """The loss is no longer a number, or ranks no longer hold the same parameters.
 
     Attributes:
         told_elsewhere: whether another rank raises it too, with the same text, and is to tell it.

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from trainers.errors import DivergedError
+from transports.telling import listed
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -42,9 +43,8 @@ def check_replicas(network: nn.Module, comm: Communicator, step: int) -> str:
         (most, _), *others = Counter(found).most_common()
         if others:
             apart = [rank for rank, each in enumerate(found) if each != most]
-            ranks = f"rank {apart[0]}" if len(apart) == 1 else f"ranks {', '.join(map(str, apart))}"
             raise DivergedError(
-                f"after step {step} {name} of {ranks} is not, bit for bit, what the other "
+                f"after step {step} {name} of {listed(apart)} is not, bit for bit, what the other "
                 f"{comm.size - len(apart)} of {comm.size} ranks hold, though every rank has taken "
                 "the same steps: something there computes differently, or its memory errs",
                 told_elsewhere=comm.rank != 0,

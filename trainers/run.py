@@ -93,9 +93,8 @@ def carry_out(
         if first:
             shared = f", the same bits on all {comm.size} ranks" * (comm.size > 1)
             _say(f"parameters {held}{shared}")
-    if first and not trainer.stopped:
-        model = trainer.placement.on_host(trainer.average.model)
-        task.report(model, config.run, judged_before(config.run / METRICS))
+            model = trainer.placement.on_host(trainer.average.model)
+            task.report(model, config.run, judged_before(config.run / METRICS))
     if first:
         done = str(trainer.step - begin) + f" of {trainer.step}" * (begin > 0)
         passed = time.monotonic() - began

@@ -12,13 +12,11 @@ reported as the test it looks like.
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from harness.travelling import by_value
 from harness.under_mpi import mpi_spawn
 
 Check = Callable[[Any], None]
@@ -59,16 +57,14 @@ class Batch:
         import launch
 
         checks = self._checks[size]
-        module = sys.modules[checks[0].__module__]
-        with by_value(module):
-            if self._hosts:
-                found = mpi_spawn(
-                    run_checks, size, checks, hosts=self._hosts, environment=self._environment
-                )
-            else:
-                found = launch.spawn(
-                    run_checks, size, checks, environment=self._environment, timeout=100
-                )
+        if self._hosts:
+            found = mpi_spawn(
+                run_checks, size, checks, hosts=self._hosts, environment=self._environment
+            )
+        else:
+            found = launch.spawn(
+                run_checks, size, checks, environment=self._environment, timeout=100
+            )
         return {
             check.__name__: "\n".join(f"rank {r}: {each[check.__name__]}" for r, each in
                                       enumerate(found) if each[check.__name__])

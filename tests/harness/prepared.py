@@ -1,10 +1,11 @@
 """Ranks in an instant: forked from an interpreter that has imported what they need.
 
-A fresh interpreter takes half a second to import us, and five seconds to import torch with its
-optimizers; most tests of several ranks did little else. Here an interpreter waits, for each kind of
-import one, and ranks of `launch.spawn` and of `Ranks` are forked from it: with their own
-environment, session, cores, and files, children of the process that asked. The long run starts
-fresh interpreters, as users do, and so do tests of `launch` (see `conftest`).
+A fresh interpreter takes 0.65 s of a processor to import us, and 6.5 s to import torch with its
+optimizers and the trainer (docs/log/2026-11-29-quick-tests.md), more than most tests of several
+ranks do otherwise. Here an interpreter waits, for each kind of import one, and ranks of
+`launch.spawn` and of `Ranks` are forked from it: with their own environment, session, cores, and
+files, children of the process that asked. The long run starts fresh interpreters, as users do, and
+so do tests of `launch` (see `conftest`).
 """
 
 from __future__ import annotations
@@ -84,15 +85,9 @@ class Started(subprocess.Popen[bytes]):
         self.pid = pid
         self.returncode: Any = None
         self.stdin = self.stdout = self.stderr = None
-        self.text_mode = self.universal_newlines = False
-        self.encoding = self.errors = None
-        self.pipesize = -1
         self._waitpid_lock = threading.Lock()
         self._child_created = True
-        self._input = None
-        self._communication_started = False
         self._sigint_wait_secs = 0.25
-        self._closed_child_pipe_fds = True
 
 
 class Server:

@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 import cloudpickle
 
 from harness.prepared import SERVERS, forked_rank
-from harness.travelling import by_value
 from transports.readable import becomes_readable
 
 PROGRAM = """
@@ -89,7 +88,7 @@ class Ranks:
             "COLLECTIVES_SECRET": secrets.token_hex(16),
             **(environment or {}),
         }
-        what = _pickled(function, args)
+        what = cloudpickle.dumps((function, args))
         self.processes: list[subprocess.Popen[bytes]] = []
         self._results: list[int] = []
         for rank in range(size) if only is None else only:
@@ -192,8 +191,3 @@ def open_descriptors() -> dict[int, str]:
         with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
             found[int(entry.name)] = str(entry.readlink())
     return found
-
-
-def _pickled(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
-    with by_value(sys.modules[function.__module__]):
-        return bytes(cloudpickle.dumps((function, args)))

@@ -10,7 +10,8 @@ from launch.console import Console
 from launch.failures import Failure
 from launch.processes import Ended, Output, Stream
 from launch.report import Report
-from launch.tracebacks import Shortened, listed, shorten, told
+from launch.tracebacks import Shortened, shorten, told
+from transports.telling import listed
 
 HEADER = "Traceback (most recent call last):"
 CAUSE = f"""{HEADER}

@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 import launch
+from trainers.configuration import config_from
 from trainers.errors import DivergedError
 from trainers.replicas import check_replicas
+from trainers.run import carry_out
+from trainers.training import Trainer
 
 
 def compared(comm, apart):
@@ -37,6 +40,27 @@ def test_ranks_that_differ_by_one_bit_are_named(apart, who):
 
 def test_of_two_ranks_the_second_is_named():
     assert "1.bias of rank 1 is not" in launch.spawn(compared, 2, (0,))[0][0]
+
+
+def drifts(comm, settings):
+    """A whole run, at the end of which rank 1 has another weight than rank 0."""
+    fit = Trainer.fit
+
+    def fit_and_drift(trainer):
+        result = fit(trainer)
+        if comm.rank == 1:
+            with torch.no_grad():
+                next(trainer.network.parameters()).mul_(1.5)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "fit", fit_and_drift)
+        with pytest.raises(DivergedError, match="of rank 1 is not, bit for bit"):
+            carry_out(config_from(settings, "settings"), comm, resume=False)
+
+
+def test_a_run_whose_ranks_have_drifted_fails(settings):
+    launch.spawn(drifts, 2, settings)
 
 
 def test_equal_ranks_get_the_digest_of_what_they_hold():

@@ -7,9 +7,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import cloudpickle
 import pytest
 from harness.batches import Batch, run_checks
-from harness.travelling import by_value
 from harness.under_mpi import mpi_spawn
 
 MODULES = (
@@ -48,6 +48,7 @@ def _module(name):
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)  # ranks cannot import it by this name
     return module
 
 
@@ -63,12 +64,10 @@ def _checks(name, batch, size):
 
 @cache
 def _reports(name, batch, size, hosts):
-    module = _module(name)
-    with by_value(module):
-        return mpi_spawn(
-            run_checks, size, _checks(name, batch, size), hosts=hosts,
-            transport="auto" if hosts else "mpi", environment=_batches(name)[batch]._environment,
-        )  # fmt: skip
+    return mpi_spawn(
+        run_checks, size, _checks(name, batch, size), hosts=hosts,
+        transport="auto" if hosts else "mpi", environment=_batches(name)[batch]._environment,
+    )  # fmt: skip
 
 
 def _named():

@@ -36,6 +36,7 @@ from transports.rendezvous.notes import (
     say,
     user_of,
 )
+from transports.telling import listed
 from transports.undisturbed import undisturbed
 
 _RETRY_SECONDS = (0.001, 0.05)  # between attempts to connect: at first, and at most
@@ -219,7 +220,7 @@ def _let_in(me: Introduction, job: str, door: Door, waiting: Waiting) -> dict[in
                 f"another rank 0 of job {job!r} is already waiting on this host ({error})"
             ) from None
     while len(guests) < me.size - 1:
-        missing = _listed([rank for rank in range(1, me.size) if rank not in guests])
+        missing = listed([rank for rank in range(1, me.size) if rank not in guests])
         found = door.next_hello(
             f"rank 0 has waited {{}} s for {missing} of {me.size} to come to the rendezvous"
         )
@@ -345,10 +346,6 @@ def _close_all(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         if descriptor >= 0:
             os.close(descriptor)
-
-
-def _listed(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 def _watch(ranks: tuple[Introduction, ...], me: Introduction) -> list[int]:
